@@ -1,0 +1,34 @@
+# Everything sets itself up first; all that is needed beforehand is Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint ui lock clean
+
+demo: .venv/ready
+	$(BIN)/python -m cvexp +experiment=demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+ui: .venv/ready
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db
+
+# The same versions for everybody; markers choose what Linux and macOS need.
+lock: .venv/ready
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv outputs dist build .mypy_cache .ruff_cache .pytest_cache
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cvexp needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@

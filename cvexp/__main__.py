@@ -1,0 +1,5 @@
+"""`python -m cvexp`."""
+
+from cvexp.app import main
+
+main()

@@ -1,0 +1,119 @@
+"""The way through a run: compose, check, open the run, call the task, close the run.
+
+PyTorch and MLflow are imported only once a run starts, so that `--help` and `--cfg job` answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cvexp.config import check, explain, keys_of, nearest
+from cvexp.errors import Interrupted, UserError
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the repository
+
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)  # all else is a bug, and shows its traceback
+
+log = logging.getLogger("cvexp")
+
+
+def main() -> None:
+    """Run Hydra, and turn what goes wrong into one message and an exit status."""
+    os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and the message is ours to give
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _hydra_main()
+    except EXPECTED as error:
+        if wants_traceback:
+            raise
+        sys.exit(f"cvexp: error: {describe(error)}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signal_number)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise Interrupted(signal_number)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _hydra_main(composed: DictConfig) -> None:
+    config = check(composed)
+    from cvexp import tracking  # imports MLflow
+
+    for name in ("pytorch_lightning", "alembic", "mlflow"):  # what they tell is told better by us
+        logging.getLogger(name).setLevel(logging.ERROR)
+    hydra_config = HydraConfig.get()
+    task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
+    if config.resume is not None:
+        config = tracking.saved_config(config, composed, list(hydra_config.overrides.task))
+    with tracking.open_run(config, folder=Path(hydra_config.runtime.output_dir)) as run:
+        task.run(config, run)
+
+
+def describe(error: Exception) -> str:
+    """One message for people: what was got, where, and the remedy."""
+    if isinstance(error, UserError):
+        # An error from a loader's worker process arrives as the text of its traceback.
+        return re.split(r"(?:cvexp\.errors\.)?UserError: ", str(error))[-1].strip()
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = _REMEDIES.get(error.errno or 0, "mend this, or choose another place with tracking.folder=PATH")
+        return f"{where}{error.strerror}; {remedy}"
+    return _describe_composition(error)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another place with tracking.folder=PATH; an interrupted run goes on with "
+    "resume=RUN_ID",
+    errno.EACCES: "allow it, or choose another place with tracking.folder=PATH or dataset.root=PATH",
+    errno.EROFS: "choose another place with tracking.folder=PATH or dataset.root=PATH",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place with tracking.folder=PATH",
+}
+
+
+def _describe_composition(error: Exception) -> str:
+    """What Hydra or OmegaConf found wrong with the command line."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}: there is no option {option!r}; {nearest(option, error.options or [])}"
+    if found := re.match(r"Could not override '([^']*)'", str(error)):
+        return f"{found[1]}: there is no such key or group; {nearest(found[1], _known_keys())}"
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error, _known_keys())
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return explain(error.__cause__, _known_keys())
+    return str(error).splitlines()[0] + "; see python -m cvexp --help"
+
+
+def _known_keys() -> list[str]:
+    """All keys of the configuration with the groups' options that the command line chooses."""
+    arguments = (argument.lstrip("+").partition("=") for argument in sys.argv[1:])
+    choices = [
+        f"{'+' * (group == 'experiment')}{group}={option}"  # an experiment is added, all else is chosen anew
+        for group, _, option in arguments
+        if (CONF / group / f"{option}.yaml").is_file()
+    ]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return keys_of(hydra.compose("config", overrides=choices))

@@ -1,0 +1,204 @@
+"""The schema: which keys there are, of which type, and which values make sense.
+
+No field has a value here: the YAML under `conf/` is the whole configuration. Data sources and tasks add their own
+keys in a `Config` of their module, so that a new one is one module and one YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from cvexp.errors import UserError
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelt word: the nearest known ones, else all of them."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    if not close:  # "lr" for "optimizer.lr"
+        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:2]
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "known: " + ", ".join(known)
+
+
+def require(condition: bool, key: str, got: object, needed: str) -> None:
+    """Raise a UserError that names the key unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{key}: got {got!r}, but it must be {needed}")
+
+
+def require_one_of(key: str, got: str, known: Iterable[str]) -> None:
+    """Raise a UserError with the nearest known value unless `got` is one of `known`."""
+    if got not in (known := list(known)):
+        raise UserError(f"{key}: there is no {got!r}; {nearest(got, known)}")
+
+
+@dataclass(kw_only=True)
+class Backbone:
+    name: str = MISSING  # any timm model with feature maps
+    weights: str | None = MISSING  # see cvexp/checkpoints.py
+    args: dict[str, Any] = MISSING  # passed to timm.create_model
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """What every data source has; each adds its own keys."""
+
+    name: str = MISSING  # the module in cvexp/data
+    root: str = MISSING
+    classes: list[str] = MISSING
+    image_size: int = MISSING
+    min_crop_size: int = MISSING  # smaller side of an object crop in pixels
+    mean: list[float] = MISSING  # RGB, of values in [0, 1]
+    std: list[float] = MISSING
+
+    def __post_init__(self) -> None:
+        require(len(self.classes) > 0, "dataset.classes", self.classes, "a list of at least one class")
+        require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
+        require(self.image_size >= 1, "dataset.image_size", self.image_size, "at least 1 (pixels)")
+        require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
+        require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")
+        require(len(self.std) == 3 and min(self.std) > 0, "dataset.std", self.std, "three positive numbers")
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What every task has; each adds its own keys."""
+
+    name: str = MISSING  # the module in cvexp/tasks
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    name: str = MISSING  # a class of torch.optim
+    args: dict[str, Any] = MISSING  # passed to it
+    lr: float = MISSING
+    final_lr: float = MISSING
+    warmup: float = MISSING  # fraction of all steps
+    weight_decay: float = MISSING
+    final_weight_decay: float = MISSING
+    clip_norm: float | None = MISSING
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "final_lr", "weight_decay", "final_weight_decay"):
+            value = getattr(self, key)
+            require(math.isfinite(value) and value >= 0, f"optimizer.{key}", value, "a finite number, at least 0")
+        require(0 <= self.warmup <= 1, "optimizer.warmup", self.warmup, "a fraction of all steps, from 0 to 1")
+        require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "positive or null")
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    max_epochs: int = MISSING
+    max_steps: int | None = MISSING
+    accelerator: str = MISSING
+    devices: Any = MISSING  # "auto", a number, or a list of numbers
+    num_nodes: int = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "positive or null")
+        require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
+        known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+        require_one_of("trainer.precision", self.precision, known)
+
+
+@dataclass(kw_only=True)
+class Loader:
+    batch_size: int = MISSING  # a process's
+    num_workers: int = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "loader.batch_size", self.batch_size, "at least 1")
+        require(self.num_workers >= 0, "loader.num_workers", self.num_workers, "at least 0")
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    folder: str = MISSING  # run folders, generated data and, without a server, MLflow's store
+    experiment: str = MISSING  # MLflow's name for a group of runs
+    log_every_n_steps: int = MISSING
+    system_metrics: bool = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.log_every_n_steps >= 1, "tracking.log_every_n_steps", self.log_every_n_steps, "at least 1")
+
+
+@dataclass(kw_only=True)
+class Config:
+    backbone: Backbone = MISSING
+    task: Task = MISSING
+    dataset: Dataset = MISSING
+    optimizer: Optimizer = MISSING
+    trainer: Trainer = MISSING
+    tracking: Tracking = MISSING
+    loader: Loader = MISSING
+    seed: int = MISSING
+    name: str | None = MISSING
+    resume: str | None = MISSING
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+
+
+def check(composed: DictConfig) -> Config:
+    """The composed YAML as typed objects.
+
+    Raises:
+        UserError: naming the key, for one that is unknown, missing, of a wrong type or out of range.
+    """
+    schema = OmegaConf.structured(Config)
+    schema.task = _schema_of("cvexp.tasks", "task", composed)
+    schema.dataset = _schema_of("cvexp.data", "dataset", composed)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
+    except MissingMandatoryValue as error:
+        key = error.full_key or ""
+        raise UserError(f"{key}: a value is needed; give one with {key}=...") from error
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, keys_of(schema))) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _schema_of(package: str, group: str, composed: DictConfig) -> Any:
+    """The `Config` of the module that the chosen option of a group names."""
+    name = composed[group].get("name")
+    known = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    require_one_of(f"{group}.name", str(name), known)
+    module = importlib.import_module(f"{package}.{name}")
+    if not hasattr(module, "Config"):
+        raise UserError(f"{group}.name: {name!r} is no {group}; choose one with {group}=")
+    return OmegaConf.structured(module.Config)
+
+
+def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of a config, groups included."""
+    keys: list[str] = []
+    for key in map(str, node):
+        keys.append(f"{prefix}{key}")
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += keys_of(child, f"{prefix}{key}.")
+    return keys
+
+
+def explain(error: OmegaConfBaseException, keys: Iterable[str]) -> str:
+    """What OmegaConf found wrong, in one line that names the key, what was got, and the remedy."""
+    key = error.full_key or str(error.key)
+    first = (error.msg or str(error)).splitlines()[0]
+    if isinstance(error, AttributeError | KeyError):  # ConfigAttributeError, ConfigKeyError
+        return f"{key}: there is no such key; {nearest(key, keys)}"
+    return f"{key}: {first}"

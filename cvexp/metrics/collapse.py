@@ -1,0 +1,69 @@
+"""Measures of collapse. The loss alone proves nothing: each kind of collapse gives a loss that looks like learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def entropy(p_nk: Tensor) -> float:
+    """Mean entropy of the rows in nats: 0 for one-hot rows, ln k for uniform ones."""
+    return float(torch.special.entr(p_nk.double()).sum(-1).mean())
+
+
+def kl_from_uniform(p_k: Tensor) -> float:
+    """KL divergence of a distribution from the uniform one, in nats.
+
+    Of the teacher's mean output: 0 when all prototypes are used equally often, ln k when all images get the same one.
+    (Of single outputs it would say no more than their entropy: it is ln k minus that.)
+    """
+    return math.log(len(p_k)) - entropy(p_k)
+
+
+def feature_std(x_nd: Tensor) -> float:
+    """Mean over the dimensions of the standard deviation of the l2-normalised features; about 1/sqrt(d) is healthy
+    (Chen and He, "Exploring Simple Siamese Representation Learning", section 4.1)."""
+    return F.normalize(x_nd.double(), dim=-1).std(0, correction=0).mean().item()
+
+
+def effective_rank(x_nd: Tensor) -> float:
+    """RankMe: the exponential of the entropy of the normalised singular values (Garrido et al. 2022, equation 1).
+
+    From 1 (all features are multiples of one vector) to min(n, d).
+    """
+    singular = torch.linalg.svdvals(x_nd.double())
+    return math.exp(torch.special.entr(singular / singular.sum()).sum().item())
+
+
+def collapse_warning(measures: Mapping[str, float], out_dim: int, feature_dim: int) -> str | None:
+    """What the measures say about collapse, in words; None when they say nothing.
+
+    Args:
+        measures: `teacher_entropy`, `teacher_kl`, `feature_std`, `feature_rank`.
+        out_dim: How many outputs the head has, k.
+        feature_dim: Length of the features, d.
+    """
+    uniform = math.log(out_dim)
+    found = []
+    if measures["teacher_entropy"] > 0.99 * uniform:
+        found.append(
+            f"the teacher's output is uniform (entropy {measures['teacher_entropy']:.3f} of {uniform:.3f}): it tells "
+            "no image from another; sharpen more (a lower task.teacher_temperature)"
+        )
+    if measures["teacher_kl"] > 0.9 * uniform:
+        found.append(
+            f"the teacher gives all images the same output (KL from uniform {measures['teacher_kl']:.3f} of "
+            f"{uniform:.3f}); centre more (a lower task.center_momentum) or sharpen less"
+        )
+    if measures["feature_std"] * math.sqrt(feature_dim) < 0.05:
+        found.append(
+            f"all features point the same way (standard deviation {measures['feature_std']:.2g}, healthy is about "
+            f"{1 / math.sqrt(feature_dim):.2g}); lower optimizer.lr"
+        )
+    if measures["feature_rank"] < 2:
+        found.append(f"the features fill hardly one dimension (effective rank {measures['feature_rank']:.2f})")
+    return "; ".join(found) or None

@@ -1,0 +1,1 @@
+"""Plain PyTorch modules: no configuration, no files, no MLflow."""
