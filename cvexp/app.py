@@ -20,6 +20,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,6 +30,7 @@ from cvexp.errors import Interrupted, UserError
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the repository
 
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)  # all else is a bug, and shows its traceback
 
 log = logging.getLogger("cvexp")
@@ -37,13 +39,12 @@ log = logging.getLogger("cvexp")
 def main() -> None:
     """Run Hydra, and turn what goes wrong into one message and an exit status."""
     os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and the message is ours to give
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _hydra_main()
     except EXPECTED as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         sys.exit(f"cvexp: error: {describe(error)}")
     except KeyboardInterrupt:
@@ -58,11 +59,29 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _hydra_main(composed: DictConfig) -> None:
+    """One job. In a sweep its error is told here, as Hydra goes on and tells only the first one at the end."""
+    is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        _run(composed)
+    except EXPECTED as error:
+        if WANTS_TRACEBACK:
+            raise
+        if not is_sweep:  # Hydra would announce the error once more
+            sys.exit(f"cvexp: error: {describe(error)}")
+        log.error("job %s failed: %s", HydraConfig.get().job.num, describe(error))
+        raise
+    except Exception:
+        if is_sweep:
+            log.exception("job %s failed", HydraConfig.get().job.num)
+        raise
+
+
+def _run(composed: DictConfig) -> None:
     config = check(composed)
     from cvexp import tracking  # imports MLflow
 
     for name in ("pytorch_lightning", "alembic", "mlflow"):  # what they tell is told better by us
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
     if config.resume is not None:
@@ -97,12 +116,9 @@ def _describe_composition(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}: there is no option {option!r}; {nearest(option, error.options or [])}"
-    if found := re.match(r"Could not override '([^']*)'", str(error)):
-        return f"{found[1]}: there is no such key or group; {nearest(found[1], _known_keys())}"
-    if isinstance(error, OmegaConfBaseException):
-        return explain(error, _known_keys())
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        return explain(error.__cause__, _known_keys())
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause, _known_keys())
     return str(error).splitlines()[0] + "; see python -m cvexp --help"
 
 

@@ -53,18 +53,18 @@ def load_backbone(config: Config, run: tracking.Run) -> nn.Module:
         path = _fetch(weights, config, run, Path(temporary))
         state = _backbone_state(read_state(path), backbone)
     own = backbone.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if not fitting:
-        raise UserError(
-            f"backbone.weights: nothing in {weights} fits the backbone {name}; give weights of the same architecture, "
-            "or choose another with backbone="
-        )
     differing = [key for key in state if key in own and own[key].shape != state[key].shape]
     if differing:
         raise UserError(
             f"backbone.weights: {weights} is of another architecture than {name}: {len(differing)} tensors differ in "
             f"shape, the first is {differing[0]}: {tuple(state[differing[0]].shape)} in the file, "
             f"{tuple(own[differing[0]].shape)} in the backbone; choose the one that they were trained with by backbone="
+        )
+    fitting = {key: value for key, value in state.items() if key in own}
+    if not fitting:
+        raise UserError(
+            f"backbone.weights: nothing in {weights} fits the backbone {name}; give weights of the same architecture, "
+            "or choose another with backbone="
         )
     backbone.load_state_dict(fitting, strict=False)
     missing = sorted(own.keys() - fitting.keys())

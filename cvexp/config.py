@@ -168,7 +168,8 @@ def check(composed: DictConfig) -> Config:
         key = error.full_key or ""
         raise UserError(f"{key}: a value is needed; give one with {key}=...") from error
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, keys_of(schema))) from error
+        got = f"got {OmegaConf.select(composed, error.full_key)!r}: " if error.full_key else ""
+        raise UserError(explain(error, keys_of(schema), got)) from error
     assert isinstance(config, Config)
     return config
 
@@ -195,10 +196,12 @@ def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def explain(error: OmegaConfBaseException, keys: Iterable[str]) -> str:
+def explain(error: OmegaConfBaseException, keys: Iterable[str], got: str = "") -> str:
     """What OmegaConf found wrong, in one line that names the key, what was got, and the remedy."""
     key = error.full_key or str(error.key)
     first = (error.msg or str(error)).splitlines()[0]
     if isinstance(error, AttributeError | KeyError):  # ConfigAttributeError, ConfigKeyError
-        return f"{key}: there is no such key; {nearest(key, keys)}"
-    return f"{key}: {first}"
+        if (parent := key.rpartition(".")[0]).endswith(".args"):  # where any key may be added
+            return f"{key}: there is no such key yet; add it with +{key}=VALUE, or see the keys of {parent} in the YAML"
+        return f"{key}: there is no such key or group; {nearest(key, keys)}"
+    return f"{key}: {got}{first}"

@@ -25,6 +25,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy.exc import SQLAlchemyError
 
 from cvexp.config import Config, Tracking, check
 from cvexp.errors import Interrupted, UserError
@@ -222,7 +223,7 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
                 client = mlflow.MlflowClient(uri)
                 if client.get_experiment_by_name(tracking.experiment) is None:
                     client.create_experiment(tracking.experiment, (folder / "artifacts").as_uri())
-            except MlflowException as error:
+            except (MlflowException, SQLAlchemyError) as error:
                 raise UserError(
                     f"{folder / 'mlflow.db'}: MLflow can't use this store ({_first_line(error)}); mend it, or choose "
                     "another with tracking.folder=PATH"

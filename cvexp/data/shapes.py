@@ -119,15 +119,21 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
     big = size * SUPERSAMPLING
     canvas = _ground(random, big)
     owner = np.zeros((big, big), dtype=np.int64)  # 0 is the ground, i + 1 the i-th object
-    for _ in range(random.randint(4, 9)):  # clutter: bare scraps, to be told from objects
-        u, v, window = _place(random, big, radius=big * (0.02 + 0.04 * random.random_sample()))
+    for _ in range(random.randint(3, 7)):  # clutter: bare scraps, to be told from objects
+        u, v, window = _place(random, big, radius=big * (0.02 + 0.03 * random.random_sample()))
         scrap = SHAPES[random.randint(len(SHAPES))](u, v)
         canvas[window][scrap] = _colour(random)
     labels: list[int] = []
-    for _ in range(random.randint(2, 5)):
+    for _ in range(random.randint(2, 4)):
         label = random.randint(len(CLASSES))
-        u, v, window = _place(random, big, radius=big * (0.14 + 0.2 * random.random_sample()))
-        inside = SHAPES[label](u, v)
+        radius = big * (0.16 + 0.18 * random.random_sample())
+        for _ in range(10):  # objects may overlap, but not so far that a class can't be told
+            u, v, window = _place(random, big, radius)
+            inside = SHAPES[label](u, v)
+            if np.count_nonzero(owner[window][inside]) <= 0.2 * np.count_nonzero(inside):
+                break
+        else:
+            continue
         pattern = TEXTURES[label](u, v, random)
         light, dark = _two_colours(random)
         canvas[window][inside & pattern] = light
@@ -135,7 +141,7 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
         labels.append(label)
         owner[window][inside] = len(labels)
     pixels = _downsample(canvas)
-    pixels = pixels * _light(random, size) + random.randint(-12, 13, size=pixels.shape)
+    pixels = pixels * _light(random, size) + random.randint(-8, 9, size=pixels.shape)
     centre = owner[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]
     objects = [(label, centre == i + 1) for i, label in enumerate(labels) if (centre == i + 1).any()]
     return np.clip(np.floor(pixels), 0, 255).astype(np.uint8), objects
@@ -143,7 +149,7 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
 
 def _place(random: np.random.RandomState, big: int, radius: float) -> tuple[Array, Array, tuple[slice, slice]]:
     """Coordinates (u, v) in which a randomly placed, turned shape fills [-1, 1], over the window that it can touch."""
-    x, y = random.random_sample(2) * big
+    x, y = (0.1 + 0.8 * random.random_sample(2)) * big
     # A rotation without sine and cosine, whose last bits differ between machines: the rational points of the circle.
     t = random.random_sample()
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
@@ -165,14 +171,14 @@ def _two_colours(random: np.random.RandomState) -> tuple[Array, Array]:
     """Two colours that can be told apart even without their hue."""
     while True:
         first, second = _colour(random), _colour(random)
-        if abs(first.mean() - second.mean()) >= 50:
+        if abs(first.mean() - second.mean()) >= 80:
             return first, second
 
 
 def _ground(random: np.random.RandomState, big: int) -> Array:
     """A ground of smoothly varying colour: a coarse random grid, interpolated."""
-    cells = random.randint(2, 6)
-    grid = random.randint(0, 256, size=(cells + 1, cells + 1, 3)).astype(np.float64)
+    cells = random.randint(1, 4)
+    grid = random.randint(40, 216, size=(cells + 1, cells + 1, 3)).astype(np.float64)
     position = (np.arange(big) + 0.5) / big * cells
     low = position.astype(np.int64)
     weight = position - low
@@ -236,8 +242,8 @@ def _fineness(random: np.random.RandomState) -> float:
 
 def _alternate(x: Array) -> Mask:
     """Whether the whole part is even."""
-    whole: Array = np.floor(x)
-    return whole % 2 == 0
+    is_even: Mask = np.floor(x) % 2 == 0
+    return is_even
 
 
 def _fraction(x: Array) -> Array:
@@ -252,7 +258,8 @@ def _stripes(u: Array, v: Array, random: np.random.RandomState) -> Mask:
 def _checks(u: Array, v: Array, random: np.random.RandomState) -> Mask:
     fineness = _fineness(random)
     shift_u, shift_v = random.random_sample(2)
-    return _alternate(u * fineness + shift_u) == _alternate(v * fineness + shift_v)
+    checks: Mask = _alternate(u * fineness + shift_u) == _alternate(v * fineness + shift_v)
+    return checks
 
 
 def _dots(u: Array, v: Array, random: np.random.RandomState) -> Mask:

@@ -60,7 +60,6 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     progress = console.Progress()
     trainer = pl.Trainer(
         max_epochs=settings.trainer.max_epochs,
-        max_steps=settings.trainer.max_steps or -1,
         accelerator=settings.trainer.accelerator,
         devices=settings.trainer.devices,
         num_nodes=settings.trainer.num_nodes,
@@ -113,7 +112,11 @@ def warn(module: pl.LightningModule, run: Run, warning: str | None) -> None:
 
 
 class Schedule(pl.Callback):
-    """Sets learning rate, weight decay and random state as pure functions of the step, so that a run can go on."""
+    """Sets learning rate, weight decay and random state as pure functions of the step, so that a run can go on.
+
+    It also ends the run after its last step, which `trainer.max_steps` may put inside an epoch: unlike Lightning's own
+    limit, this validates what the last steps gave.
+    """
 
     def __init__(self, settings: config.Config) -> None:
         self.optimizer = settings.optimizer
@@ -130,6 +133,10 @@ class Schedule(pl.Callback):
         if trainer.global_step % module.run_.log_every_n_steps == 0:
             schedule = {"schedule/lr": lr, "schedule/weight_decay": weight_decay}
             module.run_.log_metrics(schedule, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == module.total_steps:
+            trainer.should_stop = True
 
 
 class Speed(pl.Callback):
@@ -182,14 +189,27 @@ class Checkpoints(pl.Callback):
         sign = -1 if self.monitor.endswith("loss") else 1
         if not self.best or sign * metrics[self.monitor] > sign * self.best[self.monitor]:
             self.best = {**metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
-            trainer.save_checkpoint(self.run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+            self._write(trainer, "best.ckpt", weights_only=True)
             named = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.items()}
             self.run.log_metrics(named, trainer.global_step)
         self.save_last(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:
         self.run.flush()
-        trainer.save_checkpoint(self.run.folder / "checkpoints" / "last.ckpt")
+        self._write(trainer, "last.ckpt", weights_only=False)
+
+    def _write(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
+        """Write a checkpoint beside the old one, then put it in its place: a full disk or a kill leaves the old one."""
+        path = self.run.folder / "checkpoints" / name
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            trainer.save_checkpoint(unfinished, weights_only=weights_only)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                unfinished.replace(path)
+        finally:
+            if trainer.is_global_zero:
+                unfinished.unlink(missing_ok=True)
 
 
 class Interruption(pl.Callback):
@@ -216,7 +236,7 @@ class Interruption(pl.Callback):
         console.print_line("stopping after this step, or validation; once more to stop at once", style="bold yellow")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.signal_number is not None and not trainer.is_last_batch:
+        if self.signal_number is not None and not (trainer.is_last_batch or trainer.should_stop):
             self.checkpoints.save_last(trainer)
             self._stop()
 

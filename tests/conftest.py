@@ -1,0 +1,132 @@
+"""Small data sets, and two ways to run cvexp: in this process, and in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+DATA = Path(os.environ.get("CVEXP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+# The smallest run that has everything: two epochs of four steps with a backbone of half a million parameters.
+TINY = [
+    "backbone.name=test_resnet",
+    "dataset.train_images=12",
+    "dataset.val_images=6",
+    "task.global_size=32",
+    "task.local_size=16",
+    "task.local_crops=1",
+    "task.hidden_dim=32",
+    "task.bottleneck_dim=16",
+    "task.out_dim=32",
+    "loader.batch_size=8",
+    "loader.num_workers=0",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "tracking.system_metrics=false",
+    "tracking.log_every_n_steps=1",
+]
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    path = DATA / "coco-mini"
+    if not path.is_dir():
+        pytest.skip(f"needs the photographs in {path}; name their folder with CVEXP_DATA")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def write_coco(root: Path, train: int = 8, val: int = 4) -> Path:
+    """A COCO data set of noise with one cat or dog in each image."""
+    random = np.random.RandomState(0)
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        images, annotations = [], []
+        (root / f"{split}2017").mkdir()
+        for i in range(count):
+            name = f"{split}{i}.jpg"
+            Image.fromarray(random.randint(0, 256, (60, 80, 3), dtype=np.uint8)).save(root / f"{split}2017" / name)
+            images.append({"id": i, "file_name": name, "width": 80, "height": 60})
+            box = [5 + i, 5, 40, 45]
+            annotations.append({"id": i, "image_id": i, "category_id": 17 + i % 2, "bbox": box, "iscrowd": 0})
+        categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def coco_root(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "coco")
+
+
+class Outcome:
+    """How a run of `main` ended."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code = code
+        self.message = message
+
+
+@pytest.fixture
+def cvexp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run `python -m cvexp` in this process, which spares the imports."""
+    import signal
+
+    from cvexp.app import main
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cvexp", *arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+            return Outcome(code, str(error.code) + capsys.readouterr().err)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # which main sets for its process
+        return Outcome(0, capsys.readouterr().out)
+
+    return run
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `python -m cvexp` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cvexp", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    """Wait for a process and give what it printed; fail unless it ended well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def store(folder: Path = Path("outputs")) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+
+
+def runs(folder: Path = Path("outputs")) -> list[mlflow.entities.Run]:
+    """All runs, the newest first."""
+    client = store(folder)
+    return list(client.search_runs([client.get_experiment_by_name("cvexp").experiment_id]))

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cvexp.config import Loader
+from cvexp.data.augment import normalize, plain_view, view
+from cvexp.data.crops import Crops, read_crop
+from cvexp.data.index import Index
+from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    pixels = np.random.RandomState(0).randint(0, 256, (60, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    box = np.array([[30, 10, 20, 40], [0, 0, 100, 60], [90, 50, 10, 10]], np.float32)
+    return Index("train", tmp_path, ("x",), ["a.png"], np.zeros(3, np.int32), np.zeros(3, np.int16), box)
+
+
+def random_view() -> object:
+    return view(16, (0.4, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.2)
+
+
+def test_crop_is_the_square_around_the_box_as_far_as_the_image_goes(index: Index) -> None:
+    pixels = np.asarray(Image.open(index.root / "a.png"))
+    assert np.array_equal(read_crop(index, 0), pixels[10:50, 20:60])
+    assert np.array_equal(read_crop(index, 1), pixels)
+    assert np.array_equal(read_crop(index, 2), pixels[50:60, 90:100])
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_position(index: Index) -> None:
+    crops, same, other = (Crops(index, [random_view()] * 2, seed) for seed in (0, 0, 1))
+    for key in [(0, 0), (0, 1), (1, 0)]:
+        torch.manual_seed(torch.seed())  # whatever the random state is
+        for first, second in zip(crops[key][0], same[key][0], strict=True):
+            assert torch.equal(first, second)
+    assert not torch.equal(crops[0, 0][0][0], crops[0, 0][0][1])
+    assert not torch.equal(crops[0, 0][0][0], crops[1, 0][0][0])
+    assert not torch.equal(crops[0, 0][0][0], other[0, 0][0][0])
+
+
+def test_making_an_item_leaves_the_random_state_alone(index: Index) -> None:
+    state = torch.get_rng_state()
+    Crops(index, [random_view()], 0)[0, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_on_where_they_stopped_whatever_the_number_of_workers(index: Index, workers: int) -> None:
+    done = 0
+    crops = Crops(index, [random_view()], 0)
+    batches = ShuffledBatches(len(crops), 1, seed=5, batches_done=lambda: done)
+    expected = [views[0] for views, _ in make_loader(crops, batches, Loader(batch_size=1, num_workers=0))]
+    done = 1
+    got = [views[0] for views, _ in make_loader(crops, batches, Loader(batch_size=1, num_workers=workers))]
+    assert len(expected) == 3
+    assert all(torch.equal(a, b) for a, b in zip(expected[1:], got, strict=True))
+
+
+def test_an_epoch_has_each_position_once_and_each_process_its_own_part() -> None:
+    done = 0
+    ranks = [ShuffledBatches(24, 4, 0, lambda: done, rank, world_size=3) for rank in range(3)]
+    first = [[key for batch in batches for key in batch] for batches in ranks]
+    assert sorted(position for part in first for _, position in part) == list(range(24))
+    done = len(ranks[0])
+    second = [key for batch in ranks[0] for key in batch]
+    assert {epoch for epoch, _ in second} == {1}
+    assert [position for _, position in second] != [position for _, position in first[0]]
+
+
+def test_less_data_than_a_batch_makes_one_smaller_batch() -> None:
+    batches = ShuffledBatches(3, 64, 0, lambda: 0)
+    assert len(batches) == 1
+    assert [len(batch) for batch in batches] == [3]
+
+
+def test_fixed_batches_have_every_position_in_order() -> None:
+    batches = FixedBatches([4, 1, 7], 2)
+    assert list(batches) == [[(0, 4), (0, 1)], [(0, 7)]]
+    assert len(batches) == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 200), (300, 7)])
+def test_views_have_their_size_however_odd_the_crop(height: int, width: int) -> None:
+    crop = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    for transform in (random_view(), plain_view(16)):
+        assert transform(crop).shape == (3, 16, 16)
+        assert transform(crop).dtype == torch.uint8
+
+
+def test_normalize_gives_zero_mean_and_unit_variance() -> None:
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    scaled = images.float() / 255
+    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3))
+    result = normalize(images, mean.tolist(), std.tolist())
+    torch.testing.assert_close(result.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)

@@ -1,0 +1,1 @@
+"""Independent implementations, written for clarity, to test against."""

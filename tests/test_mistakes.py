@@ -1,0 +1,219 @@
+"""Every mistake ends with one message that says what was got, where, and the remedy; exit status 1, no traceback."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Outcome, runs, start
+
+ON_COMMAND_LINE = {
+    "misspelt group": (["optimzer=sgd"], "optimzer", "optimizer"),
+    "misspelt option": (["backbone=resnet19"], "'resnet19'", "resnet18"),
+    "misspelt key": (["optimizer.lrr=1"], "optimizer.lrr", "optimizer.lr"),
+    "key of another task": (["task.query_dim=3"], "task.query_dim", "did you mean task."),
+    "key without its group": (["batch_size=3"], "batch_size", "loader.batch_size"),
+    "added key": (["+optimizer.momentun=0.9"], "optimizer.momentun", "no such key"),
+    "no value": (["seed"], "seed", "--help"),
+    "unknown experiment": (["+experiment=nothing"], "'nothing'", "experiment"),
+    "text for a number": (["optimizer.lr=abc"], "optimizer.lr", "'abc'"),
+    "fraction for a count": (["loader.batch_size=1.5"], "loader.batch_size", "1.5"),
+    "number for a list": (["dataset.classes=3"], "dataset.classes", "3"),
+    "negative batch size": (["loader.batch_size=-4"], "loader.batch_size: got -4", "at least 1"),
+    "infinite learning rate": (["optimizer.lr=inf"], "optimizer.lr: got inf", "finite"),
+    "zero temperature": (["task.teacher_temperature=0"], "task.teacher_temperature: got 0.0", "positive"),
+    "one view": (["task.global_crops=1", "task.local_crops=0"], "task.local_crops: got 0", "two views"),
+    "unknown metric": (["task.monitor=val/los"], "'val/los'", "val/loss"),
+    "unknown precision": (["trainer.precision=fp16"], "'fp16'", "known"),
+    "unknown class": (["dataset.classes=[disc]"], "'disc'", "disk"),
+    "no class": (["dataset.classes=[]"], "dataset.classes: got []", "at least one"),
+    "unknown backbone": (["backbone.name=resnet1888"], "'resnet1888'", "did you mean"),
+    "argument of another backbone": (["+backbone.args.patches=3"], "backbone.args", "patches"),
+    "added argument without +": (["optimizer.args.momentum=3"], "optimizer.args.momentum", "+optimizer.args.momentum"),
+    "unknown optimiser": (["optimizer.name=Adamm"], "'Adamm'", "Adam"),
+    "no objects that large": (["dataset.min_crop_size=4000"], "no object", "dataset.min_crop_size"),
+    "missing weights": (["backbone.weights=nowhere.pth"], "'nowhere.pth'", "timm"),
+    "no run to start from": (["backbone.weights=latest:dino"], "latest:dino", "pretrain"),
+    "unknown run to resume": (["resume=0123"], "'0123'", "make ui"),
+    "needed path not given": (["dataset=coco"], "dataset.root", "dataset.root=..."),
+}
+
+
+@pytest.mark.parametrize("mistake", ON_COMMAND_LINE)
+def test_on_the_command_line(cvexp: Callable[..., Outcome], mistake: str) -> None:
+    arguments, *words = ON_COMMAND_LINE[mistake]
+    own = {argument.partition("=")[0] for argument in arguments}
+    tiny = [argument for argument in TINY if argument.partition("=")[0] not in own]
+    assert_told(cvexp(*tiny, *arguments), *words)
+
+
+def assert_told(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 1, outcome.message
+    assert outcome.message.startswith("cvexp: error: ")
+    assert len(outcome.message.strip().splitlines()) == 1, outcome.message
+    for word in words:
+        assert word in outcome.message
+
+
+def _remove_folder(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def _remove_images(root: Path) -> None:
+    shutil.rmtree(root / "train2017")
+
+
+def _remove_one_image(root: Path) -> None:
+    (root / "train2017" / "train3.jpg").unlink()
+
+
+def _truncate_image(root: Path) -> None:
+    path = root / "train2017" / "train3.jpg"
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def _text_for_image(root: Path) -> None:
+    (root / "val2017" / "val1.jpg").write_text("<html>404</html>")
+
+
+def _truncate_annotations(root: Path) -> None:
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text()[:-20])
+
+
+def _captions_for_instances(root: Path) -> None:
+    content = {"images": [], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+
+
+def _empty_split(root: Path) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+
+
+def _box_outside_the_image(root: Path) -> None:
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][2]["bbox"] = [500, 500, 50, 50]
+    path.write_text(json.dumps(content))
+
+
+IN_THE_DATA = {
+    _remove_folder: ("there is no file", "dataset.root="),
+    _remove_images: ("there is no folder", "dataset.train_images="),
+    _remove_one_image: ("train3.jpg", "no such file"),
+    _truncate_image: ("train3.jpg", "broken", "fetch it again"),
+    _text_for_image: ("val1.jpg", "broken"),
+    _truncate_annotations: ("instances_train2017.json", "not JSON"),
+    _captions_for_instances: ("instances_train2017.json", "not in COCO's instance format"),
+    _empty_split: ("val split", "no object of the classes cat, dog"),
+    _box_outside_the_image: ("train2.jpg", "outside the image"),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", IN_THE_DATA)
+def test_in_the_data(
+    cvexp: Callable[..., Outcome], coco_root: Path, damage: Callable[[Path], None], workers: int
+) -> None:
+    damage(coco_root)
+    tiny = [argument for argument in TINY if not argument.startswith(("dataset.", "loader.num_workers"))]
+    data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]", f"loader.num_workers={workers}"]
+    assert_told(cvexp(*tiny, *data), *IN_THE_DATA[damage])
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+def test_weights_of_another_architecture(cvexp: Callable[..., Outcome]) -> None:
+    from cvexp.models.backbone import create_backbone
+
+    torch.save(create_backbone("test_vit").state_dict(), "vit.pth")
+    assert_told(cvexp(*TINY, "backbone.weights=vit.pth"), "vit.pth", "test_resnet", "backbone=")
+    state = create_backbone("test_resnet").state_dict()
+    torch.save({key: value.repeat_interleave(2, 0) for key, value in state.items() if value.ndim}, "wider.pth")
+    assert_told(cvexp(*TINY, "backbone.weights=wider.pth"), "wider.pth", "another architecture")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch was-run",)
+
+
+def test_a_checkpoint_that_would_run_code(cvexp: Callable[..., Outcome]) -> None:
+    torch.save({"model": _Evil()}, "evil.pth")
+    assert_told(cvexp(*TINY, "backbone.weights=evil.pth"), "evil.pth", "refused")
+    assert not Path("was-run").exists()
+
+
+def test_a_file_that_is_no_checkpoint(cvexp: Callable[..., Outcome]) -> None:
+    Path("text.pth").write_text("not a checkpoint")
+    assert_told(cvexp(*TINY, "backbone.weights=text.pth"), "text.pth")
+
+
+def test_a_server_that_does_not_answer(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert_told(cvexp(*TINY), "MLFLOW_TRACKING_URI", "127.0.0.1:9", "doesn't answer")
+
+
+def test_a_file_where_the_output_folder_should_be(cvexp: Callable[..., Outcome]) -> None:
+    Path("outputs").write_text("")
+    assert_told(cvexp(*TINY), "outputs", "tracking.folder=")
+
+
+def test_a_store_that_is_no_database(cvexp: Callable[..., Outcome]) -> None:
+    Path("outputs").mkdir()
+    Path("outputs/mlflow.db").write_text("no database, but long enough to be taken for one" * 100)
+    assert_told(cvexp(*TINY), "mlflow.db", "tracking.folder=")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_an_output_folder_without_permission(cvexp: Callable[..., Outcome], tmp_path: Path) -> None:
+    if os.geteuid() == 0:  # the superuser may write anywhere but here
+        folder = Path("/proc/sys/kernel/cvexp")
+        if not folder.parent.is_dir():
+            pytest.skip("the superuser may write to every folder of this system")
+    else:
+        folder = tmp_path / "locked" / "outputs"
+        folder.parent.mkdir(mode=0o500)
+    assert_told(cvexp(*TINY, f"tracking.folder={folder}"), str(folder), "tracking.folder=PATH")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True)
+    if mounting.returncode:
+        pytest.skip("mounting a small file system needs the superuser")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_loses_nothing(cvexp: Callable[..., Outcome], small_disk: Path) -> None:
+    arguments = [*TINY, "dataset.root=data", f"tracking.folder={small_disk}"]
+    outcome = cvexp(*arguments)
+    assert_told(outcome, "No space left on device", "free some space")
+    for path in small_disk.glob("artifacts/*/artifacts/checkpoints/*"):
+        torch.load(path, weights_only=True)  # whole, or not there
+
+
+def test_a_traceback_is_shown_on_request(coco_root: Path) -> None:
+    process = start("dataset=coco", "dataset.root=nowhere", HYDRA_FULL_ERROR="1")
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" in output
+    assert "there is no file nowhere/annotations" in output
+
+
+def test_without_request_no_traceback_is_shown() -> None:
+    process = start("dataset=coco", "dataset.root=nowhere")
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) == 1, output
