@@ -83,7 +83,9 @@ def _fetch(weights: str, config: Config, run: tracking.Run, folder: Path) -> Pat
         weights = f"runs:/{found}/checkpoints/best.ckpt"
     if weights.startswith(("runs:/", "models:/")):
         try:
-            return Path(mlflow.artifacts.download_artifacts(weights, dst_path=str(folder)))
+            return Path(
+                mlflow.artifacts.download_artifacts(weights, dst_path=str(folder), tracking_uri=run.client.tracking_uri)
+            )
         except (MlflowException, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

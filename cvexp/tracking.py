@@ -140,7 +140,7 @@ class Run:
     @property
     def ui_command(self) -> str:
         """The command that shows the store in a browser."""
-        uri = mlflow.get_tracking_uri().partition("?")[0]
+        uri = self.client.tracking_uri.partition("?")[0]
         return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri} in a browser"
 
     def remember_what_is_logged(self) -> None:
@@ -170,7 +170,9 @@ def open_run(config: Config, folder: Path) -> Iterator[Run]:
             run.remember_what_is_logged()
             client.update_run(run_id, status="RUNNING")
             client.delete_tag(run_id, "error") if "error" in client.get_run(run_id).data.tags else None
-        monitor = SystemMetricsMonitor(run_id, resume_logging=config.resume is not None)
+        monitor = SystemMetricsMonitor(
+            run_id, resume_logging=config.resume is not None, tracking_uri=client.tracking_uri
+        )
         status = "FAILED"
         try:
             if config.tracking.system_metrics:
@@ -198,12 +200,13 @@ def open_run(config: Config, folder: Path) -> Iterator[Run]:
 def connect(tracking: Tracking) -> mlflow.MlflowClient:
     """A client of the server that MLFLOW_TRACKING_URI names, else of SQLite in `tracking.folder`.
 
+    It is passed on to whatever needs it: `mlflow.set_tracking_uri` would set the variable for the next job of a sweep.
+
     Raises:
         UserError: when the server doesn't answer.
     """
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would make a stranger of the new run's parent
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
         try:
             client.get_experiment_by_name(tracking.experiment)
@@ -217,7 +220,6 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
         folder.mkdir(parents=True, exist_ok=True)
         # SQLite waits this many seconds for other writers; several runs may start, and log, at the same time.
         uri = f"sqlite:///{folder / 'mlflow.db'}?timeout=120"
-        mlflow.set_tracking_uri(uri)
         with FileLock(folder / "mlflow.lock"):  # processes that make the tables at the same time break the file
             try:
                 client = mlflow.MlflowClient(uri)
@@ -308,7 +310,7 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
         run = client.get_run(str(config.resume))
     except MlflowException as error:
         raise UserError(
-            f"resume: there is no run {config.resume!r} in {mlflow.get_tracking_uri().split('?')[0]}; `make ui` shows "
+            f"resume: there is no run {config.resume!r} in {client.tracking_uri.partition('?')[0]}; `make ui` shows "
             "the runs, and MLFLOW_TRACKING_URI or tracking.folder= names another store"
         ) from error
     if run.info.status == "FINISHED":

@@ -78,17 +78,9 @@ def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
 def test_other_families_of_backbones_train(cvexp: Callable[..., Outcome], backbone: str) -> None:
     args = ["+backbone.args.dynamic_img_size=true"] if backbone == "test_vit" else []
     tiny = [argument for argument in TINY if not argument.startswith("backbone.")]
+    tiny += ["task.global_size=64", "task.local_size=32"]  # ConvNeXt can't take less
     outcome = cvexp(*tiny, f"backbone.name={backbone}", "backbone.args={}", *args, "trainer.max_steps=2")
     assert outcome.code == 0, outcome.message
-
-
-def test_run_folders_differ_even_within_a_second() -> None:
-    folders = set()
-    for _ in range(4):
-        command = [sys.executable, "-m", "cvexp", "--cfg", "hydra", "--resolve"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        folders.add(yaml.safe_load(result.stdout)["hydra"]["run"]["dir"].rsplit("-", 1)[1])  # without the time
-    assert len(folders) == 4
 
 
 def test_a_wheel_carries_the_configuration(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ class DINOLoss(nn.Module):
             raise ValueError(f"got {global_views} teacher and {views} student views; they must hold a pair to compare")
         p_tbk = self.teacher_probabilities(teacher_tbk, teacher_temperature)
         log_q_vbk = F.log_softmax(student_vbk.float() / self.student_temperature, dim=-1)
-        cross_entropy_tv = -torch.einsum("tbk,vbk->tv", p_tbk, log_q_vbk) / student_vbk.shape[1]
+        with torch.autocast(student_vbk.device.type, enabled=False):  # which would sum the products in bfloat16
+            cross_entropy_tv = -torch.einsum("tbk,vbk->tv", p_tbk, log_q_vbk) / student_vbk.shape[1]
         same_view_tv = torch.eye(global_views, views, dtype=torch.bool, device=student_vbk.device)
         return cross_entropy_tv.masked_fill(same_view_tv, 0).sum() / (global_views * (views - 1))
 

@@ -59,8 +59,7 @@ class Progress(pl.callbacks.ProgressBar):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        shown = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in metrics.items())
+        shown = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in module.validated.items())
         seconds = time.perf_counter() - self.started
         steps = trainer.global_step - self.first_step
         remaining = seconds / max(steps, 1) * (module.total_steps - trainer.global_step)

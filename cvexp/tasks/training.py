@@ -53,7 +53,8 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     """Fit a module, from its run's last checkpoint where there is one.
 
     Args:
-        module: A LightningModule that also has `run_`, `total_steps`, and `batches`, as many as an epoch has steps.
+        module: A LightningModule that also has `run_`, `total_steps`, and `batches`, as many as an epoch has steps;
+            its validation ends with `log_validation`.
         monitor: The metric that picks best.ckpt; a loss is best when least, everything else when largest.
     """
     checkpoints = Checkpoints(run, settings, monitor)
@@ -92,8 +93,8 @@ def _precision(trainer: config.Trainer) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def log_validation(module: pl.LightningModule, run: Run, metrics: Mapping[str, float]) -> None:
-    """Record validation metrics, and hand them to the callbacks."""
+def log_validation(module: Any, run: Run, metrics: Mapping[str, float]) -> None:
+    """Record validation metrics, and leave them in `module.validated` for the callbacks."""
     named = {f"val/{name}": value for name, value in metrics.items()}
     if not math.isfinite(metrics["loss"]):
         raise UserError(
@@ -101,7 +102,7 @@ def log_validation(module: pl.LightningModule, run: Run, metrics: Mapping[str, f
             "precision with trainer.precision=32-true; the last good epoch is in checkpoints/last.ckpt"
         )
     run.log_metrics(named, module.global_step)
-    module.log_dict(named, add_dataloader_idx=False)
+    module.validated = named
 
 
 def warn(module: pl.LightningModule, run: Run, warning: str | None) -> None:
@@ -146,6 +147,9 @@ class Speed(pl.Callback):
         self.run = run
         self.batch_size = loader.batch_size
 
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.on_train_epoch_start(trainer, module)  # which Lightning skips when a run goes on inside an epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.started = self.ready = time.perf_counter()
         self.waited = 0.0
@@ -185,7 +189,7 @@ class Checkpoints(pl.Callback):
         checkpoint["cvexp"] = metadata(self.settings, self.run.id)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = module.validated
         sign = -1 if self.monitor.endswith("loss") else 1
         if not self.best or sign * metrics[self.monitor] > sign * self.best[self.monitor]:
             self.best = {**metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}

@@ -98,7 +98,7 @@ def test_center_is_averaged_over_processes() -> None:
 
 
 def network() -> DINONetwork:
-    return DINONetwork(create_backbone("test_resnet"), DINOHead(384, 16, 8, 32))
+    return DINONetwork(create_backbone("test_resnet"), DINOHead(96, 16, 8, 32))
 
 
 def test_teacher_starts_equal_to_the_student_and_takes_no_gradient() -> None:
