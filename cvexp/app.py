@@ -13,6 +13,7 @@ import re
 import secrets
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -82,6 +83,7 @@ def _run(composed: DictConfig) -> None:
 
     for name in ("pytorch_lightning", "alembic", "mlflow"):  # what they tell is told better by us
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")  # of its own use of PyTorch
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
     if config.resume is not None:
