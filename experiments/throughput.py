@@ -6,11 +6,15 @@ The bare step is the same module's loss, backward pass, clipping, optimiser step
 is ready; `fit` adds augmentation, loading, callbacks and logging. Takes the overrides of `python -m cvexp`.
 """
 
+# ruff: noqa: E402
+
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, before torch is there
 
 import torch
 from hydra import compose, initialize_config_dir

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 
@@ -36,12 +37,70 @@ def view(
         [
             v2.RandomResizedCrop(size, tuple(scale), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
             v2.RandomHorizontalFlip(flip),
-            v2.RandomApply([v2.ColorJitter(*jitter)], jitter_probability),
-            v2.RandomGrayscale(gray),
+            ColorJitter(jitter, jitter_probability, gray),
             v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], blur),
             v2.RandomSolarize(threshold=128, p=solarize),
         ]
     )
+
+
+class ColorJitter(nn.Module):
+    """Random brightness, contrast, saturation, hue and greyness, as one 3 x 3 matrix and one offset for the image.
+
+    Brightness, contrast and saturation are torchvision's, but for what it clips in between. The hue turns in the plane
+    of chroma (I and Q of YIQ) instead of HSV's hexagon, so that it leaves the luma as it is. All of it is linear in the
+    colours, which takes a fifth of the time of one operation after another: with small views that is most of the work.
+
+    Args:
+        strength: How far brightness, contrast and saturation may change, as a fraction, and hue, as a fraction of the
+            full turn.
+        probability: How probable it is that they do.
+        gray: How probable it is that the colours go.
+    """
+
+    def __init__(self, strength: Sequence[float], probability: float, gray: float) -> None:
+        super().__init__()
+        self.strength = strength
+        self.probability = probability
+        self.gray = gray
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(3, h, w) uint8 to the same."""
+        chances = torch.rand(6, dtype=torch.float64).tolist()
+        brightness = contrast = saturation = 1.0
+        hue = 0.0
+        if chances[0] < self.probability:
+            brightness, contrast, saturation = (
+                max(1 + strength * (2 * chance - 1), 0.0)
+                for strength, chance in zip(self.strength[:3], chances[1:4], strict=True)
+            )
+            hue = self.strength[3] * (2 * chances[4] - 1)
+        if chances[5] < self.gray:
+            saturation = 0.0
+        if (brightness, contrast, saturation, hue) == (1.0, 1.0, 1.0, 0.0):
+            return image
+        return change_colors(image, brightness, contrast, saturation, hue)
+
+
+RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+YIQ_TO_RGB = torch.linalg.inv(RGB_TO_YIQ)
+
+
+def change_colors(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """(3, h, w) uint8 to the same; the first three are factors, hue is the fraction of a turn."""
+    angle = 2 * math.pi * hue
+    turn = torch.tensor(
+        [
+            [1.0, 0.0, 0.0],
+            [0.0, saturation * math.cos(angle), -saturation * math.sin(angle)],
+            [0.0, saturation * math.sin(angle), saturation * math.cos(angle)],
+        ]
+    )
+    pixels = image.flatten(1).float()
+    mean_luma = brightness * float(RGB_TO_YIQ[0] @ pixels.mean(1))
+    matrix = brightness * contrast * YIQ_TO_RGB @ turn @ RGB_TO_YIQ
+    changed = (matrix @ pixels).add_((1 - contrast) * mean_luma)
+    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
 
 
 def plain_view(size: int) -> v2.Transform:

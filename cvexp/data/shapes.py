@@ -30,7 +30,7 @@ from cvexp.data.index import Splits
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-VERSION = 1  # of the pictures: changes whenever the same settings give other bytes
+VERSION = 2  # of the pictures: changes whenever the same settings give other bytes
 SUPERSAMPLING = 2
 
 
@@ -122,7 +122,7 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
     for _ in range(random.randint(3, 7)):  # clutter: bare scraps, to be told from objects
         u, v, window = _place(random, big, radius=big * (0.02 + 0.03 * random.random_sample()))
         scrap = SHAPES[random.randint(len(SHAPES))](u, v)
-        canvas[window][scrap] = _colour(random)
+        canvas[window][scrap] = _colour(random, 0, 255)
     labels: list[int] = []
     for _ in range(random.randint(2, 4)):
         label = random.randint(len(CLASSES))
@@ -135,9 +135,9 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
         else:
             continue
         pattern = TEXTURES[label](u, v, random)
-        light, dark = _two_colours(random)
-        canvas[window][inside & pattern] = light
-        canvas[window][inside & ~pattern] = dark
+        first, second = _two_colours(random)
+        canvas[window][inside & pattern] = first
+        canvas[window][inside & ~pattern] = second
         labels.append(label)
         owner[window][inside] = len(labels)
     pixels = _downsample(canvas)
@@ -163,22 +163,24 @@ def _place(random: np.random.RandomState, big: int, radius: float) -> tuple[Arra
     return cosine * dx + sine * dy, cosine * dy - sine * dx, (slice(top, bottom), slice(left, right))
 
 
-def _colour(random: np.random.RandomState) -> Array:
-    return random.randint(0, 256, size=3).astype(np.float64)
+def _colour(random: np.random.RandomState, darkest: int, lightest: int) -> Array:
+    """A colour with each channel in this range: a narrow one makes it pale, as most of a photograph is.
+
+    Vivid random colours and lights would be all that a network needs to tell one crop from another.
+    """
+    return random.randint(darkest, lightest + 1, size=3).astype(np.float64)
 
 
 def _two_colours(random: np.random.RandomState) -> tuple[Array, Array]:
-    """Two colours that can be told apart even without their hue."""
-    while True:
-        first, second = _colour(random), _colour(random)
-        if abs(first.mean() - second.mean()) >= 80:
-            return first, second
+    """A dark and a light colour, in either order: a texture can be seen even without its hues."""
+    dark, light = _colour(random, 0, 105), _colour(random, 150, 255)
+    return (dark, light) if random.randint(2) else (light, dark)
 
 
 def _ground(random: np.random.RandomState, big: int) -> Array:
     """A ground of smoothly varying colour: a coarse random grid, interpolated."""
     cells = random.randint(1, 4)
-    grid = random.randint(40, 216, size=(cells + 1, cells + 1, 3)).astype(np.float64)
+    grid = random.randint(100, 156, size=(cells + 1, cells + 1, 3)).astype(np.float64)
     position = (np.arange(big) + 0.5) / big * cells
     low = position.astype(np.int64)
     weight = position - low
@@ -189,9 +191,9 @@ def _ground(random: np.random.RandomState, big: int) -> Array:
 
 def _light(random: np.random.RandomState, size: int) -> Array:
     """A gradient of brightness over the image, (size, size, 1)."""
-    slope_x, slope_y = random.random_sample(2) - 0.5
+    slope_x, slope_y = 0.3 * (random.random_sample(2) - 0.5)
     position = (np.arange(size) + 0.5) / size - 0.5
-    brightness = 0.6 + 0.5 * random.random_sample()
+    brightness = 0.85 + 0.2 * random.random_sample()
     light: Array = (brightness + slope_x * position[None, :] + slope_y * position[:, None])[..., None]
     return light
 
@@ -237,7 +239,7 @@ def _cross(u: Array, v: Array) -> Mask:
 
 
 def _fineness(random: np.random.RandomState) -> float:
-    return 2.5 + 2.5 * random.random_sample()
+    return 1.8 + 1.7 * random.random_sample()
 
 
 def _alternate(x: Array) -> Mask:

@@ -44,6 +44,7 @@ class Config(config.Task):
     gray: float = MISSING
     blur: list[float] = MISSING
     solarize: list[float] = MISSING
+    eval_size: int = MISSING
     hidden_dim: int = MISSING
     bottleneck_dim: int = MISSING
     out_dim: int = MISSING
@@ -70,7 +71,8 @@ class Config(config.Task):
             self.local_crops,
             "such that there are at least two views in all, global and local",
         )
-        for key in ("global_size", "local_size", "hidden_dim", "bottleneck_dim", "knn_k", "knn_bank", "embed_crops"):
+        sizes = ("global_size", "local_size", "eval_size", "hidden_dim", "bottleneck_dim")
+        for key in (*sizes, "knn_k", "knn_bank", "embed_crops"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
         require(self.out_dim >= 2, "task.out_dim", self.out_dim, "at least 2")
         require(self.embed_every_n_epochs >= 1, "task.embed_every_n_epochs", self.embed_every_n_epochs, "at least 1")
@@ -148,7 +150,7 @@ class DINO(pl.LightningModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation crops, with a plain view before the random ones; the training crops that vote in kNN."""
-        plain = augment.plain_view(self.task.global_size)
+        plain = augment.plain_view(self.task.eval_size)
         val = Crops(self.splits.val, [plain, *_views(self.task)], self.config.seed)
         bank = Crops(self.splits.train, [plain], self.config.seed)
         chosen = _sample(self.splits.train, self.task.knn_bank)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from cvexp.config import Loader
-from cvexp.data.augment import normalize, plain_view, view
+from cvexp.data.augment import ColorJitter, change_colors, normalize, plain_view, view
 from cvexp.data.crops import Crops, read_crop
 from cvexp.data.index import Index
 from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
@@ -98,3 +99,42 @@ def test_normalize_gives_zero_mean_and_unit_variance() -> None:
     result = normalize(images, mean.tolist(), std.tolist())
     torch.testing.assert_close(result.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(result.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
+def test_brightness_contrast_and_saturation_are_torchvisions(factor: float) -> None:
+    image = torch.randint(60, 180, (3, 20, 30), dtype=torch.uint8)  # far enough from black and white not to be clipped
+    pairs = [
+        (change_colors(image, factor, 1.0, 1.0, 0.0), F.adjust_brightness(image, factor)),
+        (change_colors(image, 1.0, factor, 1.0, 0.0), F.adjust_contrast(image, factor)),
+        (change_colors(image, 1.0, 1.0, factor, 0.0), F.adjust_saturation(image, factor)),
+    ]
+    for ours, theirs in pairs:
+        assert (ours.int() - theirs.int()).abs().max() <= 2  # torchvision rounds in between, and down
+
+
+def test_hue_turns_the_chroma_and_leaves_the_luma() -> None:
+    image = torch.randint(90, 150, (3, 20, 30), dtype=torch.uint8)
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    for hue in (-0.3, 0.1, 0.5):
+        turned = change_colors(image, 1.0, 1.0, 1.0, hue)
+        there_and_back = change_colors(turned, 1.0, 1.0, 1.0, -hue)
+        assert (there_and_back.int() - image.int()).abs().max() <= 2
+        assert (turned.int() - image.int()).abs().max() > 20
+        difference = torch.tensordot(luma, turned.float() - image.float(), 1)
+        assert difference.abs().max() <= 0.6
+    gray = image[:1].expand(3, -1, -1)
+    assert torch.equal(change_colors(gray, 1.0, 1.0, 1.0, 0.37), gray)
+
+
+def test_color_jitter_stays_within_its_strength_and_chances() -> None:
+    flat = torch.tensor([100, 120, 140], dtype=torch.uint8).view(3, 1, 1)
+    assert torch.equal(ColorJitter([0.4, 0.4, 0.4, 0.5], 0.0, 0.0)(flat), flat)
+    brightness = ColorJitter([0.2, 0.0, 0.0, 0.0], 1.0, 0.0)
+    values = torch.stack([brightness(flat) for _ in range(200)])[:, 1].float() / 120
+    assert 0.79 <= values.min() < 0.85
+    assert 1.15 < values.max() <= 1.21
+    always_gray = ColorJitter([0.0, 0.0, 0.0, 0.0], 0.0, 1.0)(flat)
+    assert torch.equal(always_gray, torch.full((3, 1, 1), 116, dtype=torch.uint8))  # the luma, 116.3
+    grays = [ColorJitter([0.0] * 4, 0.0, 0.25)(flat).unique().numel() == 1 for _ in range(400)]
+    assert 60 <= sum(grays) <= 140
