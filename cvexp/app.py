@@ -39,8 +39,6 @@ log = logging.getLogger("cvexp")
 
 def main() -> None:
     """Run Hydra, and turn what goes wrong into one message and an exit status."""
-    # Threads of the training step that wait mustn't keep the processor busy: the loader's workers need it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and the message is ours to give
     signal.signal(signal.SIGTERM, _interrupt)

@@ -1,20 +1,16 @@
 """Is the training step kept fed? Images per second of `fit` against those of the bare step, in one run.
 
-    python experiments/throughput.py task.global_size=96 task.local_size=48 trainer.max_steps=24
+    python experiments/throughput.py task.global_size=96 task.local_size=48 trainer.max_steps=60
 
 The bare step is the same module's loss, backward pass, clipping, optimiser step and teacher update on one batch that
 is ready; `fit` adds augmentation, loading, callbacks and logging. Takes the overrides of `python -m cvexp`.
 """
-
-# ruff: noqa: E402
 
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, before torch is there
 
 import torch
 from hydra import compose, initialize_config_dir

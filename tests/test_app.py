@@ -97,4 +97,4 @@ def test_a_wheel_carries_the_configuration(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "resnet18" in result.stdout
+    assert "test_resnet" in result.stdout

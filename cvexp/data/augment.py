@@ -99,8 +99,8 @@ def change_colors(image: Tensor, brightness: float, contrast: float, saturation:
     pixels = image.flatten(1).float()
     mean_luma = brightness * float(RGB_TO_YIQ[0] @ pixels.mean(1))
     matrix = brightness * contrast * YIQ_TO_RGB @ turn @ RGB_TO_YIQ
-    changed = (matrix @ pixels).add_((1 - contrast) * mean_luma)
-    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+    changed: Tensor = matrix @ pixels + (1 - contrast) * mean_luma
+    return changed.round().clamp(0, 255).to(torch.uint8).view_as(image)
 
 
 def plain_view(size: int) -> v2.Transform:
