@@ -56,15 +56,23 @@ class Dataset:
 
     name: str = MISSING  # the module in cvexp/data
     root: str = MISSING
-    classes: list[str] = MISSING
+    cache: str = MISSING
+    classes: list[str] | None = MISSING
+    unlisted: str = MISSING
+    empty_images: bool = MISSING
+    limit: int | None = MISSING
+    strict: bool = MISSING
     image_size: int = MISSING
-    min_crop_size: int = MISSING  # smaller side of an object crop in pixels
-    mean: list[float] = MISSING  # RGB, of values in [0, 1]
+    min_crop_size: int = MISSING
+    mean: list[float] = MISSING
     std: list[float] = MISSING
 
     def __post_init__(self) -> None:
-        require(len(self.classes) > 0, "dataset.classes", self.classes, "a list of at least one class")
-        require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
+        if self.classes is not None:
+            require(0 < len(self.classes) < 255, "dataset.classes", self.classes, "null, or 1 to 254 classes")
+            require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
+        require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
+        require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
         require(self.image_size >= 1, "dataset.image_size", self.image_size, "at least 1 (pixels)")
         require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
         require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")

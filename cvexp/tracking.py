@@ -112,8 +112,12 @@ class Run:
         """Record a copy of a file as an artifact."""
         self.client.log_artifact(self.id, str(source), folder)
 
+    def log_json(self, values: Mapping[str, Any], path: str) -> None:
+        """Record nested values as an artifact."""
+        self.client.log_dict(self.id, dict(values), path)
+
     def log_data(self, name: str, splits: Splits) -> None:
-        """Record the data set: source, fingerprint and counts of both splits."""
+        """Record the data set: source, fingerprint and counts of both splits, and what was left out."""
         inputs = []
         for index in splits:
             fingerprint = index.fingerprint()
@@ -122,11 +126,15 @@ class Run:
                 digest=fingerprint[:36],  # MLflow's limit
                 source_type="local",
                 source=json.dumps({"uri": str(index.root.absolute())}),
-                profile=json.dumps({"images": len(index.files), "objects": len(index), **index.counts()}),
+                profile=json.dumps({"images": len(index.images), "objects": len(index), **index.counts()}),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", index.split)]))
             self.set_tag(f"data.{index.split}.fingerprint", fingerprint)
         self.client.log_inputs(self.id, inputs)
+        left_out = [str(problem) for index in splits for problem in index.problems]
+        self.log_metrics({"data/left_out": len(left_out)}, step=0)
+        if left_out:
+            self.client.log_text(self.id, "\n".join(left_out) + "\n", "data/left_out.txt")
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag, which replaces an older one of the same key."""
@@ -243,18 +251,26 @@ def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> st
     backbone = config.backbone.name.split("_")[0] if config.name is None else ""
     name = config.name or f"{config.task.name}-{backbone}-{config.dataset.name}"
     run = client.create_run(experiment.experiment_id, run_name=name, tags=_tags(config, folder))
-    params = [Param(key, value[:6000]) for key, value in flatten(asdict(config)).items()]
+    recorded = _without_passwords(asdict(config))
+    params = [Param(key, value[:6000]) for key, value in flatten(recorded).items()]
     for first in range(0, len(params), 100):  # MLflow's limit
         client.log_batch(run.info.run_id, params=params[first : first + 100])
-    client.log_text(run.info.run_id, OmegaConf.to_yaml(asdict(config)), "config.yaml")
+    client.log_text(run.info.run_id, OmegaConf.to_yaml(recorded), "config.yaml")
     return str(run.info.run_id)
+
+
+def _without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_passwords(value) if isinstance(value, Mapping) else None if key == "password" else value
+        for key, value in values.items()
+    }
 
 
 def _tags(config: Config, folder: Path) -> dict[str, str]:
     tags = {
         "task": config.task.name,
         "seed": str(config.seed),
-        "command": " ".join(["python -m cvexp", *(repr(a) if " " in a or "[" in a else a for a in sys.argv[1:])]),
+        "command": " ".join(["python -m cvexp", *map(_argument, sys.argv[1:])]),
         "cvexp.folder": str(folder.absolute()),
         "version.python": platform.python_version(),
         **{f"version.{package}": version(package) for package in LOGGED_VERSIONS},
@@ -263,6 +279,12 @@ def _tags(config: Config, folder: Path) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def _argument(argument: str) -> str:
+    """A word of the command line as it may be recorded, and typed again."""
+    argument = re.sub(r"(password=).+", r"\1...", argument)
+    return repr(argument) if re.search(r"[\s\[{(*$&;<>|]", argument) else argument
 
 
 def _git(*arguments: str) -> str:
@@ -326,7 +348,9 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
     changed = sorted(
         key
         for key in old.keys() | new.keys()
-        if any(key == word or key.startswith(f"{word}.") for word in said) and old.get(key) != new.get(key)
+        if any(key == word or key.startswith(f"{word}.") for word in said)
+        and old.get(key) != new.get(key)
+        and not key.endswith(".password")
     )
     if changed:
         differences = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
@@ -334,6 +358,8 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
             f"resume: the configuration differs from that of the run {config.resume} ({differences}); leave these out "
             f"(resume={config.resume} alone goes on as it was), or start a new run"
         )
+    if "password" in saved.dataset:  # the only key that is not recorded
+        saved.dataset.password = composed.dataset.password
     return check(saved)
 
 

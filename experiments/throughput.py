@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"tracking.folder={folder}", "task.embed_every_n_epochs=1000", *sys.argv[1:]]
         config = check(compose("config", overrides=overrides))
-        splits = data.load(config.dataset)
+        splits = data.load(config.dataset, "pretraining")
         with tracking.open_run(config, Path(folder)) as run:
             module = DINO(config, splits, run)
             training.train(module, config, run, monitor="val/loss")

@@ -6,11 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
+
+from cvexp.app import CONF
+from cvexp.config import check
 
 DATA = Path(os.environ.get("CVEXP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -34,12 +40,26 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="session")
-def coco_mini() -> Path:
-    path = DATA / "coco-mini"
+def _photographs(name: str) -> Path:
+    path = DATA / name
     if not path.is_dir():
         pytest.skip(f"needs the photographs in {path}; name their folder with CVEXP_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    return _photographs("coco-mini")
+
+
+@pytest.fixture(scope="session")
+def voc_animals() -> Path:
+    return _photographs("voc-animals")
+
+
+@pytest.fixture(scope="session")
+def course() -> Path:
+    return _photographs("course")
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +81,24 @@ def write_coco(root: Path, train: int = 8, val: int = 4) -> Path:
             Image.fromarray(random.randint(0, 256, (60, 80, 3), dtype=np.uint8)).save(root / f"{split}2017" / name)
             images.append({"id": i, "file_name": name, "width": 80, "height": 60})
             box = [5 + i, 5, 40, 45]
-            annotations.append({"id": i, "image_id": i, "category_id": 17 + i % 2, "bbox": box, "iscrowd": 0})
+            polygon = [5 + i, 5, 45 + i, 5, 45 + i, 50, 5 + i, 50]
+            own = {"id": i, "image_id": i, "category_id": 17 + i % 2, "iscrowd": 0}
+            annotations.append({**own, "bbox": box, "segmentation": [polygon]})
         categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
     return root
+
+
+def dataset(name: str, root: Path | str | None = None, **keys: object) -> Any:
+    """The configuration of a data source, from its YAML."""
+    overrides = [f"dataset={name}"] + ([] if root is None else [f"dataset.root={root}"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=overrides)
+    OmegaConf.set_struct(composed, False)
+    for key, value in keys.items():
+        composed.dataset[key] = value
+    return check(composed).dataset
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ ON_COMMAND_LINE = {
     "unknown metric": (["task.monitor=val/los"], "'val/los'", "val/loss"),
     "unknown precision": (["trainer.precision=fp16"], "'fp16'", "known"),
     "unknown class": (["dataset.classes=[disc]"], "'disc'", "disk"),
-    "no class": (["dataset.classes=[]"], "dataset.classes: got []", "at least one"),
+    "no class": (["dataset.classes=[]"], "dataset.classes: got []", "1 to 254"),
     "unknown backbone": (["backbone.name=resnet1888"], "'resnet1888'", "did you mean"),
     "argument of another backbone": (["+backbone.args.patches=3"], "backbone.args", "patches"),
     "added argument without +": (["optimizer.args.momentum=3"], "optimizer.args.momentum", "+optimizer.args.momentum"),
@@ -107,12 +107,12 @@ IN_THE_DATA = {
     _remove_folder: ("there is no file", "dataset.root="),
     _remove_images: ("there is no folder", "dataset.train_images="),
     _remove_one_image: ("train3.jpg", "no such file"),
-    _truncate_image: ("train3.jpg", "broken", "fetch it again"),
+    _truncate_image: ("train3.jpg", "broken", "fetch or write it again"),
     _text_for_image: ("val1.jpg", "broken"),
     _truncate_annotations: ("instances_train2017.json", "not JSON"),
     _captions_for_instances: ("instances_train2017.json", "not in COCO's instance format"),
     _empty_split: ("val split", "no object of the classes cat, dog"),
-    _box_outside_the_image: ("train2.jpg", "outside the image"),
+    _box_outside_the_image: ("instances_train2017.json: annotations[2]", "outside the image"),
 }
 
 
@@ -208,7 +208,7 @@ def test_a_traceback_is_shown_on_request(coco_root: Path) -> None:
     output, _ = process.communicate()
     assert process.returncode == 1
     assert "Traceback" in output
-    assert "there is no file nowhere/annotations" in output
+    assert "nowhere/annotations" in output
 
 
 def test_without_request_no_traceback_is_shown() -> None:

@@ -1,13 +1,18 @@
-"""The random views that DINO compares (appendix C of the paper; the augmentations are BYOL's)."""
+"""Random views: those that DINO compares (appendix C of the paper; the augmentations are BYOL's), and those of images
+with their label maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from cvexp.data.index import IGNORE
 
 
 def view(
@@ -101,6 +106,55 @@ def change_colors(image: Tensor, brightness: float, contrast: float, saturation:
     matrix = brightness * contrast * YIQ_TO_RGB @ turn @ RGB_TO_YIQ
     changed: Tensor = matrix @ pixels + (1 - contrast) * mean_luma
     return changed.round().clamp(0, 255).to(torch.uint8).view_as(image)
+
+
+Pair = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+
+
+def labelled_view(
+    size: int, scale: Sequence[float], flip: float, jitter: Sequence[float], jitter_probability: float
+) -> Pair:
+    """A random view of an image and, of the same place, of its label map, whose labels are never mixed.
+
+    Args:
+        size: Its side in pixels.
+        scale: The least and the largest share of the image's area that it shows.
+        flip: The probability that left and right change places.
+        jitter, jitter_probability: See `view`.
+
+    Returns:
+        A function of a (3, h, w) uint8 image and a (h, w) uint8 label map to the same of (size, size).
+    """
+    place = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, tuple(scale), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(flip),
+        ]
+    )
+    colors = ColorJitter(jitter, jitter_probability, gray=0.0)
+
+    def make(image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        image, labels = place(image, labels)
+        return colors(image.as_subclass(Tensor)), labels.as_subclass(Tensor)
+
+    return make
+
+
+def plain_labelled_view(size: int) -> Pair:
+    """The view for evaluation: the whole image and its label map, the longer side `size`, in the upper left of a
+    square; what lies beside is black, and ignored."""
+
+    def make(image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        height, width = image.shape[-2:]
+        factor = size / max(height, width)
+        sides = [max(1, round(height * factor)), max(1, round(width * factor))]
+        right, bottom = size - sides[1], size - sides[0]
+        small = F.resize(image, sides, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+        image = F.pad(small, [0, 0, right, bottom])
+        labels = F.pad(F.resize(labels, sides, v2.InterpolationMode.NEAREST_EXACT), [0, 0, right, bottom], fill=IGNORE)
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+    return make
 
 
 def plain_view(size: int) -> v2.Transform:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import MISSING
 
-from cvexp.config import Dataset, nearest
-from cvexp.data.index import Index, Splits
+from cvexp.config import Dataset
+from cvexp.data import rle
+from cvexp.data.archive import unpack
+from cvexp.data.catalog import Draft
+from cvexp.data.fetch import Remote, alone, fetch_with_bar
+from cvexp.data.images import leaves_folder
+from cvexp.data.prepare import Recipe, Use
 from cvexp.errors import UserError
+
+FORMAT = "see https://cocodataset.org/#format-data"
 
 
 @dataclass(kw_only=True)
@@ -21,80 +30,184 @@ class Config(Dataset):
     train_images: str = MISSING
     val_annotations: str = MISSING
     val_images: str = MISSING
-    crowds: bool = MISSING
+    download: bool = MISSING
+    annotations_url: str = MISSING
+    annotations_md5: str | None = MISSING
 
 
-def load(config: Config) -> Splits:
-    """The index of both splits.
+def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+    """How the catalogs of both splits are made; the annotation files are fetched first where that is asked for."""
+    if config.download:
+        _fetch_annotations(config)
+    return (
+        recipe(config, "train", config.train_annotations, config.train_images, fetches=config.download),
+        recipe(config, "val", config.val_annotations, config.val_images, fetches=config.download),
+    )
+
+
+def recipe(config: Dataset, split: str, annotations: str, images: str, fetches: bool = False) -> Recipe:
+    """How the catalog of one split is made.
 
     Raises:
-        UserError: where a file is missing, unreadable or not in COCO's format, a class does not exist, or an image is
-            in both splits.
+        UserError: where the annotation file or the folder of the images is missing.
     """
-    train = read(config, "train", config.train_annotations, config.train_images)
-    val = read(config, "val", config.val_annotations, config.val_images)
-    if (train.root, config.train_images) == (val.root, config.val_images) and (
-        shared := set(train.files) & set(val.files)
-    ):
-        raise UserError(
-            f"dataset: {len(shared)} images are in the training and in the validation split, among them "
-            f"{min(shared)}; validation images must never enter training: take them out of {config.train_annotations}"
-        )
-    return Splits(train, val)
-
-
-def read(config: Config, split: str, annotations: str, images: str) -> Index:
-    """The index of one split: the objects of `config.classes`, by the order of the annotation file."""
-    root = Path(config.root)
+    root = Path(config.root).absolute()
     path = root / annotations
-    content = _read_json(path, f"dataset.{split}_annotations")
-    if not (root / images).is_dir():
+    where = f"check dataset.root= and dataset.{split}_annotations=, or fetch it with dataset.download=true"
+    if not path.is_file():
+        raise UserError(f"dataset.{split}_annotations: there is no file {path}; {where}")
+    if not fetches and not (root / images).is_dir():
         raise UserError(f"dataset.{split}_images: there is no folder {root / images}; give dataset.{split}_images=PATH")
+    return Recipe([str(root), images], [path], partial(read, root, path, images), fetches)
+
+
+def _fetch_annotations(config: Config) -> None:
+    root = Path(config.root)
+    files = [config.train_annotations, config.val_annotations]
+    with alone(root):
+        if all((root / file).is_file() for file in files):
+            return
+        archive = root / config.annotations_url.rpartition("/")[2]
+        fetch_with_bar(Remote(config.annotations_url, archive, config.annotations_md5))
+        unpack(archive, root / ".annotations", wanted=lambda name: name in files)
+        for file in files:
+            if not (root / ".annotations" / file).is_file():
+                raise UserError(f"{archive}: there is no {file} in it; correct dataset.annotations_url=")
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / ".annotations" / file).replace(root / file)
+        archive.unlink()
+
+
+def read(root: Path, path: Path, images: str) -> Draft:
+    """The catalog of an annotation file: all its images, and the objects of all its classes.
+
+    Raises:
+        UserError: when it is not in COCO's format as a whole; what is wrong with a part of it is noted in the draft.
+    """
+    content = read_json(path)
     try:
-        categories = {category["name"]: category["id"] for category in content["categories"]}
-        for name in config.classes:
-            if name not in categories:
-                raise UserError(f"dataset.classes: {path} has no class {name!r}; {nearest(name, categories)}")
-        label_of = {categories[name]: label for label, name in enumerate(config.classes)}
-        file_of = {image["id"]: image["file_name"] for image in content["images"]}
-        chosen = [a for a in content["annotations"] if _is_chosen(a, label_of, config)]
-        box = np.array([a["bbox"] for a in chosen], dtype=np.float32).reshape(-1, 4)
-        of_image = [file_of[a["image_id"]] for a in chosen]
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        entries, annotations = content["images"], content["annotations"]
+        classes = list(names.values())
+        if not all(isinstance(value, list) for value in (entries, annotations)) or not all(map(_is_text, classes)):
+            raise TypeError("`images` and `annotations` must be lists, and the names of `categories` text")
+        if len(set(classes)) < len(classes):
+            raise ValueError("two categories have the same name")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: this is not in COCO's instance format ({type(error).__name__}: {error}); it needs `images`, "
-            "`annotations` and `categories`, see https://cocodataset.org/#format-data"
+            f"`annotations` and `categories`, {FORMAT}"
         ) from error
-    names = sorted(set(of_image))
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(f"{path}: the file name {name!r} leaves the folder {root / images}; correct it")
-    position = {name: i for i, name in enumerate(names)}
-    return Index(
-        split=split,
-        root=root,
-        classes=tuple(config.classes),
-        files=[f"{images}/{name}" for name in names],
-        image=np.array([position[name] for name in of_image], dtype=np.int32),
-        label=np.array([label_of[a["category_id"]] for a in chosen], dtype=np.int16),
-        box=box,
-    )
+    label_of = {category: label for label, category in enumerate(names)}
+    draft = Draft(root, classes)
+    position_of: dict[object, int] = {}  # -1 of an image that is left out
+    files: set[str] = set()
+    for number, entry in enumerate(entries):
+        try:
+            file, width, height = check_image(entry)
+            if entry["id"] in position_of or file in files:
+                raise ValueError(f"the id {entry['id']} or the file {file!r} is there twice; take one out")
+            position_of[entry["id"]] = draft.add_image(f"{images}/{file}", width, height, url=_url(entry))
+            files.add(file)
+        except (KeyError, TypeError, ValueError) as error:
+            draft.add_problem(f"{path}: images[{number}]", say(error))
+            if isinstance(entry, dict) and isinstance(entry.get("id"), int | str):
+                position_of.setdefault(entry["id"], -1)
+    entries.clear()
+    annotations.reverse()  # so that each can be let go once it is read: they are most of the memory
+    count = len(annotations)
+    while annotations:
+        annotation = annotations.pop()
+        try:
+            position = position_of[annotation["image_id"]]
+            label = label_of[annotation["category_id"]]
+            if position >= 0:
+                add_object(draft, position, label, annotation)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            number = count - len(annotations) - 1
+            draft.add_problem(f"{path}: annotations[{number}]", _explain(error, annotation))
+    return draft
 
 
-def _is_chosen(annotation: dict[str, Any], label_of: dict[int, int], config: Config) -> bool:
-    return (
-        annotation["category_id"] in label_of
-        and (config.crowds or not annotation.get("iscrowd", 0))
-        and min(annotation["bbox"][2:]) >= config.min_crop_size
-    )
+def check_image(entry: Mapping[str, Any]) -> tuple[str, int, int]:
+    """File name, width and height of an entry of `images`.
+
+    Raises:
+        KeyError, TypeError, ValueError: saying what is wrong with it.
+    """
+    file, width, height = entry["file_name"], entry["width"], entry["height"]
+    if not _is_text(file) or not file:
+        raise TypeError(f"`file_name` is no text, but {file!r}")
+    if leaves_folder(file):
+        raise ValueError(f"the file name {file!r} leaves the folder of the images")
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        raise ValueError(f"`width` and `height` of {file} are {width!r} and {height!r}, not positive whole numbers")
+    if width * height > rle.MOST_PIXELS:
+        raise ValueError(f"{file} has {width} x {height} px, more than can be decoded")
+    return file, width, height
 
 
-def _read_json(path: Path, key: str) -> Any:
+def add_object(draft: Draft, image: int, label: int, annotation: Mapping[str, Any]) -> None:
+    """Add an annotation to a draft; its box is that of its mask where it names none.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: saying what is wrong with it.
+    """
+    width, height = draft.sizes[image]
+    mask = rle.Mask(b"", 0, (0, 0, 0, 0))
+    if annotation.get("segmentation") not in (None, []):
+        mask = rle.encode(annotation["segmentation"], width, height)
+    elif "bbox" not in annotation:
+        raise KeyError("bbox")
+    box: Sequence[float] = annotation.get("bbox", mask.box)
+    _check_box(box, width, height)
+    area = mask.area if mask.counts else round(box[2] * box[3])
+    draft.add_object(image, label, box, area, mask.counts, annotation.get("iscrowd", 0) == 1)
+
+
+def _check_box(box: Any, width: int, height: int) -> None:
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        raise ValueError(f"`bbox` is no list of four numbers, but {str(box)[:40]!r}")
+    left, top, box_width, box_height = box
+    if not math.isfinite(sum(box)) or min(box_width, box_height) < 0:
+        raise ValueError(f"`bbox` is {box}; it needs numbers, left, top, and a width and height of at least 0")
+    if left >= width or top >= height or left + box_width < 0 or top + box_height < 0:
+        raise ValueError(f"the box {box} lies outside the image of {width} x {height} px")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _url(entry: Mapping[str, Any]) -> str:
+    url = entry.get("coco_url", "")
+    return url if isinstance(url, str) else ""
+
+
+def say(error: Exception) -> str:
+    what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return f"{what}; correct it, or take it out"
+
+
+def _explain(error: Exception, annotation: Any) -> str:
+    if isinstance(annotation, dict) and isinstance(error, KeyError):
+        for key, where in (("image_id", "images"), ("category_id", "categories")):
+            if error.args[0] == annotation.get(key):
+                return f"its {key} {error.args[0]!r} is not in `{where}`; correct it, or take it out"
+    return say(error)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: when it can't be read, or is no JSON.
+    """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{key}: there is no file {path}; check dataset.root= and {key}=") from error
     except OSError as error:
-        raise UserError(f"{key}: {path} can't be read ({error.strerror}); check its permissions and {key}=") from error
-    except ValueError as error:
-        raise UserError(f"{key}: {path} is not JSON ({error}); fetch or write it again") from error
+        raise UserError(
+            f"{path}: it can't be read ({error.strerror}); check dataset.root= and its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: this is not JSON ({error}); fetch or write it again") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from cvexp.data.images import read_image
 from cvexp.data.index import Index
-from cvexp.errors import UserError
 
 
 class Crops(Dataset[tuple[list[Tensor], int]]):
@@ -55,31 +54,12 @@ def read_crop(index: Index, position: int) -> Image.Image:
     left, top, width, height = (float(value) for value in index.box[position])
     side = max(width, height)
     x, y = left + width / 2 - side / 2, top + height / 2 - side / 2
-    image = read_image(index.root / index.files[index.image[position]])
-    box = (max(int(x), 0), max(int(y), 0), min(round(x + side), image.width), min(round(y + side), image.height))
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise UserError(
-            f"{index.root / index.files[index.image[position]]}: the box {index.box[position].tolist()} of an object "
-            f"lies outside the image of {image.width} x {image.height} px; correct the annotation file"
-        )
-    return image.crop(box)
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        UserError: naming the file, where it is missing or broken.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; the annotations name it: check dataset.root=") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: the image is broken ({error}); fetch it again, or take it out of the annotations"
-        ) from error
+    at = int(index.image[position])
+    image = read_image(index.path(at), index.size(at))
+    # At least a pixel, for boxes that are no larger or touch the image's edge from outside.
+    x0, y0 = min(max(int(x), 0), image.width - 1), min(max(int(y), 0), image.height - 1)
+    x1, y1 = max(min(round(x + side), image.width), x0 + 1), max(min(round(y + side), image.height), y0 + 1)
+    return image.crop((x0, y0, x1, y1))
 
 
 def mix(*numbers: int) -> int:

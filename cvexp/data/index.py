@@ -1,9 +1,8 @@
-"""The one thing that all data sources produce: a small index of images and of the objects in them."""
+"""The one thing that all data sources produce: a small index of images, of the objects in them, and of their masks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,42 +10,107 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cvexp.config import Dataset, nearest
+from cvexp.data.catalog import Catalog, Problem
+from cvexp.data.images import read_mask
+from cvexp.data.rle import decode
+from cvexp.errors import UserError
+
+BACKGROUND = 0  # in a label map; the i-th class is i + 1
+IGNORE = 255
+
 
 @dataclass(frozen=True)
 class Index:
-    """The objects of one split, n of them, and the images that they are in.
+    """What was chosen of a split: m images with their label maps, and n objects to crop from them.
 
     Attributes:
         split: "train" or "val".
-        root: The folder that `files` are relative to.
-        classes: Names; `label` counts into them.
-        files: Image files that hold at least one of the objects.
-        image: (n,) int32, each object's position in `files`.
-        label: (n,) int16.
+        catalog: What it was chosen from.
+        classes: Names; `label` counts into them. Empty where there are no labels.
+        images: (m,) int32, positions in the catalog.
+        checksums: (m,) uint32, CRC-32 of the image files.
+        image: (n,) int32, each object's image, a position in the catalog.
+        label: (n,) int16; -1 where there are no labels.
         box: (n, 4) float32, each object's left, top, width and height in pixels.
+        value_of: (k,) uint8, what each of the catalog's k classes is in a label map.
+        problems: What was left out.
     """
 
     split: str
-    root: Path
+    catalog: Catalog
     classes: tuple[str, ...]
-    files: Sequence[str]
+    images: NDArray[np.int32]
+    checksums: NDArray[np.uint32]
     image: NDArray[np.int32]
     label: NDArray[np.int16]
     box: NDArray[np.float32]
+    value_of: NDArray[np.uint8]
+    problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def root(self) -> Path:
+        """The folder that file names are relative to."""
+        return self.catalog.root
+
+    def path(self, image: int) -> Path:
+        """The file of an image, given its position in the catalog."""
+        return self.root / self.catalog.file(image)
+
+    def size(self, image: int) -> tuple[int, int] | None:
+        """Width and height that an image's annotations are for, given its position in the catalog."""
+        width, height = self.catalog.size[image].tolist()
+        return (width, height) if width else None
+
     def counts(self) -> dict[str, int]:
-        """How many objects each class has."""
-        return dict(zip(self.classes, np.bincount(self.label, minlength=len(self.classes)).tolist(), strict=True))
+        """How many of the objects each class has."""
+        labelled = self.label[self.label >= 0]
+        return dict(zip(self.classes, np.bincount(labelled, minlength=len(self.classes)).tolist(), strict=True))
+
+    def label_map(self, image: int) -> NDArray[np.uint8]:
+        """The class of each pixel of an image, given its position in the catalog.
+
+        Where objects overlap, the smaller one lies on top. Crowd regions of the chosen classes are ignored.
+
+        Returns:
+            (h, w): 0 for background, i + 1 for the i-th class, 255 for what nowhere counts.
+
+        Raises:
+            UserError: where a mask file is missing or broken, or the image has no masks.
+        """
+        catalog = self.catalog
+        if mask_file := catalog.mask_files[image]:
+            return self._translate(read_mask(self.root / mask_file.decode()))
+        width, height = catalog.size[image].tolist()
+        labels = np.full((height, width), BACKGROUND, dtype=np.uint8)
+        objects = np.arange(catalog.first[image], catalog.first[image + 1])
+        values = self.value_of[catalog.label[objects]]
+        objects, values = objects[values != BACKGROUND], values[values != BACKGROUND]
+        # From the bottom up: what was not chosen, and is to be ignored; chosen objects; crowds of the chosen classes.
+        layer = np.where(values == IGNORE, 0, np.where(catalog.crowd[objects], 2, 1))
+        for i in np.lexsort((-catalog.area[objects], layer)):
+            if not (runs := catalog.runs[objects[i]]):
+                raise UserError(
+                    f"{self.path(image)}: an object has a box and no mask; segmentation needs the `segmentation` of "
+                    "all objects in the annotation file"
+                )
+            labels[decode(runs, width, height)] = values[i] if layer[i] == 1 else IGNORE
+        return labels
+
+    def _translate(self, numbers: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        table = np.full(2**16, BACKGROUND, dtype=np.uint8)
+        table[list(self.catalog.mask_values)] = self.value_of
+        table[self.catalog.ignore_value] = IGNORE
+        return table[numbers]
 
     def fingerprint(self) -> str:
-        """A digest of all that the index says; it is equal where the same objects lie in equally named files."""
-        digest = hashlib.sha256()
-        for text in (*self.classes, "", *self.files):
-            digest.update(text.encode() + b"\0")
-        for array in (self.image, self.label, self.box):
+        """A digest of the chosen images' bytes, names, objects and masks; paths and times do not count."""
+        digest = hashlib.sha256(self.catalog.digest.encode())
+        digest.update("\0".join(self.classes).encode())
+        for array in (self.images, self.checksums, self.image, self.label, self.box, self.value_of):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -56,3 +120,55 @@ class Splits(NamedTuple):
 
     train: Index
     val: Index
+
+
+def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.bool_] | None = None) -> Index:
+    """What the configuration chooses of a catalog: classes, sizes, and how many images.
+
+    Args:
+        catalog: All that there is.
+        split: Its name.
+        config: `classes` (null is all of them), `unlisted`, `empty_images`, `min_crop_size`, `limit`.
+        broken: (m,) which of the catalog's images are to be left out.
+
+    Raises:
+        UserError: when a class does not exist.
+    """
+    classes = tuple(config.classes if config.classes is not None else catalog.classes)
+    for name in classes:
+        if catalog.classes and name not in catalog.classes:
+            raise UserError(
+                f"dataset.classes: the {split} split of {catalog.root} has no class {name!r}; "
+                f"{nearest(name, catalog.classes)}"
+            )
+    if not catalog.classes:  # nothing is labelled, so nothing can be chosen
+        classes = ()
+    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabelled
+    value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint8)
+    for number, name in enumerate(classes):
+        position = catalog.classes.index(name)
+        new_label[position] = number
+        value_of[position] = number + 1
+    label = new_label[catalog.label]
+    is_object = ~catalog.crowd & ((label >= 0) | (not catalog.classes))
+    has_object = np.zeros(len(catalog.files), dtype=np.bool_)
+    has_object[catalog.image[is_object]] = True
+    usable = np.ones_like(has_object) if config.empty_images else has_object
+    if broken is not None:
+        usable &= ~broken
+    images = np.flatnonzero(usable)[: config.limit].astype(np.int32)
+    usable = np.zeros_like(usable)
+    usable[images] = True
+    is_crop = is_object & (catalog.box[:, 2:].min(axis=1) >= config.min_crop_size) & usable[catalog.image]
+    return Index(
+        split=split,
+        catalog=catalog,
+        classes=classes,
+        images=images,
+        checksums=np.zeros(len(images), dtype=np.uint32),
+        image=catalog.image[is_crop],
+        label=label[is_crop],
+        box=catalog.box[is_crop],
+        value_of=value_of,
+        problems=catalog.problems,
+    )

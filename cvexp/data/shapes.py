@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from PIL import Image
 
 from cvexp.config import Dataset, require, require_one_of
 from cvexp.data import coco
-from cvexp.data.index import Splits
+from cvexp.data.prepare import Recipe, Use
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -42,7 +42,7 @@ class Config(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.classes:
+        for name in self.classes or ():
             require_one_of("dataset.classes", name, CLASSES)
         require(self.train_images >= 1, "dataset.train_images", self.train_images, "at least 1")
         require(self.val_images >= 1, "dataset.val_images", self.val_images, "at least 1")
@@ -50,8 +50,8 @@ class Config(Dataset):
         require(0 <= self.generator_seed < 2**16, "dataset.generator_seed", self.generator_seed, "from 0 to 65535")
 
 
-def load(config: Config) -> Splits:
-    """The index of both splits; they are generated first unless they are there."""
+def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+    """How the catalogs of both splits are made; they are generated first unless they are there."""
     name = f"v{VERSION}-{config.image_size}px-{config.train_images}-{config.val_images}-seed{config.generator_seed}"
     folder = Path(config.root) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -62,21 +62,10 @@ def load(config: Config) -> Splits:
             for number, (split, count) in enumerate((("train", config.train_images), ("val", config.val_images))):
                 _write_split(unfinished, split, count, config, seed=2 * config.generator_seed + number)
             unfinished.rename(folder)
-    return coco.load(
-        coco.Config(
-            name="coco",
-            root=str(folder),
-            classes=config.classes,
-            image_size=config.image_size,
-            min_crop_size=config.min_crop_size,
-            mean=config.mean,
-            std=config.std,
-            train_annotations="annotations/train.json",
-            train_images="train",
-            val_annotations="annotations/val.json",
-            val_images="val",
-            crowds=False,
-        )
+    made = replace(config, root=str(folder))
+    return (
+        coco.recipe(made, "train", "annotations/train.json", "train"),
+        coco.recipe(made, "val", "annotations/val.json", "val"),
     )
 
 

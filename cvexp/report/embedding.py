@@ -33,7 +33,7 @@ def log_embedding(run: Run, index: Index, positions: list[int], features: NDArra
             path,
             features=features,
             labels=index.label[positions],
-            image=np.array([index.files[i] for i in index.image[positions]]),
+            image=np.array([index.catalog.file(i) for i in index.image[positions]]),
             box=index.box[positions],
         )
         run.log_file(path, "embeddings")
@@ -63,13 +63,14 @@ def draw(points: NDArray[np.float32], index: Index, positions: list[int], epoch:
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots()
-        for label, name in enumerate(index.classes):
-            own = points[labels == label]
+        for label, name in enumerate(index.classes or ("no label",)):
+            own = points[labels == label] if index.classes else points
             look: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": 22, "alpha": 0.8}
             axes.scatter(own[:, 0], own[:, 1], label=name, linewidths=0, **look)
         state = "untrained" if epoch == 0 else f"after epoch {epoch}"
         axes.set_title(f"t-SNE of {len(points)} validation crops, {state}")
         axes.set_xticks([])  # t-SNE's axes have no meaning
         axes.set_yticks([])
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        if index.classes:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -101,7 +101,7 @@ MEASURES = ("knn_top1", "teacher_entropy", "teacher_kl", "feature_std", "feature
 
 def run(config: config.Config, run: Run) -> None:
     """Pretrain, and leave checkpoints, metrics, embeddings and pictures in `run`."""
-    splits = data.load(config.dataset)
+    splits = data.load(config.dataset, "pretraining")
     if config.resume is None:
         run.log_data(config.dataset.name, splits)
     training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)  # type: ignore[attr-defined]
@@ -228,8 +228,9 @@ class DINO(pl.LightningModule):
         features, bank = (torch.cat(values) for values in self._features)
         labels, bank_labels = (torch.cat(values) for values in self._labels)
         classes = len(self.splits.val.classes)
+        knn = {"knn_top1": knn_top1(bank, bank_labels, features, labels, classes, self.task.knn_k)} if classes else {}
         measures = {
-            "knn_top1": knn_top1(bank, bank_labels, features, labels, classes, self.task.knn_k),
+            **knn,
             "teacher_entropy": self._entropy,
             "teacher_kl": collapse.kl_from_uniform(self._mean_probability),
             "feature_std": collapse.feature_std(features),

@@ -1,44 +1,28 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from cvexp.data import coco, load
+from cvexp.data import load, open_splits
 from cvexp.data.index import Index
+from cvexp.data.rle import decode
 from cvexp.errors import UserError
-
-
-def settings(root: Path, classes: list[str], **changed: object) -> coco.Config:
-    defaults = {
-        "name": "coco",
-        "root": str(root),
-        "classes": classes,
-        "min_crop_size": 32,
-        "image_size": 64,
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-        "train_annotations": "annotations/instances_train2017.json",
-        "train_images": "train2017",
-        "val_annotations": "annotations/instances_val2017.json",
-        "val_images": "val2017",
-        "crowds": False,
-    }
-    return coco.Config(**{**defaults, **changed})
-
+from tests.conftest import dataset
+from tests.oracles.masks import label_map
 
 FIVE = ["person", "bicycle", "car", "cat", "dog"]
 
 
 @pytest.mark.parametrize("smallest", [1, 32, 64])
-@pytest.mark.parametrize("crowds", [False, True])
-def test_index_holds_what_pycocotools_finds(coco_mini: Path, smallest: int, crowds: bool) -> None:
-    splits = load(settings(coco_mini, FIVE, min_crop_size=smallest, crowds=crowds))
+def test_crops_are_the_objects_that_pycocotools_finds(coco_mini: Path, smallest: int) -> None:
+    splits = load(dataset("coco", coco_mini, min_crop_size=smallest), "pretraining")
     for index in splits:
         api = COCO(coco_mini / "annotations" / f"instances_{index.split}2017.json")
         expected = set()
         for label, name in enumerate(FIVE):
-            for a in api.loadAnns(api.getAnnIds(catIds=api.getCatIds([name]), iscrowd=None if crowds else False)):
+            for a in api.loadAnns(api.getAnnIds(catIds=api.getCatIds([name]), iscrowd=False)):
                 if min(a["bbox"][2:]) >= smallest:
                     file = f"{index.split}2017/{api.imgs[a['image_id']]['file_name']}"
                     expected.add((file, label, *(round(value, 2) for value in a["bbox"])))
@@ -48,39 +32,123 @@ def test_index_holds_what_pycocotools_finds(coco_mini: Path, smallest: int, crow
 
 def contents(index: Index) -> set[tuple[object, ...]]:
     rows = zip(index.image.tolist(), index.label.tolist(), index.box.astype(float).round(2).tolist(), strict=True)
-    return {(index.files[image], label, *box) for image, label, box in rows}
+    return {(index.catalog.file(image), label, *box) for image, label, box in rows}
 
 
-def test_counts_of_all_sizes_equal_those_of_the_data_page(coco_mini: Path) -> None:
-    splits = load(settings(coco_mini, FIVE, min_crop_size=1))
-    assert (len(splits.train), len(splits.val)) == (883, 253) or (
-        # instances whose box is narrower than a pixel are no crops
-        883 - len(splits.train) < 5 and 253 - len(splits.val) < 5
-    )
+def test_counts_are_those_of_the_data_page(coco_mini: Path) -> None:
+    splits = load(dataset("coco", coco_mini, min_crop_size=1), "pretraining")
+    assert [len(index) for index in splits] == [883, 253]
+    images = [
+        {name: len(set(index.image[index.label == label].tolist())) for label, name in enumerate(FIVE)}
+        for index in splits
+    ]
+    assert images == [dict(zip(FIVE, counts, strict=True)) for counts in ([171, 14, 29, 16, 10], [49, 8, 15, 4, 8])]
+    everything = load(dataset("coco", coco_mini, classes=None, empty_images=True), "segmentation")
+    assert len(everything.train.classes) == 80
+    assert sum(len(index.images) for index in everything) == 300
+    assert 300 - sum(len(index.images) for index in splits) == 50
 
 
-def test_fingerprint_changes_with_the_data_and_with_nothing_else(coco_root: Path) -> None:
-    first = load(settings(coco_root, ["cat", "dog"])).train.fingerprint()
-    assert load(settings(coco_root, ["cat", "dog"], mean=[0.1] * 3)).train.fingerprint() == first
-    assert load(settings(coco_root, ["dog", "cat"])).train.fingerprint() != first
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_instance_has_the_mask_of_pycocotools(coco_mini: Path, split: str) -> None:
+    index = getattr(load(dataset("coco", coco_mini, classes=None, empty_images=True), "segmentation"), split)
+    api = COCO(coco_mini / "annotations" / f"instances_{split}2017.json")
+    images = {f"{split}2017/{image['file_name']}": image["id"] for image in api.imgs.values()}
+    compared = 0
+    for i in range(len(index.catalog.files)):
+        own = [a for a in api.dataset["annotations"] if a["image_id"] == images[index.catalog.file(i)]]
+        first, end = index.catalog.first[i], index.catalog.first[i + 1]
+        assert end - first == len(own)
+        for position, annotation in zip(range(first, end), own, strict=True):
+            ours = decode(index.catalog.runs[position], *index.catalog.size[i].tolist())
+            assert np.array_equal(ours, api.annToMask(annotation))
+            assert ours.sum() == index.catalog.area[position]
+            assert index.catalog.crowd[position] == annotation["iscrowd"]
+            compared += 1
+    assert compared == len(api.anns) > 700
+
+
+@pytest.mark.parametrize("unlisted", ["background", "ignore"])
+@pytest.mark.parametrize("classes", [FIVE, ["dog", "person"], ["chair", "dining table", "bottle", "person"]])
+def test_every_label_map_equals_one_composed_independently(coco_mini: Path, classes: list[str], unlisted: str) -> None:
+    settings = dataset("coco", coco_mini, classes=classes, unlisted=unlisted, empty_images=True)
+    values = set()
+    for index in load(settings, "segmentation"):
+        api = COCO(coco_mini / "annotations" / f"instances_{index.split}2017.json")
+        images = {f"{index.split}2017/{image['file_name']}": image["id"] for image in api.imgs.values()}
+        for i in index.images.tolist():
+            expected = label_map(api, images[index.catalog.file(i)], classes, unlisted == "ignore")
+            ours = index.label_map(i)
+            assert np.array_equal(ours, expected), index.catalog.file(i)
+            values |= set(np.unique(ours).tolist())
+    assert values == {0, *range(1, len(classes) + 1), 255}
+
+
+def test_the_smaller_of_two_objects_lies_on_top_and_crowds_are_ignored(coco_root: Path) -> None:
+    def square(category: int, left: int, side: int, **more: object) -> dict[str, object]:
+        polygon = [left, 0, left + side, 0, left + side, side, left, side]
+        return {"id": left, "image_id": 0, "category_id": category, "segmentation": [polygon], "iscrowd": 0, **more}
+
+    path = coco_root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    crowd = {"size": [60, 80], "counts": [60 * 10, 60 * 2, 60 * 68]}
+    content["annotations"] = [
+        *(a for a in content["annotations"] if a["image_id"] != 0),
+        square(18, 2, 4),
+        square(17, 0, 20),
+        square(18, 15, 10, bbox=[15, 0, 10, 10]),
+        square(1, 30, 9),
+        square(17, 0, 0, segmentation=crowd, iscrowd=1),
+    ]
+    path.write_text(json.dumps(content))
+    index = load(dataset("coco", coco_root, classes=["cat", "dog"]), "segmentation").train
+    row = index.label_map(0)[2].tolist()
+    expected = [1] * 2 + [2] * 4 + [1] * 4 + [255] * 2 + [1] * 3 + [2] * 10 + [0] * 55
+    assert row == expected
+
+
+def test_fingerprint_changes_with_the_data_and_with_nothing_else(coco_root: Path, tmp_path: Path) -> None:
+    def fingerprint(root: Path = coco_root, **keys: object) -> str:
+        return load(dataset("coco", root, **{"classes": ["cat", "dog"], **keys}), "pretraining").train.fingerprint()
+
+    first = fingerprint()
+    assert fingerprint(mean=[0.1] * 3) == first
+    coco_root.rename(tmp_path / "moved")
+    assert fingerprint(tmp_path / "moved") == first
+    (tmp_path / "moved").rename(coco_root)
+    others = {fingerprint(classes=["dog", "cat"]), fingerprint(limit=3), fingerprint(unlisted="ignore")}
     path = coco_root / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][0] += 1
     path.write_text(json.dumps(content))
-    assert load(settings(coco_root, ["cat", "dog"])).train.fingerprint() != first
+    others.add(fingerprint())
+    (coco_root / "train2017" / "train0.jpg").write_bytes((coco_root / "train2017" / "train1.jpg").read_bytes())
+    others.add(fingerprint())
+    assert len(others) == 5
+    assert first not in others
 
 
 def test_validation_images_never_enter_training(coco_root: Path) -> None:
     same = {"val_annotations": "annotations/instances_train2017.json", "val_images": "train2017"}
     with pytest.raises(UserError, match="8 images are in the training and in the validation split"):
-        load(settings(coco_root, ["cat", "dog"], **same))
+        load(dataset("coco", coco_root, classes=["cat", "dog"], **same), "pretraining")
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd"])
-def test_file_names_that_leave_the_root_are_refused(coco_root: Path, name: str) -> None:
-    path = coco_root / "annotations" / "instances_train2017.json"
-    content = json.loads(path.read_text())
-    content["images"][0]["file_name"] = name
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="leaves the folder"):
-        load(settings(coco_root, ["cat", "dog"]))
+def test_limit_takes_the_first_images_and_reads_no_other(coco_root: Path) -> None:
+    for i in range(3, 8):
+        (coco_root / "train2017" / f"train{i}.jpg").unlink()
+    splits = open_splits(dataset("coco", coco_root, classes=["cat", "dog"], limit=3), "pretraining")
+    assert [splits.train.catalog.file(i) for i in splits.train.images] == [f"train2017/train{i}.jpg" for i in range(3)]
+
+
+def test_boxes_without_masks_serve_pretraining_alone(coco_root: Path) -> None:
+    for split in ("train", "val"):
+        path = coco_root / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        path.write_text(json.dumps(content))
+    settings = dataset("coco", coco_root, classes=["cat", "dog"])
+    assert len(load(settings, "pretraining").train) == 8
+    with pytest.raises(UserError, match="has no masks"):
+        load(settings, "segmentation")

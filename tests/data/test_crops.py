@@ -8,17 +8,24 @@ from torchvision.transforms.v2 import functional as F
 
 from cvexp.config import Loader
 from cvexp.data.augment import ColorJitter, change_colors, normalize, plain_view, view
+from cvexp.data.catalog import Draft, open_catalog, write_catalog
 from cvexp.data.crops import Crops, read_crop
-from cvexp.data.index import Index
+from cvexp.data.index import Index, select
 from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+from tests.conftest import dataset
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
     pixels = np.random.RandomState(0).randint(0, 256, (60, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    box = np.array([[30, 10, 20, 40], [0, 0, 100, 60], [90, 50, 10, 10]], np.float32)
-    return Index("train", tmp_path, ("x",), ["a.png"], np.zeros(3, np.int32), np.zeros(3, np.int16), box)
+    draft = Draft(tmp_path, ["x"])
+    image = draft.add_image("a.png", 100, 60)
+    for box in ([30, 10, 20, 40], [0, 0, 100, 60], [90, 50, 10, 10]):
+        draft.add_object(image, 0, box, area=1)
+    write_catalog(draft, tmp_path / "catalog")
+    settings = dataset("shapes", classes=None, min_crop_size=1)
+    return select(open_catalog(tmp_path / "catalog"), "train", settings)
 
 
 def random_view() -> object:

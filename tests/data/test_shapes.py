@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,19 +10,9 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from cvexp.data import load, shapes
+from tests.conftest import dataset
 
-SETTINGS = {
-    "name": "shapes",
-    "root": "made",
-    "classes": list(shapes.CLASSES),
-    "min_crop_size": 32,
-    "image_size": 96,
-    "train_images": 20,
-    "val_images": 6,
-    "generator_seed": 0,
-    "mean": [0.5] * 3,
-    "std": [0.5] * 3,
-}
+SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6}
 
 
 def test_pictures_have_the_same_bytes_on_every_machine() -> None:
@@ -37,7 +28,7 @@ def test_pictures_have_the_same_bytes_on_every_machine() -> None:
 
 
 def test_files_are_coco_and_masks_lie_in_their_boxes() -> None:
-    splits = load(shapes.Config(**SETTINGS))
+    splits = load(dataset("shapes", **SETTINGS), "pretraining")
     content = json.loads((splits.train.root / "annotations" / "train.json").read_text())
     assert len(content["images"]) == 20
     for annotation in content["annotations"]:
@@ -70,7 +61,7 @@ def test_colour_does_not_tell_the_class() -> None:
 
 
 def _generate(folder: str) -> str:
-    splits = load(shapes.Config(**{**SETTINGS, "root": folder}))
+    splits = load(dataset("shapes", **{**SETTINGS, "root": folder}), "pretraining")
     files = sorted(path for path in splits.train.root.rglob("*") if path.is_file())
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
@@ -92,20 +83,19 @@ def test_what_an_interruption_left_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_other_settings_lie_in_other_folders() -> None:
-    first = load(shapes.Config(**SETTINGS))
-    second = load(shapes.Config(**{**SETTINGS, "generator_seed": 1}))
+    first = load(dataset("shapes", **SETTINGS), "pretraining")
+    second = load(dataset("shapes", **{**SETTINGS, "generator_seed": 1}), "pretraining")
     assert first.train.root != second.train.root
-    image = first.train.files[0]
-    assert Image.open(first.train.root / image).tobytes() != Image.open(second.train.root / image).tobytes()
+    assert Image.open(first.train.path(0)).tobytes() != Image.open(second.train.path(0)).tobytes()
 
 
 def test_a_subset_of_classes_is_numbered_by_its_order() -> None:
-    splits = load(shapes.Config(**{**SETTINGS, "classes": ["star", "disk"]}))
-    everything = load(shapes.Config(**SETTINGS)).train.counts()
+    splits = load(dataset("shapes", **{**SETTINGS, "classes": ["star", "disk"]}), "pretraining")
+    everything = load(dataset("shapes", **SETTINGS), "pretraining").train.counts()
     assert splits.train.counts() == {"star": everything["star"], "disk": everything["disk"]}
 
 
 @pytest.mark.parametrize(("key", "value"), [("classes", ["disc"]), ("train_images", 0), ("image_size", 8)])
 def test_settings_that_make_no_sense_name_their_key(key: str, value: object) -> None:
     with pytest.raises(Exception, match=f"dataset.{key}"):
-        shapes.Config(**{**SETTINGS, key: value})
+        dataset("shapes", **{**SETTINGS, key: value})

@@ -1,0 +1,172 @@
+"""The user's own pictures: a tree of images, or images with a mask beside each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from omegaconf import MISSING
+from PIL import Image
+
+from cvexp.config import Dataset, require
+from cvexp.data.catalog import UNLABELLED, Draft
+from cvexp.data.components import add_masked_images
+from cvexp.data.images import FORMATS, SUFFIXES, explain, upright_size
+from cvexp.data.prepare import Recipe, Use
+from cvexp.errors import UserError
+
+
+@dataclass(kw_only=True)
+class Config(Dataset):
+    train_images: str = MISSING
+    val_images: str | None = MISSING
+    val_fraction: float = MISSING
+    train_masks: str | None = MISSING
+    val_masks: str | None = MISSING
+    mask_suffix: str = MISSING
+    mask_values: dict[str, int] = MISSING
+    ignore_value: int = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.val_fraction < 1, "dataset.val_fraction", self.val_fraction, "between 0 and 1")
+        if self.train_masks is not None:
+            numbers = list(self.mask_values.values())
+            fits = numbers and len({*numbers, 0, self.ignore_value}) == len(numbers) + 2
+            fits = fits and min(numbers) > 0 and max(*numbers, self.ignore_value) < 2**16
+            require(
+                bool(fits),
+                "dataset.mask_values",
+                self.mask_values,
+                "the number of each class in the masks, such as {cat: 1, dog: 2}: different ones from 1 to 65535, and "
+                "none of them dataset.ignore_value",
+            )
+
+
+def uses(config: Config) -> tuple[Use, ...]:
+    """What the data can be used for."""
+    return ("pretraining",) if config.train_masks is None else ("pretraining", "segmentation")
+
+
+def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+    """How the catalogs of both splits are made.
+
+    Raises:
+        UserError: where a folder is missing, or has no images.
+    """
+    root = Path(config.root).absolute()
+    train = list_images(root, config.train_images, "dataset.train_images", _mask_suffix(config, config.train_masks))
+    val_masks = config.val_masks
+    if config.val_images is None:
+        val = [file for file in train if _chance(file) < config.val_fraction]
+        train = [file for file in train if _chance(file) >= config.val_fraction]
+        val_masks = config.train_masks
+    else:
+        val = list_images(root, config.val_images, "dataset.val_images", _mask_suffix(config, config.val_masks))
+    val_images = config.val_images or config.train_images
+    if config.train_masks is not None:
+        if val_masks is None:
+            raise UserError("dataset.val_masks: got null, but it must be a folder, as dataset.train_masks is")
+        return (
+            _masked_recipe(config, root, train, config.train_images, config.train_masks),
+            _masked_recipe(config, root, val, val_images, val_masks),
+        )
+    names = {label_of(file, config.train_images) for file in train} | {label_of(file, val_images) for file in val}
+    classes = sorted(name for name in names if name is not None)
+    return (
+        tree_recipe(root, train, config.train_images, classes),
+        tree_recipe(root, val, val_images, classes),
+    )
+
+
+def list_images(root: Path, folder: str, key: str, mask_suffix: str | None = None) -> list[str]:
+    """The image files in and below a folder, relative to the root, in the order of their names.
+
+    Args:
+        root: What they are relative to.
+        folder: Where they lie, relative to the root.
+        key: What names the folder in the configuration.
+        mask_suffix: The ending of files that are masks.
+
+    Raises:
+        UserError: where the folder is missing, or has no images.
+    """
+    start = root / folder
+    if not start.is_dir():
+        raise UserError(f"{key}: there is no folder {start}; check dataset.root= and {key}=")
+    files = []
+    for path, folders, names in os.walk(start):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = os.path.relpath(path, root)
+        for name in sorted(names):
+            is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            if is_image and not (mask_suffix and name.endswith(mask_suffix)):
+                files.append(name if below == "." else f"{below}/{name}")
+    if not files:
+        raise UserError(f"{key}: there are no images in {start}; they end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def _mask_suffix(config: Config, masks: str | None) -> str | None:
+    """The ending of masks that may lie among the images."""
+    return config.mask_suffix if masks is not None else None
+
+
+def _chance(file: str) -> float:
+    """A number from 0 to 1 that a name always has, so that an image stays in its split when others come."""
+    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
+
+
+def label_of(file: str, folder: str) -> str | None:
+    """The first folder below `folder` on the way to a file; None for a file that lies in it directly."""
+    parts = Path(file).relative_to(Path(folder)).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = ()) -> Recipe:
+    """How the catalog of a tree of images is made, each of which is one object."""
+    return Recipe(
+        [str(root), folder, list(classes)],
+        [root / file for file in files],
+        partial(read_tree, root, files, folder, classes),
+    )
+
+
+def read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[str]) -> Draft:
+    """The catalog of a tree of images; where there are classes, each image is in the folder of one."""
+    draft = Draft(root, classes)
+    for file in files:
+        name = label_of(file, folder)
+        if classes and name is None:
+            draft.add_problem(root / file, "it lies in no class's folder; move it into one, or take it out")
+            continue
+        try:
+            with Image.open(root / file, formats=FORMATS) as image:
+                width, height = upright_size(image)
+        except Exception as error:  # what a broken file makes Pillow raise is not limited
+            draft.add_problem(root / file, explain(error))
+            continue
+        label = classes.index(name) if name is not None else UNLABELLED
+        draft.add_object(draft.add_image(file, width, height), label, (0, 0, width, height), width * height)
+    return draft
+
+
+def _masked_recipe(config: Config, root: Path, files: Sequence[str], images: str, masks: str) -> Recipe:
+    if not (root / masks).is_dir():
+        raise UserError(f"dataset.train_masks: there is no folder {root / masks}; check dataset.root= and its name")
+    mask_files = [
+        (Path(masks) / Path(file).relative_to(images).with_suffix("")).as_posix() + config.mask_suffix for file in files
+    ]
+    inputs = [root / file for file in mask_files]
+    settings = [str(root), images, masks, config.mask_suffix, config.mask_values, config.ignore_value, list(files)]
+    return Recipe(settings, inputs, partial(_read_masked, config, root, files, mask_files))
+
+
+def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Draft:
+    draft = Draft(root, list(config.mask_values), list(config.mask_values.values()), config.ignore_value)
+    add_masked_images(draft, files, mask_files)
+    return draft

@@ -1,0 +1,49 @@
+"""Images with their label maps for segmentation, read from the original files on demand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from cvexp.data.augment import Pair
+from cvexp.data.crops import mix
+from cvexp.data.images import read_image
+from cvexp.data.index import Index
+
+
+class Masks(Dataset[tuple[Tensor, Tensor]]):
+    """Views of the images of an index, together with their label maps.
+
+    An item is asked for by (epoch, position), and is a pure function of the seed and of these two.
+
+    Args:
+        index: The images.
+        view: Makes both of an item at once, so that they go on fitting each other; see `augment`.
+        seed: Of random views.
+    """
+
+    def __init__(self, index: Index, view: Pair, seed: int) -> None:
+        self.index = index
+        self.view = view
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.index.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """An image (3, h, w) uint8, and its label map (h, w) uint8: 0 background, then the classes, 255 ignored."""
+        epoch, position = key
+        image, labels = self.read(position)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix(self.seed, epoch, position))
+            return self.view(image, labels)
+
+    def read(self, position: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """An image and its label map as they are in the files."""
+        at = int(self.index.images[position])
+        pixels = np.array(read_image(self.index.path(at), self.index.size(at)))
+        labels = torch.from_numpy(self.index.label_map(at))
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(labels)

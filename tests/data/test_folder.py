@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvexp.data import load
+from cvexp.errors import UserError
+from tests.conftest import dataset
+
+
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def save_mask(path: Path, *rows: int) -> None:
+    """A mask of 48 x 40 px with a band for each number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.array(rows, dtype=np.uint8), 40 // len(rows))[:, None].repeat(48, 1)).save(path)
+
+
+def test_subfolders_are_the_classes(tmp_path: Path) -> None:
+    for split, name, file in (("train", "cat", "a.jpg"), ("train", "dog", "deep/b.PNG"), ("val", "cat", "c.webp")):
+        save(tmp_path / split / name / file)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    save(tmp_path / "train" / ".hidden" / "x.jpg")
+    splits = load(dataset("folder", tmp_path), "pretraining")
+    assert splits.train.classes == splits.val.classes == ("cat", "dog")
+    assert [index.counts() for index in splits] == [{"cat": 1, "dog": 1}, {"cat": 1, "dog": 0}]
+    assert splits.train.box.tolist() == [[0, 0, 48, 40]] * 2
+    assert load(dataset("folder", tmp_path, classes=["cat"]), "pretraining").train.counts() == {"cat": 1}
+
+
+def test_a_plain_folder_has_no_labels_and_is_split_by_name(tmp_path: Path) -> None:
+    for i in range(60):
+        save(tmp_path / f"{i}.png", seed=i)
+    settings = dataset("folder", tmp_path, train_images=".", val_images=None, val_fraction=0.25)
+    splits = load(settings, "pretraining")
+    assert splits.train.classes == ()
+    assert set(splits.train.label.tolist()) == {-1}
+    names = [{index.catalog.file(i) for i in index.images.tolist()} for index in splits]
+    assert len(names[0] | names[1]) == 60
+    assert not names[0] & names[1]
+    assert 5 <= len(names[1]) <= 25
+    save(tmp_path / "new.png")
+    again = load(settings, "pretraining").val
+    assert names[1] <= {again.catalog.file(i) for i in again.images.tolist()}
+
+
+@pytest.mark.parametrize("suffix", [".png", "_mask.png"])
+def test_masks_lie_beside_their_images_or_in_a_folder_of_their_own(tmp_path: Path, suffix: str) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "deep/b"):
+            save(tmp_path / split / f"{name}.jpg")
+            save_mask(tmp_path / split / f"{name}{suffix}", 0, 4, 255, 9)
+            save_mask(tmp_path / "masks" / split / f"{name}{suffix}", 0, 4, 255, 9)
+    for masks in ("{}", "masks/{}"):
+        settings = dataset(
+            "folder",
+            tmp_path,
+            train_masks=masks.format("train"),
+            val_masks=masks.format("val"),
+            mask_suffix=suffix,
+            mask_values={"lake": 4, "road": 9},
+            classes=["road", "lake"],
+            min_crop_size=8,
+        )
+        for use in ("pretraining", "segmentation"):
+            for index in load(settings, use):  # type: ignore[arg-type]
+                assert [index.catalog.file(i).split("/", 1)[1] for i in index.images] == ["a.jpg", "deep/b.jpg"]
+                assert index.label_map(0)[:, 0].tolist() == [0] * 10 + [2] * 10 + [255] * 10 + [1] * 10
+                assert index.counts() == {"road": 2, "lake": 2}
+
+
+def test_masks_of_16_bits_hold_larger_numbers(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / split / "a.jpg")
+        Image.fromarray(np.full((40, 48), 1000, dtype=np.uint16)).save(tmp_path / split / "a.png")
+    settings = dataset("folder", tmp_path, train_masks="train", val_masks="val", mask_values={"x": 1000})
+    assert (load(settings, "segmentation").train.label_map(0) == 1).all()
+
+
+def test_images_without_any_object_are_used_unless_told_otherwise(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, number in (("a", 0), ("b", 1)):
+            save(tmp_path / split / f"{name}.jpg")
+            save_mask(tmp_path / split / f"{name}.png", number)
+    keys = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
+    assert len(load(dataset("folder", tmp_path, **keys), "segmentation").train.images) == 2
+    assert len(load(dataset("folder", tmp_path, **keys, empty_images=False), "segmentation").train.images) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"train_images": "nowhere"}, "dataset.train_images: there is no folder"),
+        ({"train_masks": "train", "mask_values": {"x": 0}}, "dataset.mask_values"),
+        ({"train_masks": "train", "mask_values": {"x": 255}}, "dataset.mask_values"),
+        ({"train_masks": "train", "mask_values": {"x": 1, "y": 1}}, "dataset.mask_values"),
+        ({"train_masks": "train", "mask_values": {}}, "dataset.mask_values"),
+        ({"train_masks": "nowhere", "val_masks": "val", "mask_values": {"x": 1}}, "there is no folder"),
+        ({"train_masks": "train", "mask_values": {"x": 1}}, "dataset.val_masks: got null"),
+        ({"val_fraction": 1.0}, "dataset.val_fraction"),
+        ({"classes": ["horse"]}, "no class 'horse'"),
+    ],
+)
+def test_settings_that_do_not_fit_name_their_key(tmp_path: Path, keys: dict[str, object], words: str) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / split / "cat" / "a.jpg")
+    with pytest.raises(UserError, match=words):
+        load(dataset("folder", tmp_path, **keys), "pretraining")
