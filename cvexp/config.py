@@ -73,7 +73,7 @@ class Dataset:
             require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
         require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
         require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
-        require(self.image_size >= 1, "dataset.image_size", self.image_size, "at least 1 (pixels)")
+        require(self.image_size >= 2, "dataset.image_size", self.image_size, "at least 2 (pixels)")
         require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
         require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")
         require(len(self.std) == 3 and min(self.std) > 0, "dataset.std", self.std, "three positive numbers")

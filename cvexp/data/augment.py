@@ -28,7 +28,7 @@ def view(
     """A random view of an image.
 
     Args:
-        size: Its side in pixels.
+        size: Its side in pixels; at least 2, as PyTorch fails at making images of one pixel.
         scale: The least and the largest share of the image's area that it shows.
         flip, gray, blur, solarize: The probability of each.
         jitter: How far brightness, contrast, saturation and hue may change.
@@ -117,7 +117,7 @@ def labelled_view(
     """A random view of an image and, of the same place, of its label map, whose labels are never mixed.
 
     Args:
-        size: Its side in pixels.
+        size: Its side in pixels; at least 2, as PyTorch fails at making images of one pixel.
         scale: The least and the largest share of the image's area that it shows.
         flip: The probability that left and right change places.
         jitter, jitter_probability: See `view`.

@@ -58,7 +58,7 @@ def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
     Raises:
         UserError: where something is missing or broken, or an image is in both splits.
     """
-    catalogs = [_catalog(config, split, recipe) for split, recipe in (("train", train), ("val", val))]
+    catalogs = [make_catalog(config, split, recipe) for split, recipe in (("train", train), ("val", val))]
     if config.classes is None and catalogs[0].classes:  # so that both splits number them alike
         config = replace(config, classes=list(catalogs[0].classes))
     _check_disjoint(*catalogs)
@@ -73,7 +73,7 @@ def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
     return splits
 
 
-def _catalog(config: Dataset, split: str, recipe: Recipe) -> Catalog:
+def make_catalog(config: Dataset, split: str, recipe: Recipe) -> Catalog:
     """The catalog of a split, made unless it is there."""
     cache = Path(config.cache)
     identity = _digest([VERSION, config.name, split, recipe.settings])[:8]

@@ -73,7 +73,7 @@ def _check_polygon(polygon: Any, width: int, height: int) -> None:
     if not math.isfinite(sum(polygon)):
         raise ValueError("a polygon has a coordinate that is infinite or no number")
     size = f"of the image of {width} x {height} px"
-    if most[0] <= 0 or most[1] <= 0 or least[0] >= width or least[1] >= height:
+    if most[0] < 0 or most[1] < 0 or least[0] > width or least[1] > height:
         raise ValueError(f"a polygon lies outside {size}: x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}")
     if least[0] < -width or least[1] < -height or most[0] > 2 * width or most[1] > 2 * height:
         raise ValueError(

@@ -71,8 +71,9 @@ class Config(config.Task):
             self.local_crops,
             "such that there are at least two views in all, global and local",
         )
-        sizes = ("global_size", "local_size", "eval_size", "hidden_dim", "bottleneck_dim")
-        for key in (*sizes, "knn_k", "knn_bank", "embed_crops"):
+        for key in ("global_size", "local_size", "eval_size"):
+            require(getattr(self, key) >= 2, f"task.{key}", getattr(self, key), "at least 2 (pixels)")
+        for key in ("hidden_dim", "bottleneck_dim", "knn_k", "knn_bank", "embed_crops"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
         require(self.out_dim >= 2, "task.out_dim", self.out_dim, "at least 2")
         require(self.embed_every_n_epochs >= 1, "task.embed_every_n_epochs", self.embed_every_n_epochs, "at least 1")

@@ -1,0 +1,149 @@
+"""How long does a data set of the size of COCO train2017 take, and how much memory do its workers?
+
+    python experiments/coco_size.py            (about 2 GB of disk in a temporary folder, gone afterwards)
+
+Writes an annotation file with as many images and instances as COCO's, and polygons as long; 118 000 links to one image
+stand for the images. Measured, each in a process of its own: the catalog is built; all images are decoded once; both
+are opened again; and what each further worker of a loader adds to the memory of all processes together (PSS, which
+counts shared memory once), when the workers are forked and when they are spawned.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from cvexp.app import CONF
+from cvexp.config import Dataset, check
+
+IMAGES, INSTANCES, CATEGORIES = 118_000, 860_000, 80
+CORNERS = 22  # of a polygon, on average, as in COCO
+WIDTH, HEIGHT = 640, 480
+
+
+def generate(root: Path) -> None:
+    """The annotation files of both splits, and a file for each image."""
+    random = np.random.RandomState(0)
+    categories = [{"id": i + 1, "name": f"class-{i}"} for i in range(CATEGORIES)]
+    (root / "annotations").mkdir(parents=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "image.jpg")
+    for split, images, instances in (("train", IMAGES, INSTANCES), ("val", 100, 700)):
+        folder = root / f"{split}2017"
+        folder.mkdir()
+        with (root / "annotations" / f"instances_{split}2017.json").open("w") as file:
+            file.write('{"categories": ' + json.dumps(categories) + ', "images": [')
+            for i in range(images):
+                name = f"{i:012d}.jpg"
+                os.link(root / "image.jpg", folder / name) if i % 50_000 else _copy(root, folder / name)
+                entry = {"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT, "coco_url": f"http://x/{name}"}
+                file.write((", " if i else "") + json.dumps(entry))
+            file.write('], "annotations": [')
+            for i in range(instances):
+                file.write((", " if i else "") + json.dumps(_annotation(random, i, i % images)))
+            file.write("]}")
+
+
+def _copy(root: Path, path: Path) -> None:
+    """A file may have 65 000 links only."""
+    (root / "image.jpg").unlink()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "image.jpg")
+    os.link(root / "image.jpg", path)
+
+
+def _annotation(random: np.random.RandomState, number: int, image: int) -> dict[str, object]:
+    angles = np.sort(random.uniform(0, 2 * np.pi, max(3, random.poisson(CORNERS))))
+    radius = random.uniform(5, 120) * random.uniform(0.7, 1, len(angles))
+    x = np.clip(random.uniform(0, WIDTH) + radius * np.cos(angles), 0, WIDTH).round(2)
+    y = np.clip(random.uniform(0, HEIGHT) + radius * np.sin(angles), 0, HEIGHT).round(2)
+    segmentation: object = [np.stack([x, y], 1).ravel().tolist()]
+    crowd = number % 100 == 0
+    if crowd:
+        runs = random.multinomial(WIDTH * HEIGHT - 41, [1 / 41] * 41) + 1
+        segmentation = {"size": [HEIGHT, WIDTH], "counts": runs.tolist()}
+    box = [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
+    own = {"id": number, "image_id": image, "category_id": number % CATEGORIES + 1, "iscrowd": int(crowd)}
+    return {**own, "bbox": [round(value, 2) for value in box], "area": 1.0, "segmentation": segmentation}
+
+
+def settings(root: str) -> Dataset:
+    overrides = ["dataset=coco", f"dataset.root={root}", "dataset.classes=null", f"dataset.cache={root}/cache"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(compose("config", overrides=overrides)).dataset
+
+
+def build(root: str) -> None:
+    from cvexp.data import coco, prepare
+
+    config = settings(root)
+    assert isinstance(config, coco.Config)
+    recipe, _ = coco.recipes(config, "segmentation")
+    started = time.perf_counter()
+    catalog = prepare.make_catalog(config, "train", recipe)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    size = sum(path.stat().st_size for path in catalog.folder.iterdir()) / 2**20
+    print(
+        f"built: {len(catalog.files)} images, {len(catalog.label)} instances in {seconds:.1f} s, at most {peak:.2f} "
+        f"GiB of memory; {size:.0f} MiB on disk"
+    )
+
+
+def load(root: str) -> None:
+    from cvexp import data
+
+    started = time.perf_counter()
+    data.load(settings(root), "segmentation")
+    print(f"loaded in {time.perf_counter() - started:.2f} s")
+
+
+def workers(root: str, method: str) -> None:
+    """The memory of a loader with 0 to 4 workers, each of which has read label maps and crops."""
+    from torch.utils.data import DataLoader, Dataset
+
+    from cvexp import data
+    from cvexp.data.augment import plain_labelled_view
+    from cvexp.data.masks import Masks
+
+    index = data.load(settings(root), "segmentation").train
+    masks: Dataset[object] = Masks(index, plain_labelled_view(64), 0)
+    before = 0.0
+    for count in range(1, 5):
+        keys = [[(0, (97 * i) % len(index.images))] for i in range(300 * count)]
+        loader = DataLoader(
+            masks, batch_sampler=keys, num_workers=count, multiprocessing_context=method, persistent_workers=True
+        )
+        for _ in loader:
+            pass
+        here = psutil.Process()
+        total = sum(process.memory_full_info().pss for process in (here, *here.children(recursive=True))) / 2**20
+        added = f", {total - before:.0f} MiB more than with one less" if before else ""
+        print(f"{method}, {count} workers: {total:.0f} MiB{added}")
+        before = total
+        del loader
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        {"build": build, "load": load, "workers": workers}[sys.argv[1]](*sys.argv[2:])
+        return
+    with tempfile.TemporaryDirectory() as root:
+        started = time.perf_counter()
+        generate(Path(root))
+        size = (Path(root) / "annotations" / "instances_train2017.json").stat().st_size / 2**20
+        print(f"generated in {time.perf_counter() - started:.0f} s, the annotation file has {size:.0f} MiB", flush=True)
+        steps = [["build"], ["load"], ["load"], ["load"], ["workers", "fork"], ["workers", "spawn"]]
+        for step, *more in steps:
+            subprocess.run([sys.executable, __file__, step, root, *more], check=True)
+
+
+if __name__ == "__main__":
+    main()
