@@ -110,11 +110,11 @@ def workers(root: str, method: str) -> None:
     from torch.utils.data import DataLoader, Dataset
 
     from cvexp import data
-    from cvexp.data.augment import plain_labelled_view
+    from cvexp.data.augment import PlainLabelledView
     from cvexp.data.masks import Masks
 
     index = data.load(settings(root), "segmentation").train
-    masks: Dataset[object] = Masks(index, plain_labelled_view(64), 0)
+    masks: Dataset[object] = Masks(index, PlainLabelledView(64), 0)
     before = 0.0
     for count in range(1, 5):
         keys = [[(0, (97 * i) % len(index.images))] for i in range(300 * count)]

@@ -4,7 +4,7 @@ with their label maps."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +108,7 @@ def change_colors(image: Tensor, brightness: float, contrast: float, saturation:
     return changed.round().clamp(0, 255).to(torch.uint8).view_as(image)
 
 
-Pair = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
-
-
-def labelled_view(
-    size: int, scale: Sequence[float], flip: float, jitter: Sequence[float], jitter_probability: float
-) -> Pair:
+class LabelledView(nn.Module):
     """A random view of an image and, of the same place, of its label map, whose labels are never mixed.
 
     Args:
@@ -121,40 +116,44 @@ def labelled_view(
         scale: The least and the largest share of the image's area that it shows.
         flip: The probability that left and right change places.
         jitter, jitter_probability: See `view`.
-
-    Returns:
-        A function of a (3, h, w) uint8 image and a (h, w) uint8 label map to the same of (size, size).
     """
-    place = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, tuple(scale), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(flip),
-        ]
-    )
-    colors = ColorJitter(jitter, jitter_probability, gray=0.0)
 
-    def make(image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        image, labels = place(image, labels)
-        return colors(image.as_subclass(Tensor)), labels.as_subclass(Tensor)
+    def __init__(
+        self, size: int, scale: Sequence[float], flip: float, jitter: Sequence[float], jitter_probability: float
+    ) -> None:
+        super().__init__()
+        bicubic = v2.InterpolationMode.BICUBIC  # of the image; of tv_tensors.Mask it is the nearest, whatever is asked
+        crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=bicubic, antialias=True)
+        self.place = v2.Compose([crop, v2.RandomHorizontalFlip(flip)])
+        self.colors = ColorJitter(jitter, jitter_probability, gray=0.0)
 
-    return make
+    def forward(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        """(3, h, w) and (h, w), both uint8, to the same of (size, size)."""
+        image, labels = self.place(image, labels)
+        return self.colors(image.as_subclass(Tensor)), labels.as_subclass(Tensor)
 
 
-def plain_labelled_view(size: int) -> Pair:
-    """The view for evaluation: the whole image and its label map, the longer side `size`, in the upper left of a
-    square; what lies beside is black, and ignored."""
+class PlainLabelledView(nn.Module):
+    """The view for evaluation: the whole image and its label map, the longer side `size`, in a square's upper left.
 
-    def make(image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        height, width = image.shape[-2:]
-        factor = size / max(height, width)
-        sides = [max(1, round(height * factor)), max(1, round(width * factor))]
-        right, bottom = size - sides[1], size - sides[0]
-        small = F.resize(image, sides, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-        image = F.pad(small, [0, 0, right, bottom])
-        labels = F.pad(F.resize(labels, sides, v2.InterpolationMode.NEAREST_EXACT), [0, 0, right, bottom], fill=IGNORE)
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+    What lies beside is black, and ignored.
 
-    return make
+    Args:
+        size: At least 2.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        """(3, h, w) and (h, w), both uint8, to the same of (size, size)."""
+        scale = self.size / max(image.shape[-2:])
+        height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
+        beside = [0, 0, self.size - width, self.size - height]
+        image = F.resize(image, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+        labels = F.resize(labels, [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        return F.pad(image, beside).as_subclass(Tensor), F.pad(labels, beside, fill=IGNORE).as_subclass(Tensor)
 
 
 def plain_view(size: int) -> v2.Transform:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -112,7 +113,7 @@ class Catalog:
     Attributes:
         folder: Where it lies.
         files, mask_files, urls: (m,) UTF-8.
-        size: (m, 2) int32, width and height; 0 where only the image itself tells them.
+        size: (m, 2) int32, width and height.
         first: (m + 1,) int64, image i has the objects first[i] to first[i + 1].
         image: (n,) int32.
         label: (n,) int16.
@@ -148,6 +149,13 @@ class Catalog:
     def file(self, image: int) -> str:
         """The name of an image's file, relative to the root."""
         return self.files[image].decode()
+
+    def paths(self, images: NDArray[np.int32] | None = None) -> list[str]:
+        """The paths of image files; of all, or of those at the given positions. A Path each would take too long."""
+        root = os.path.join(self.root, "")  # noqa: PTH118
+        if images is None:
+            return [root + file.decode() for file in self.files]
+        return [root + self.files[image].decode() for image in images.tolist()]
 
     @property
     def has_masks(self) -> bool:
@@ -199,7 +207,7 @@ def open_catalog(folder: Path) -> Catalog:
     said = json.loads((folder / "catalog.json").read_text())
 
     def array(name: str) -> Any:
-        return np.load(folder / f"{name}.npy", mmap_mode="r")
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # without memmap's own, slow, indexing
 
     def blobs(name: str) -> Blobs:
         return Blobs(array(f"{name}.offsets"), array(f"{name}.content"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,28 +26,36 @@ class Crops(Dataset[tuple[list[Tensor], int]]):
         index: The objects.
         views: Transforms from (3, h, w) uint8; an item has the view of each.
         seed: Of the random views.
+        resolution: The shorter side of a crop in pixels that the views have use for; of larger ones the image may be
+            decoded at a smaller scale, which is faster.
     """
 
-    def __init__(self, index: Index, views: Sequence[v2.Transform], seed: int) -> None:
+    def __init__(self, index: Index, views: Sequence[v2.Transform], seed: int, resolution: float = math.inf) -> None:
         self.index = index
         self.views = views
         self.seed = seed
+        self.resolution = resolution
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, position = key
-        crop = torch.from_numpy(np.array(read_crop(self.index, position))).permute(2, 0, 1)
+        crop = torch.from_numpy(np.array(read_crop(self.index, position, self.resolution))).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, epoch, position))
             return [view(crop) for view in self.views], int(self.index.label[position])
 
 
-def read_crop(index: Index, position: int) -> Image.Image:
+def read_crop(index: Index, position: int, resolution: float = math.inf) -> Image.Image:
     """One object: the smallest square around its box, as far as it lies in the image.
 
     A square, because a narrow box would be distorted or cut by the square views made of it.
+
+    Args:
+        index: The objects.
+        position: Which of them.
+        resolution: The image may be decoded at a smaller scale, as long as the square's side has this many pixels.
 
     Raises:
         UserError: naming the file, where it is missing or broken.
@@ -55,7 +64,10 @@ def read_crop(index: Index, position: int) -> Image.Image:
     side = max(width, height)
     x, y = left + width / 2 - side / 2, top + height / 2 - side / 2
     at = int(index.image[position])
-    image = read_image(index.path(at), index.size(at))
+    size = index.size(at)
+    image = read_image(index.path(at), size, at_least=min(1.0, resolution / max(side, 1.0)))
+    scale = image.width / size[0]
+    x, y, side = x * scale, y * scale, side * scale
     # At least a pixel, for boxes that are no larger or touch the image's edge from outside.
     x0, y0 = min(max(int(x), 0), image.width - 1), min(max(int(y), 0), image.height - 1)
     x1, y1 = max(min(round(x + side), image.width), x0 + 1), max(min(round(y + side), image.height), y0 + 1)

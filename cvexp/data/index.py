@@ -60,10 +60,10 @@ class Index:
         """The file of an image, given its position in the catalog."""
         return self.root / self.catalog.file(image)
 
-    def size(self, image: int) -> tuple[int, int] | None:
-        """Width and height that an image's annotations are for, given its position in the catalog."""
+    def size(self, image: int) -> tuple[int, int]:
+        """Width and height of an image, given its position in the catalog."""
         width, height = self.catalog.size[image].tolist()
-        return (width, height) if width else None
+        return width, height
 
     def counts(self) -> dict[str, int]:
         """How many of the objects each class has."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from cvexp.data.augment import Pair
+from cvexp.data.augment import LabelledView, PlainLabelledView
 from cvexp.data.crops import mix
 from cvexp.data.images import read_image
 from cvexp.data.index import Index
@@ -21,11 +21,11 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         index: The images.
-        view: Makes both of an item at once, so that they go on fitting each other; see `augment`.
+        view: Makes both of an item at once, so that they go on fitting each other.
         seed: Of random views.
     """
 
-    def __init__(self, index: Index, view: Pair, seed: int) -> None:
+    def __init__(self, index: Index, view: LabelledView | PlainLabelledView, seed: int) -> None:
         self.index = index
         self.view = view
         self.seed = seed
@@ -39,7 +39,8 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
         image, labels = self.read(position)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, epoch, position))
-            return self.view(image, labels)
+            pair: tuple[Tensor, Tensor] = self.view(image, labels)
+            return pair
 
     def read(self, position: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """An image and its label map as they are in the files."""

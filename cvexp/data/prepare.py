@@ -109,8 +109,7 @@ def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
 
 
 def _check_disjoint(train: Catalog, val: Catalog) -> None:
-    names = [{f"{catalog.root.resolve()}/{file.decode()}" for file in catalog.files} for catalog in (train, val)]
-    if shared := names[0] & names[1]:
+    if shared := set(train.paths()) & set(val.paths()):
         raise UserError(
             f"dataset: {len(shared)} images are in the training and in the validation split, among them {min(shared)}; "
             "validation images must never enter training: take them out of one of the two"
@@ -139,7 +138,8 @@ def _checked(config: Dataset, catalog: Catalog, split: str, fetches: bool) -> In
 
 def _fetch_images(catalog: Catalog, images: NDArray[np.int32]) -> dict[int, Problem]:
     """Fetch the images that are not there; what is wrong with those that can't be had."""
-    missing = [i for i in images.tolist() if not os.path.exists(f"{catalog.root}/{catalog.file(i)}")]  # noqa: PTH110
+    paths = zip(images.tolist(), catalog.paths(images), strict=True)
+    missing = [image for image, path in paths if not os.path.exists(path)]  # noqa: PTH110
     if not missing:
         return {}
     with fetch.alone(catalog.root):
@@ -172,7 +172,7 @@ class Checks:
 
     def update(self, images: NDArray[np.int32]) -> dict[int, Problem]:
         """Check those of the given images that are new or changed; what is wrong with any of them."""
-        names = [f"{self.catalog.root}/{self.catalog.file(i)}" for i in images.tolist()]
+        names = self.catalog.paths(images)
         states = np.array([state[1:] for state in _states(names)], dtype=np.int64).reshape(-1, 2)
         todo = np.flatnonzero((self.state[images] != states).any(axis=1))
         if len(todo):
@@ -204,7 +204,7 @@ def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
 
     Args:
         path: The file.
-        size: Width and height that its annotations are for; (0, 0) where there are none.
+        size: Width and height that its annotations are for.
     """
     try:
         data = Path(path).read_bytes()
@@ -214,10 +214,10 @@ def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
         return 0, f"it can't be read ({error.strerror}); check its permissions"
     checksum = zlib.crc32(data)
     try:
-        found = decode(data, size if size[0] else None).size
+        found = decode(data, size).size
     except Exception as error:  # what a broken file makes Pillow raise is not limited
         return checksum, explain(error)
-    if size[0] and found != size:
+    if found != size:
         return checksum, (
             f"the image has {found[0]} x {found[1]} px, but its annotations are for {size[0]} x {size[1]}; correct "
             "them, or fetch the right image"

@@ -146,14 +146,14 @@ class DINO(pl.LightningModule):
     # Data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        crops = Crops(self.splits.train, _views(self.task), self.config.seed)
+        crops = Crops(self.splits.train, _views(self.task), self.config.seed, _resolution(self.task))
         return make_loader(crops, self.batches, self.config.loader)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation crops, with a plain view before the random ones; the training crops that vote in kNN."""
         plain = augment.plain_view(self.task.eval_size)
-        val = Crops(self.splits.val, [plain, *_views(self.task)], self.config.seed)
-        bank = Crops(self.splits.train, [plain], self.config.seed)
+        val = Crops(self.splits.val, [plain, *_views(self.task)], self.config.seed, _resolution(self.task))
+        bank = Crops(self.splits.train, [plain], self.config.seed, _resolution(self.task))
         chosen = _sample(self.splits.train, self.task.knn_bank)
         return [
             make_loader(val, FixedBatches(list(range(len(val))), self.config.loader.batch_size), self.config.loader),
@@ -286,6 +286,12 @@ def _views(task: Config) -> list[Any]:
         )
         for kind in kinds
     ]
+
+
+def _resolution(task: Config) -> float:
+    """How many pixels a side of a crop needs, so that the smallest part of it that a view shows has enough."""
+    kinds = ((task.global_size, task.global_scale[0]), (task.local_size, task.local_scale[0]), (task.eval_size, 1.0))
+    return max(size / math.sqrt(scale) for size, scale in kinds)
 
 
 def _sample(index: Index, most: int) -> list[int]:
