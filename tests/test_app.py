@@ -46,7 +46,16 @@ def test_every_experiment_composes_and_says_its_command_and_result() -> None:
         check(composed)
 
 
-@pytest.mark.parametrize("choices", [["dataset=shapes", "optimizer=adamw"], ["dataset=coco", "optimizer=sgd"]])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["dataset=shapes", "optimizer=adamw"],
+        ["dataset=coco", "optimizer=sgd"],
+        ["dataset=voc"],
+        ["dataset=folder"],
+        ["dataset=course", "task=prepare"],
+    ],
+)
 def test_no_default_hides_in_code(choices: list[str]) -> None:
     """Every key of the schema is in the YAML: what --cfg prints is the whole configuration."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -116,15 +116,32 @@ IN_THE_DATA = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", IN_THE_DATA)
-def test_in_the_data(
-    cvexp: Callable[..., Outcome], coco_root: Path, damage: Callable[[Path], None], workers: int
-) -> None:
+def test_in_the_data(cvexp: Callable[..., Outcome], coco_root: Path, damage: Callable[[Path], None]) -> None:
     damage(coco_root)
+    tiny = [argument for argument in TINY if not argument.startswith("dataset.")]
+    data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]"]
+    assert_told(cvexp(*tiny, *data), *IN_THE_DATA[damage])
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_training(
+    cvexp: Callable[..., Outcome], coco_root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """After all was checked, in the main process or in a worker."""
+    from cvexp.tasks import training
+
+    train = training.train
+
+    def break_and_train(*arguments: object, **keywords: object) -> None:
+        _text_for_image(coco_root)
+        train(*arguments, **keywords)
+
+    monkeypatch.setattr(training, "train", break_and_train)
     tiny = [argument for argument in TINY if not argument.startswith(("dataset.", "loader.num_workers"))]
     data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]", f"loader.num_workers={workers}"]
-    assert_told(cvexp(*tiny, *data), *IN_THE_DATA[damage])
+    assert_told(cvexp(*tiny, *data), "val1.jpg", "broken")
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import get_args
 
 from cvexp.config import Dataset
 from cvexp.data.index import Splits
 from cvexp.data.prepare import Use, make_splits
 from cvexp.errors import UserError
+
+log = logging.getLogger("cvexp")
 
 
 def uses(config: Dataset) -> tuple[Use, ...]:
@@ -37,6 +40,8 @@ def load(config: Dataset, use: Use) -> Splits:
         UserError: also where a split has nothing of what was chosen.
     """
     splits = open_splits(config, use)
+    if problems := [problem for index in splits for problem in index.problems]:
+        log.warning("data: %d broken things are left out, the first: %s", len(problems), problems[0])
     for index in splits:
         of_classes = f" of the classes {', '.join(index.classes)}" if index.classes else ""
         if use == "segmentation" and not index.catalog.has_masks:

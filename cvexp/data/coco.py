@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from omegaconf import MISSING
 
@@ -68,7 +69,7 @@ def _fetch_annotations(config: Config) -> None:
         if all((root / file).is_file() for file in files):
             return
         archive = root / config.annotations_url.rpartition("/")[2]
-        fetch_with_bar(Remote(config.annotations_url, archive, config.annotations_md5))
+        fetch_with_bar(Remote(config.annotations_url, archive, config.annotations_md5, verify=is_zipfile))
         unpack(archive, root / ".annotations", wanted=lambda name: name in files)
         for file in files:
             if not (root / ".annotations" / file).is_file():

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from zipfile import is_zipfile
 
 from filelock import FileLock
 from omegaconf import MISSING
@@ -81,7 +82,7 @@ def _unpacked(config: Config, use: Use) -> Path:
                 "lies, or fetch it with dataset.download=true"
             )
         with alone(root):
-            fetch_with_bar(Remote(f"{config.url}/{name}", archive))
+            fetch_with_bar(Remote(f"{config.url}/{name}", archive, verify=is_zipfile))
     state = archive.stat()
     digest = hashlib.sha256(f"{archive.absolute()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
     folder = Path(config.cache) / f"course-{archive.stem}-{digest[:16]}"

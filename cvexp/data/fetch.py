@@ -46,12 +46,14 @@ class Remote(NamedTuple):
         path: Where it is to lie.
         md5: Its checksum, where its publisher tells it.
         most: More bytes than this are refused; None: as many as the disk has room for.
+        verify: Tells whether a fetched file is what it should be.
     """
 
     url: str
     path: Path
     md5: str | None = None
     most: int | None = None
+    verify: Callable[[Path], bool] = lambda path: True
 
 
 class RefusedError(UserError):
@@ -91,7 +93,7 @@ def fetch(
     remote.path.parent.mkdir(parents=True, exist_ok=True)
     part = remote.path.with_name(remote.path.name + ".part")
     if _fetch_part(remote, part, report, stop or Event()):
-        _check_sum(remote, part)
+        _check_content(remote, part)
         part.rename(remote.path)
         _notes(part).unlink(missing_ok=True)
 
@@ -170,7 +172,8 @@ def _attempt(remote: Remote, part: Path, report: Callable[[int, int | None], Non
         _check_answer(remote, answer)
         if answer.status_code != 206:
             done = 0
-        total = done + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+        length = answer.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else None
         room = shutil.disk_usage(part.parent).free + done
         if total is not None and total > (most := min(room, remote.most or room)):
             raise RefusedError(f"{remote.url}: it has {total} bytes, and at most {most} can be taken; free some space")
@@ -220,18 +223,21 @@ def _read_notes(part: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _check_sum(remote: Remote, part: Path) -> None:
-    if remote.md5 is None:
-        return
+def _check_content(remote: Remote, part: Path) -> None:
     with part.open("rb") as file:
         got = hashlib.file_digest(file, "md5").hexdigest()
-    if got != remote.md5:
-        part.unlink()
-        _notes(part).unlink(missing_ok=True)
-        raise RefusedError(
-            f"{remote.url}: the file's MD5 is {got}, but should be {remote.md5}; it was damaged on its way or is "
-            "another one now, and is not kept: start again, or fetch it by hand"
-        )
+    if remote.md5 is not None and got != remote.md5:
+        wrong = f"the file's MD5 is {got}, but should be {remote.md5}"
+    elif not remote.verify(part):
+        wrong = f"what the server sends is no whole {remote.path.suffix or 'file'}"
+    else:
+        return
+    part.unlink()
+    _notes(part).unlink(missing_ok=True)
+    raise RefusedError(
+        f"{remote.url}: {wrong}; it was damaged on its way or is another one now, and is not kept: start again, or "
+        "fetch it by hand"
+    )
 
 
 def _session() -> requests.Session:

@@ -28,14 +28,14 @@ class Config(Dataset):
     train_masks: str | None = MISSING
     val_masks: str | None = MISSING
     mask_suffix: str = MISSING
-    mask_values: dict[str, int] = MISSING
+    mask_values: dict[str, int] | None = MISSING
     ignore_value: int = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.val_fraction < 1, "dataset.val_fraction", self.val_fraction, "between 0 and 1")
         if self.train_masks is not None:
-            numbers = list(self.mask_values.values())
+            numbers = list((self.mask_values or {}).values())
             fits = numbers and len({*numbers, 0, self.ignore_value}) == len(numbers) + 2
             fits = fits and min(numbers) > 0 and max(*numbers, self.ignore_value) < 2**16
             require(
@@ -167,6 +167,7 @@ def _masked_recipe(config: Config, root: Path, files: Sequence[str], images: str
 
 
 def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Draft:
-    draft = Draft(root, list(config.mask_values), list(config.mask_values.values()), config.ignore_value)
+    values = config.mask_values or {}
+    draft = Draft(root, list(values), list(values.values()), config.ignore_value)
     add_masked_images(draft, files, mask_files)
     return draft

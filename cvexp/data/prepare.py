@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import zlib
@@ -32,8 +31,6 @@ from cvexp.errors import UserError
 Use = Literal["pretraining", "segmentation"]
 
 VERSION = 1  # of what a catalog holds; another one makes all catalogs anew
-
-log = logging.getLogger("cvexp")
 
 
 class Recipe(NamedTuple):
@@ -68,8 +65,6 @@ def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
     if problems and config.strict:
         others = f" (and {len(problems) - 1} more, which task=prepare lists)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{others}; or leave out what is broken with dataset.strict=false")
-    if problems:
-        log.warning("data: %d broken things are left out, the first: %s", len(problems), problems[0])
     return splits
 
 
@@ -144,11 +139,21 @@ def _fetch_images(catalog: Catalog, images: NDArray[np.int32]) -> dict[int, Prob
         return {}
     with fetch.alone(catalog.root):
         remotes = [
-            fetch.Remote(catalog.urls[i].decode(), catalog.root / catalog.file(i), most=fetch.LARGEST_IMAGE)
+            fetch.Remote(
+                catalog.urls[i].decode(), catalog.root / catalog.file(i), most=fetch.LARGEST_IMAGE, verify=_is_image
+            )
             for i in missing
         ]
         problems = fetch.fetch_all(remotes, f"fetching {len(missing)} images")
-    return {missing[i]: Problem(catalog.file(missing[i]), text) for i, text in problems.items()}
+    return {missing[i]: Problem(str(catalog.root / catalog.file(missing[i])), text) for i, text in problems.items()}
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        decode(path.read_bytes())
+    except Exception:  # what a broken file makes Pillow raise is not limited
+        return False
+    return True
 
 
 class Checks:
@@ -177,7 +182,8 @@ class Checks:
         todo = np.flatnonzero((self.state[images] != states).any(axis=1))
         if len(todo):
             self._check(todo, images, names, states)
-        return {i: Problem(self.catalog.file(i), self.problems[i]) for i in images.tolist() if i in self.problems}
+        named = zip(images.tolist(), names, strict=True)
+        return {image: Problem(name, self.problems[image]) for image, name in named if image in self.problems}
 
     def _check(self, todo: NDArray[np.intp], images: NDArray[np.int32], names: list[str], states: Any) -> None:
         sizes = self.catalog.size[images]

@@ -20,6 +20,7 @@ from cvexp.data import augment
 from cvexp.data.crops import Crops, mix
 from cvexp.data.index import Index, Splits
 from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.backbone import feature_dim
@@ -103,9 +104,14 @@ MEASURES = ("knn_top1", "teacher_entropy", "teacher_kl", "feature_std", "feature
 def run(config: config.Config, run: Run) -> None:
     """Pretrain, and leave checkpoints, metrics, embeddings and pictures in `run`."""
     splits = data.load(config.dataset, "pretraining")
+    assert isinstance(config.task, Config)
+    if config.task.monitor == "val/knn_top1" and not splits.val.classes:
+        raise UserError(
+            f"task.monitor: got 'val/knn_top1', which needs labels, and {splits.val.root} has none; choose val/loss"
+        )
     if config.resume is None:
         run.log_data(config.dataset.name, splits)
-    training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)  # type: ignore[attr-defined]
+    training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)
 
 
 class DINO(pl.LightningModule):

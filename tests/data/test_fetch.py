@@ -290,10 +290,24 @@ def test_an_image_that_is_gone_can_be_left_out(server: Server, hosted: Path, tmp
 
 def test_a_damaged_archive_is_not_taken(server: Server, hosted: Path, tmp_path: Path) -> None:
     server.files["/annotations.zip"] = server.files["/annotations.zip"][:-40]
-    with pytest.raises(UserError, match="no whole zip archive"):
+    with pytest.raises(UserError, match=r"annotations.zip: what the server sends is no whole \.zip"):
         load(settings(server, tmp_path / "mine"), "pretraining")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="should be 0123"):
         load(settings(server, tmp_path / "other", annotations_md5="0123"), "pretraining")  # type: ignore[arg-type]
+
+
+def test_what_is_cut_off_unseen_is_not_taken_for_whole(server: Server, hosted: Path, tmp_path: Path) -> None:
+    """A server that doesn't say how long a file is may break off without anyone noticing."""
+    whole = server.files["/train2017/train2.jpg"]
+    server.files["/train2017/train2.jpg"] = whole[: len(whole) // 2]
+    server.faults["/train2017/train2.jpg"] = ["no length"]
+    root = tmp_path / "mine"
+    with pytest.raises(UserError, match=r"train2.jpg: what the server sends is no whole \.jpg"):
+        load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    assert not (root / "train2017" / "train2.jpg").exists()
+    server.files["/train2017/train2.jpg"] = whole
+    load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    assert (root / "train2017" / "train2.jpg").read_bytes() == whole
 
 
 def _fetch_coco(arguments: tuple[str, str, str, str]) -> int:
