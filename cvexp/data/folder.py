@@ -59,38 +59,37 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
         UserError: where a folder is missing, or has no images.
     """
     root = Path(config.root).absolute()
-    train = list_images(root, config.train_images, "dataset.train_images", _mask_suffix(config, config.train_masks))
-    val_masks = config.val_masks
+    train_images = os.path.relpath(root / config.train_images, root)
+    train = list_images(root, train_images, "dataset.train_images", config.train_masks, config.mask_suffix)
     if config.val_images is None:
-        val = [file for file in train if _chance(file) < config.val_fraction]
-        train = [file for file in train if _chance(file) >= config.val_fraction]
-        val_masks = config.train_masks
+        val_images, val_masks = train_images, config.train_masks
+        most = max(config.val_fraction, min(map(_chance, train)))  # one at least
+        val = [file for file in train if _chance(file) <= most]
+        train = [file for file in train if _chance(file) > most]
     else:
-        val = list_images(root, config.val_images, "dataset.val_images", _mask_suffix(config, config.val_masks))
-    val_images = config.val_images or config.train_images
+        val_images, val_masks = os.path.relpath(root / config.val_images, root), config.val_masks
+        val = list_images(root, val_images, "dataset.val_images", val_masks, config.mask_suffix)
     if config.train_masks is not None:
         if val_masks is None:
             raise UserError("dataset.val_masks: got null, but it must be a folder, as dataset.train_masks is")
         return (
-            _masked_recipe(config, root, train, config.train_images, config.train_masks),
+            _masked_recipe(config, root, train, train_images, config.train_masks),
             _masked_recipe(config, root, val, val_images, val_masks),
         )
-    names = {label_of(file, config.train_images) for file in train} | {label_of(file, val_images) for file in val}
+    names = {label_of(file, train_images) for file in train} | {label_of(file, val_images) for file in val}
     classes = sorted(name for name in names if name is not None)
-    return (
-        tree_recipe(root, train, config.train_images, classes),
-        tree_recipe(root, val, val_images, classes),
-    )
+    return tree_recipe(root, train, train_images, classes), tree_recipe(root, val, val_images, classes)
 
 
-def list_images(root: Path, folder: str, key: str, mask_suffix: str | None = None) -> list[str]:
+def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
     """The image files in and below a folder, relative to the root, in the order of their names.
 
     Args:
         root: What they are relative to.
         folder: Where they lie, relative to the root.
         key: What names the folder in the configuration.
-        mask_suffix: The ending of files that are masks.
+        masks: The folder of their masks, which are not listed, wherever it lies.
+        mask_suffix: The ending of the masks.
 
     Raises:
         UserError: where the folder is missing, or has no images.
@@ -98,22 +97,22 @@ def list_images(root: Path, folder: str, key: str, mask_suffix: str | None = Non
     start = root / folder
     if not start.is_dir():
         raise UserError(f"{key}: there is no folder {start}; check dataset.root= and {key}=")
+    mask_start = None if masks is None else os.path.relpath(root / masks, root)
     files = []
     for path, folders, names in os.walk(start):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(path, root)
+        if below == mask_start and path != str(start):
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            is_image = name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            if is_image and not (mask_suffix and name.endswith(mask_suffix)):
+            is_mask = mask_start == folder and name.endswith(mask_suffix)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not is_mask:
                 files.append(name if below == "." else f"{below}/{name}")
     if not files:
-        raise UserError(f"{key}: there are no images in {start}; they end in {', '.join(SUFFIXES)}")
+        beside = f" that don't end in {mask_suffix}, as masks do" if mask_start == folder else ""
+        raise UserError(f"{key}: there are no images in {start}{beside}; they end in {', '.join(SUFFIXES)}")
     return files
-
-
-def _mask_suffix(config: Config, masks: str | None) -> str | None:
-    """The ending of masks that may lie among the images."""
-    return config.mask_suffix if masks is not None else None
 
 
 def _chance(file: str) -> float:

@@ -59,13 +59,19 @@ def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
     if config.classes is None and catalogs[0].classes:  # so that both splits number them alike
         config = replace(config, classes=list(catalogs[0].classes))
     _check_disjoint(*catalogs)
+    if config.strict:  # before anything is fetched
+        _stop_at([problem for catalog in catalogs for problem in catalog.problems])
     pairs = zip(catalogs, ("train", "val"), (train, val), strict=True)
     splits = Splits(*(_checked(config, catalog, split, recipe.fetches) for catalog, split, recipe in pairs))
-    problems = [problem for index in splits for problem in index.problems]
-    if problems and config.strict:
+    if config.strict:
+        _stop_at([problem for index in splits for problem in index.problems])
+    return splits
+
+
+def _stop_at(problems: Sequence[Problem]) -> None:
+    if problems:
         others = f" (and {len(problems) - 1} more, which task=prepare lists)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{others}; or leave out what is broken with dataset.strict=false")
-    return splits
 
 
 def make_catalog(config: Dataset, split: str, recipe: Recipe) -> Catalog:

@@ -49,29 +49,61 @@ def test_a_plain_folder_has_no_labels_and_is_split_by_name(tmp_path: Path) -> No
     assert names[1] <= {again.catalog.file(i) for i in again.images.tolist()}
 
 
+@pytest.mark.parametrize("masks", ["{}", "masks/{}"])
 @pytest.mark.parametrize("suffix", [".png", "_mask.png"])
-def test_masks_lie_beside_their_images_or_in_a_folder_of_their_own(tmp_path: Path, suffix: str) -> None:
+def test_masks_lie_beside_their_images_or_in_a_folder_of_their_own(tmp_path: Path, suffix: str, masks: str) -> None:
+    keys: dict[str, object] = {"mask_suffix": suffix, "mask_values": {"lake": 4, "road": 9}}
     for split in ("train", "val"):
+        keys[f"{split}_masks"] = masks.format(split)
         for name in ("a", "deep/b"):
             save(tmp_path / split / f"{name}.jpg")
-            save_mask(tmp_path / split / f"{name}{suffix}", 0, 4, 255, 9)
-            save_mask(tmp_path / "masks" / split / f"{name}{suffix}", 0, 4, 255, 9)
-    for masks in ("{}", "masks/{}"):
-        settings = dataset(
-            "folder",
-            tmp_path,
-            train_masks=masks.format("train"),
-            val_masks=masks.format("val"),
-            mask_suffix=suffix,
-            mask_values={"lake": 4, "road": 9},
-            classes=["road", "lake"],
-            min_crop_size=8,
-        )
-        for use in ("pretraining", "segmentation"):
-            for index in load(settings, use):  # type: ignore[arg-type]
-                assert [index.catalog.file(i).split("/", 1)[1] for i in index.images] == ["a.jpg", "deep/b.jpg"]
-                assert index.label_map(0)[:, 0].tolist() == [0] * 10 + [2] * 10 + [255] * 10 + [1] * 10
-                assert index.counts() == {"road": 2, "lake": 2}
+            save_mask(tmp_path / masks.format(split) / f"{name}{suffix}", 0, 4, 255, 9)
+    settings = dataset("folder", tmp_path, **keys, classes=["road", "lake"], min_crop_size=8)
+    for use in ("pretraining", "segmentation"):
+        for index in load(settings, use):  # type: ignore[arg-type]
+            assert [index.catalog.file(i).split("/", 1)[1] for i in index.images] == ["a.jpg", "deep/b.jpg"]
+            assert index.label_map(0)[:, 0].tolist() == [0] * 10 + [2] * 10 + [255] * 10 + [1] * 10
+            assert index.counts() == {"road": 2, "lake": 2}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("images/{}", "masks/{}"), ("{}", "{}/masks"), ("{}/images", "{}")], ids=str
+)
+def test_images_may_be_png_like_their_masks(tmp_path: Path, images: str, masks: str) -> None:
+    keys: dict[str, object] = {"mask_values": {"x": 1}}
+    for split in ("train", "val"):
+        keys |= {f"{split}_images": images.format(split), f"{split}_masks": masks.format(split)}
+        for name in ("a.png", "deep/b.png"):
+            save(tmp_path / images.format(split) / name)
+            save_mask(tmp_path / masks.format(split) / name, 0, 1)
+    index = load(dataset("folder", tmp_path, **keys), "segmentation").train
+    assert len(index.images) == 2
+    assert index.label_map(0).max() == 1
+
+
+def test_png_masks_among_png_images_need_an_ending_of_their_own(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / split / "a.png")
+        save_mask(tmp_path / split / "a_mask.png", 1)
+    keys: dict[str, object] = {"mask_values": {"x": 1}, "train_masks": "train", "val_masks": "val"}
+    with pytest.raises(UserError, match=r"no images in .* that don't end in \.png, as masks do"):
+        load(dataset("folder", tmp_path, **keys), "segmentation")
+    assert len(load(dataset("folder", tmp_path, **keys, mask_suffix="_mask.png"), "segmentation").train.images) == 1
+
+
+def test_folders_may_lie_anywhere(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / "elsewhere" / split / "cat" / "a.jpg")
+    keys = {f"{split}_images": str(tmp_path / "elsewhere" / split) for split in ("train", "val")}
+    (tmp_path / "root").mkdir()
+    assert load(dataset("folder", tmp_path / "root", **keys), "pretraining").train.counts() == {"cat": 1}
+
+
+def test_a_split_by_name_is_never_empty(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.jpg")
+    settings = dataset("folder", tmp_path, train_images=".", val_images=None, val_fraction=1e-9)
+    assert [len(index) for index in load(settings, "pretraining")] == [1, 1]
 
 
 def test_masks_of_16_bits_hold_larger_numbers(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def break_three(root: Path) -> None:
 
 def test_what_is_broken_stops_unless_it_may_be_left_out(coco_root: Path) -> None:
     break_three(coco_root)
-    with pytest.raises(UserError, match=r"annotations\[4\].*and 2 more, which task=prepare lists.*strict=false"):
+    with pytest.raises(UserError, match=r"annotations\[4\].*at least three.*strict=false"):
         load(dataset("coco", coco_root, classes=["cat", "dog"]), "pretraining")
     for _ in range(2):  # the second time it is remembered
         index = load(dataset("coco", coco_root, classes=["cat", "dog"], strict=False), "pretraining").train
@@ -135,6 +135,13 @@ def test_what_is_broken_stops_unless_it_may_be_left_out(coco_root: Path) -> None
         assert len(index.problems) == 3
         limited = load(dataset("coco", coco_root, classes=["cat", "dog"], strict=False, limit=2), "pretraining").train
         assert [limited.catalog.file(i) for i in limited.images] == ["train2017/train1.jpg", "train2017/train3.jpg"]
+
+
+def test_all_broken_images_are_found_before_it_stops(coco_root: Path) -> None:
+    for i in (0, 2, 4):
+        (coco_root / "train2017" / f"train{i}.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"train0\.jpg.*and 2 more, which task=prepare lists.*strict=false"):
+        load(dataset("coco", coco_root, classes=["cat", "dog"]), "pretraining")
 
 
 def test_a_run_records_what_it_left_out(cvexp: Callable[..., Outcome], coco_root: Path) -> None:
