@@ -133,6 +133,7 @@ class Run:
         self.client.log_inputs(self.id, inputs)
         left_out = [str(problem) for index in splits for problem in index.problems]
         self.log_metrics({"data/left_out": len(left_out)}, step=0)
+        self.flush()  # a run that is killed and goes on doesn't come here again
         if left_out:
             self.client.log_text(self.id, "\n".join(left_out) + "\n", "data/left_out.txt")
 
