@@ -69,7 +69,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.classes is not None:
-            require(0 < len(self.classes) < 255, "dataset.classes", self.classes, "null, or 1 to 254 classes")
+            require(len(self.classes) > 0, "dataset.classes", self.classes, "null, or a list of at least one class")
             require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
         require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
         require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")

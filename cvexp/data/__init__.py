@@ -48,6 +48,10 @@ def load(config: Dataset, use: Use) -> Splits:
             raise UserError(
                 f"dataset: the {index.split} split of {index.root} has no masks, so only task=dino can use it"
             )
+        if use == "segmentation" and len(index.classes) > 254:
+            raise UserError(
+                f"dataset.classes: {len(index.classes)} classes, but a label map has room for 254; choose fewer"
+            )
         if use == "segmentation" and len(index.images) == 0:
             raise UserError(
                 f"dataset: the {index.split} split of {index.root} has no image with an object{of_classes}; choose "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import multiprocessing
 import os
 import shutil
@@ -16,6 +18,18 @@ from cvexp.data.progress import in_parallel
 from cvexp.errors import UserError
 
 MOST_TIMES_LARGER = 200  # unpacked than packed, of all members together; images and text stay far below
+
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    UnicodeError,
+    IndexError,
+    RuntimeError,
+)
 
 
 class PasswordError(UserError):
@@ -62,9 +76,14 @@ def unpack(
             _extract((path, unfinished, names, password))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such archive") from error
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f"{path}: this is no whole zip archive ({error}); delete it and fetch it again") from error
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(f"{path}: a member can't be written ({error}); fetch the archive again") from error
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

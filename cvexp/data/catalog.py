@@ -112,7 +112,7 @@ class Catalog:
 
     Attributes:
         folder: Where it lies.
-        files, mask_files, urls: (m,) UTF-8.
+        files, mask_files, urls: (m,) as the file system names them.
         size: (m, 2) int32, width and height.
         first: (m + 1,) int64, image i has the objects first[i] to first[i + 1].
         image: (n,) int32.
@@ -148,14 +148,14 @@ class Catalog:
 
     def file(self, image: int) -> str:
         """The name of an image's file, relative to the root."""
-        return self.files[image].decode()
+        return os.fsdecode(self.files[image])
 
     def paths(self, images: NDArray[np.int32] | None = None) -> list[str]:
         """The paths of image files; of all, or of those at the given positions. A Path each would take too long."""
         root = os.path.join(self.root, "")  # noqa: PTH118
         if images is None:
-            return [root + file.decode() for file in self.files]
-        return [root + self.files[image].decode() for image in images.tolist()]
+            return [root + os.fsdecode(file) for file in self.files]
+        return [root + os.fsdecode(self.files[image]) for image in images.tolist()]
 
     @property
     def has_masks(self) -> bool:
@@ -178,8 +178,8 @@ def write_catalog(draft: Draft, folder: Path) -> None:
         "area": np.asarray(draft.areas, dtype=np.int64)[order],
     }
     blobs: dict[str, Iterable[bytes]] = {
-        "files": (text.encode() for text in draft.files),
-        "mask_files": (text.encode() for text in draft.mask_files),
+        "files": (os.fsencode(text) for text in draft.files),
+        "mask_files": (os.fsencode(text) for text in draft.mask_files),
         "urls": (text.encode() for text in draft.urls),
         "runs": (draft.runs[i] for i in order.tolist()),
     }

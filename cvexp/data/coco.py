@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,14 +71,22 @@ def _fetch_annotations(config: Config) -> None:
         if all((root / file).is_file() for file in files):
             return
         archive = root / config.annotations_url.rpartition("/")[2]
+        is_mine = not archive.exists()
         fetch_with_bar(Remote(config.annotations_url, archive, config.annotations_md5, verify=is_zipfile))
-        unpack(archive, root / ".annotations", wanted=lambda name: name in files)
-        for file in files:
-            if not (root / ".annotations" / file).is_file():
-                raise UserError(f"{archive}: there is no {file} in it; correct dataset.annotations_url=")
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            (root / ".annotations" / file).replace(root / file)
-        archive.unlink()
+        missing = [file for file in files if not (root / file).is_file()]
+        unpacked = root / ".cvexp-annotations"
+        shutil.rmtree(unpacked, ignore_errors=True)  # what a former start left
+        try:
+            unpack(archive, unpacked, wanted=lambda name: name in missing)
+            for file in missing:
+                if not (unpacked / file).is_file():
+                    raise UserError(f"{archive}: there is no {file} in it; correct dataset.annotations_url=")
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                (unpacked / file).replace(root / file)
+        finally:
+            shutil.rmtree(unpacked, ignore_errors=True)
+        if is_mine:
+            archive.unlink()
 
 
 def read(root: Path, path: Path, images: str) -> Draft:
@@ -108,7 +118,9 @@ def read(root: Path, path: Path, images: str) -> Draft:
             file, width, height = check_image(entry)
             if entry["id"] in position_of or file in files:
                 raise ValueError(f"the id {entry['id']} or the file {file!r} is there twice; take one out")
-            position_of[entry["id"]] = draft.add_image(f"{images}/{file}", width, height, url=_url(entry))
+            position_of[entry["id"]] = draft.add_image(
+                posixpath.normpath(f"{images}/{file}"), width, height, url=_url(entry)
+            )
             files.add(file)
         except (KeyError, TypeError, ValueError) as error:
             draft.add_problem(f"{path}: images[{number}]", say(error))
@@ -127,7 +139,22 @@ def read(root: Path, path: Path, images: str) -> Draft:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             number = count - len(annotations) - 1
             draft.add_problem(f"{path}: annotations[{number}]", _explain(error, annotation))
+            _ignore_image(draft, position_of, label_of, annotation)
     return draft
+
+
+def _ignore_image(
+    draft: Draft, position_of: Mapping[object, int], label_of: Mapping[object, int], annotation: Any
+) -> None:
+    """Where an object of a class lies in an image is not known: none of it may count as background."""
+    try:
+        position, label = position_of[annotation["image_id"]], label_of[annotation["category_id"]]
+    except (KeyError, TypeError):
+        return
+    if position >= 0:
+        width, height = draft.sizes[position]
+        everything = rle.encode({"size": [height, width], "counts": [0, width * height]}, width, height)
+        draft.add_object(position, label, everything.box, everything.area, everything.counts, crowd=True)
 
 
 def check_image(entry: Mapping[str, Any]) -> tuple[str, int, int]:
@@ -139,6 +166,7 @@ def check_image(entry: Mapping[str, Any]) -> tuple[str, int, int]:
     file, width, height = entry["file_name"], entry["width"], entry["height"]
     if not _is_text(file) or not file:
         raise TypeError(f"`file_name` is no text, but {file!r}")
+    file.encode()  # half a character of UTF-16 is a ValueError
     if leaves_folder(file):
         raise ValueError(f"the file name {file!r} leaves the folder of the images")
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
@@ -162,6 +190,8 @@ def add_object(draft: Draft, image: int, label: int, annotation: Mapping[str, An
         raise KeyError("bbox")
     box: Sequence[float] = annotation.get("bbox", mask.box)
     _check_box(box, width, height)
+    left, top = max(box[0], 0), max(box[1], 0)
+    box = [left, top, max(min(box[0] + box[2], width) - left, 0), max(min(box[1] + box[3], height) - top, 0)]
     area = mask.area if mask.counts else round(box[2] * box[3])
     draft.add_object(image, label, box, area, mask.counts, annotation.get("iscrowd", 0) == 1)
 
@@ -182,7 +212,7 @@ def _is_text(value: object) -> bool:
 
 def _url(entry: Mapping[str, Any]) -> str:
     url = entry.get("coco_url", "")
-    return url if isinstance(url, str) else ""
+    return url if isinstance(url, str) and url.isascii() else ""
 
 
 def say(error: Exception) -> str:

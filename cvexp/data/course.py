@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from cvexp.data.archive import unpack
 from cvexp.data.catalog import Draft
 from cvexp.data.fetch import Remote, alone, fetch_with_bar
 from cvexp.data.folder import list_images, tree_recipe
-from cvexp.data.images import FORMATS, leaves_folder, upright_size
+from cvexp.data.images import FORMATS, explain, leaves_folder, upright_size
 from cvexp.data.prepare import Recipe, Use
 from cvexp.errors import UserError
 
@@ -63,7 +62,11 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; check dataset.root=, or fetch the archive again")
     train_recipe, val_recipe = (
-        Recipe([str(root), images], [path], partial(_read_aggregated, root, path, f"{folder}/imgs/{images}"))
+        Recipe(
+            [str(root), images],
+            [path, *sorted((root / folder / "imgs" / images).glob("*"))],
+            partial(_read_aggregated, root, path, f"{folder}/imgs/{images}"),
+        )
         for path, images in zip(paths, ("train2014", "val2014"), strict=True)
     )
     return train_recipe, val_recipe
@@ -89,10 +92,7 @@ def _unpacked(config: Config, use: Use) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"course-{archive.stem}.lock"):
         if not folder.exists():
-            outdated = list(folder.parent.glob(f"course-{archive.stem}-*"))
             unpack(archive, folder, password=config.password)
-            for other in outdated:
-                shutil.rmtree(other, ignore_errors=True)
     if not (folder / UNPACKED[use]).is_dir():
         raise UserError(f"{archive}: there is no {UNPACKED[use]} in it, so it is not the course's; check dataset.root=")
     return folder
@@ -110,8 +110,8 @@ def _read_aggregated(root: Path, path: Path, images: str) -> Draft:
         try:
             file, width, height = coco.check_image(_with_size(entry, root / images))
             image = draft.add_image(f"{images}/{file}", width, height)
-            groups = [(label_of[key], objects) for key, objects in entry["annotations"].items()]
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            groups = [(label_of[key], list(objects)) for key, objects in entry["annotations"].items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             draft.add_problem(where, coco.say(error))
             continue
         for label, objects in groups:
@@ -130,6 +130,11 @@ def _with_size(entry: dict[str, object], images: Path) -> dict[str, object]:
     file = entry["file_name"]
     if "width" in entry or not isinstance(file, str) or leaves_folder(file):
         return entry
-    with Image.open(images / file, formats=FORMATS) as image:
-        width, height = upright_size(image)
+    try:
+        with Image.open(images / file, formats=FORMATS) as image:
+            width, height = upright_size(image)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {images / file}") from error
+    except Exception as error:  # what a broken file makes Pillow raise is not limited
+        raise ValueError(f"{images / file}: {explain(error)}") from error
     return {**entry, "width": width, "height": height}

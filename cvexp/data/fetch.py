@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from filelock import FileLock
 
 from cvexp.data import progress
@@ -88,7 +88,9 @@ def fetch(
     """
     if remote.path.exists():
         return
-    if urlsplit(remote.url).scheme not in ("http", "https"):
+    if not remote.url:
+        raise RefusedError("it is not there, and no address is known to fetch it from; put it there, or take it out")
+    if not remote.url.startswith(("http://", "https://")):
         raise RefusedError(f"{remote.url}: only http and https addresses are fetched; correct it")
     remote.path.parent.mkdir(parents=True, exist_ok=True)
     part = remote.path.with_name(remote.path.name + ".part")
@@ -140,15 +142,16 @@ def fetch_with_bar(remote: Remote) -> None:
 def _fetch_part(remote: Remote, part: Path, report: Callable[[int, int | None], None], stop: Event) -> bool:
     """Fetch what is missing of a file; whether it is whole."""
     failures = 0
+    most = part.stat().st_size if part.exists() else 0
     while not stop.is_set():
-        before = part.stat().st_size if part.exists() else 0
         try:
             return _attempt(remote, part, report, stop)
-        except NEVER_MENDED as error:
+        except (*NEVER_MENDED, ValueError, urllib3.exceptions.HTTPError) as error:
             raise RefusedError(f"{remote.url}: {error}; correct the address") from error
         except (_BrokenOffError, requests.RequestException) as error:
-            gained = part.exists() and part.stat().st_size > before
-            failures = 1 if gained else failures + 1
+            size = part.stat().st_size if part.exists() else 0
+            failures = 1 if size > most else failures + 1
+            most = max(most, size)
             if failures >= ATTEMPTS:
                 raise UserError(
                     f"{remote.url}: {_plain(error)}, at {ATTEMPTS} attempts in a row; check the network and start "
@@ -198,6 +201,8 @@ def _check_answer(remote: Remote, answer: requests.Response) -> None:
         raise _BrokenOffError(f"the server answers {status} {answer.reason}")
     if status not in (200, 206):
         raise RefusedError(f"{remote.url}: the server answers {status} {answer.reason}; check the address")
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        raise RefusedError(f"{remote.url}: the server sends it compressed, unasked; fetch it by hand")
     if answer.headers.get("Content-Type", "").startswith("text/html"):
         raise RefusedError(
             f"{remote.url}: the server sends a web page instead of {remote.path.name}; open the address in a browser: "

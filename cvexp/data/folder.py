@@ -78,7 +78,11 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
         )
     names = {label_of(file, train_images) for file in train} | {label_of(file, val_images) for file in val}
     classes = sorted(name for name in names if name is not None)
-    return tree_recipe(root, train, train_images, classes), tree_recipe(root, val, val_images, classes)
+    by_chance = config.val_fraction if config.val_images is None else None
+    return (
+        tree_recipe(root, train, train_images, classes, by_chance),
+        tree_recipe(root, val, val_images, classes, by_chance),
+    )
 
 
 def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
@@ -99,8 +103,13 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
         raise UserError(f"{key}: there is no folder {start}; check dataset.root= and {key}=")
     mask_start = None if masks is None else os.path.relpath(root / masks, root)
     files = []
-    for path, folders, names in os.walk(start):
+    seen: set[str] = set()
+    for path, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
         below = os.path.relpath(path, root)
+        if (real := os.path.realpath(path)) in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         if below == mask_start and path != str(start):
             folders.clear()
             continue
@@ -115,6 +124,10 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
     return files
 
 
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: it can't be read ({error.strerror}); check its permissions")
+
+
 def _chance(file: str) -> float:
     """A number from 0 to 1 that a name always has, so that an image stays in its split when others come."""
     return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
@@ -126,10 +139,12 @@ def label_of(file: str, folder: str) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = ()) -> Recipe:
+def tree_recipe(
+    root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = (), val_fraction: float | None = None
+) -> Recipe:
     """How the catalog of a tree of images is made, each of which is one object."""
     return Recipe(
-        [str(root), folder, list(classes)],
+        [str(root), folder, list(classes), val_fraction],
         [root / file for file in files],
         partial(read_tree, root, files, folder, classes),
     )
@@ -156,7 +171,7 @@ def read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[s
 
 def _masked_recipe(config: Config, root: Path, files: Sequence[str], images: str, masks: str) -> Recipe:
     if not (root / masks).is_dir():
-        raise UserError(f"dataset.train_masks: there is no folder {root / masks}; check dataset.root= and its name")
+        raise UserError(f"dataset.train_masks, val_masks: there is no folder {root / masks}; check dataset.root=")
     mask_files = [
         (Path(masks) / Path(file).relative_to(images).with_suffix("")).as_posix() + config.mask_suffix for file in files
     ]

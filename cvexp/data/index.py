@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Index:
         image: (n,) int32, each object's image, a position in the catalog.
         label: (n,) int16; -1 where there are no labels.
         box: (n, 4) float32, each object's left, top, width and height in pixels.
-        value_of: (k,) uint8, what each of the catalog's k classes is in a label map.
+        value_of: (k,) uint16, what each of the catalog's k classes is in a label map.
         problems: What was left out.
     """
 
@@ -45,7 +46,7 @@ class Index:
     image: NDArray[np.int32]
     label: NDArray[np.int16]
     box: NDArray[np.float32]
-    value_of: NDArray[np.uint8]
+    value_of: NDArray[np.uint16]
     problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ class Index:
         """
         catalog = self.catalog
         if mask_file := catalog.mask_files[image]:
-            return self._translate(read_mask(self.root / mask_file.decode()))
+            return self._translate(read_mask(self.root / os.fsdecode(mask_file)))
         width, height = catalog.size[image].tolist()
         labels = np.full((height, width), BACKGROUND, dtype=np.uint8)
         objects = np.arange(catalog.first[image], catalog.first[image + 1])
@@ -144,7 +145,7 @@ def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.boo
     if not catalog.classes:  # nothing is labelled, so nothing can be chosen
         classes = ()
     new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabelled
-    value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint8)
+    value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
     for number, name in enumerate(classes):
         position = catalog.classes.index(name)
         new_label[position] = number

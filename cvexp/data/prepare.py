@@ -30,6 +30,8 @@ from cvexp.errors import UserError
 
 Use = Literal["pretraining", "segmentation"]
 
+UNREADABLE = "it can't be read; check its permissions"
+
 VERSION = 1  # of what a catalog holds; another one makes all catalogs anew
 
 
@@ -200,7 +202,8 @@ class Checks:
         try:
             for position, (checksum, problem) in zip(todo.tolist(), results, strict=True):
                 image = int(images[position])
-                self.state[image], self.checksum[image] = states[position], checksum
+                self.checksum[image] = checksum
+                self.state[image] = -2 if problem == UNREADABLE else states[position]  # its permissions may change
                 self.problems.pop(image, None)
                 if problem is not None:
                     self.problems[image] = problem
@@ -222,8 +225,8 @@ def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         return 0, "there is no such file; check dataset.root=, fetch it, or take it out"
-    except OSError as error:
-        return 0, f"it can't be read ({error.strerror}); check its permissions"
+    except OSError:
+        return 0, UNREADABLE
     checksum = zlib.crc32(data)
     try:
         found = decode(data, size).size

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 MOST_PIXELS = 2**27  # of an image: 134 million
-LONGEST_OUTLINE = 2e7  # in pixels: pycocotools takes 40 bytes for each
+LONGEST_OUTLINE = 2e6  # in pixels: pycocotools takes 100 bytes for each
 
 
 class Mask(NamedTuple):
@@ -79,9 +79,9 @@ def _check_polygon(polygon: Any, width: int, height: int) -> None:
         raise ValueError(
             f"a polygon reaches far out {size}: x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}"
         )
-    if len(polygon) > 2000:
+    if len(x) * max(most[0] - least[0], most[1] - least[1]) > LONGEST_OUTLINE:  # it may be, so count
         corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-        if np.abs(np.diff(corners, axis=0)).max(axis=1).sum() > LONGEST_OUTLINE:
+        if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > LONGEST_OUTLINE:
             raise ValueError(f"the outline of a polygon is longer than {LONGEST_OUTLINE:g} px")
 
 

@@ -134,6 +134,36 @@ def test_validation_images_never_enter_training(coco_root: Path) -> None:
         load(dataset("coco", coco_root, classes=["cat", "dog"], **same), "pretraining")
 
 
+def test_a_slash_more_does_not_hide_that_images_are_in_both_splits(coco_root: Path) -> None:
+    same = {"val_annotations": "annotations/instances_train2017.json", "val_images": "./train2017/"}
+    with pytest.raises(UserError, match="8 images are in the training and in the validation split"):
+        load(dataset("coco", coco_root, classes=["cat", "dog"], **same), "pretraining")
+
+
+def test_boxes_are_cut_off_at_the_edge_of_the_image(coco_root: Path) -> None:
+    path = coco_root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    boxes = [[-100, 5, 150, 45], [-100, 5, 100, 45], [40, 5, 1e300, 1e300]]
+    for annotation, box in zip(content["annotations"], boxes, strict=False):
+        annotation["bbox"] = box
+    path.write_text(json.dumps(content))
+    index = load(dataset("coco", coco_root, classes=["cat", "dog"]), "pretraining").train
+    assert index.box[:2].tolist() == [[0, 5, 50, 45], [40, 5, 40, 55]]  # the second has no width left
+
+
+def test_where_an_object_is_not_known_nothing_counts_as_background(coco_root: Path) -> None:
+    path = coco_root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 99, "segmentation": [[1, 2]]})
+    path.write_text(json.dumps(content))
+    cats, dogs = (
+        load(dataset("coco", coco_root, classes=[name], strict=False, empty_images=True), "segmentation").train
+        for name in ("cat", "dog")
+    )
+    assert set(np.unique(cats.label_map(0))) == {255}
+    assert set(np.unique(dogs.label_map(0))) == {0}  # the lost object is a cat
+
+
 def test_limit_takes_the_first_images_and_reads_no_other(coco_root: Path) -> None:
     for i in range(3, 8):
         (coco_root / "train2017" / f"train{i}.jpg").unlink()

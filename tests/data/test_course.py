@@ -59,6 +59,14 @@ def test_the_password_is_asked_for_and_a_wrong_one_refused(course: Path, tmp_pat
     assert not list(Path("outputs/data/index").glob("course-unlabelled*/"))  # nothing half unpacked
 
 
+def test_another_folder_with_the_archives_leaves_the_first_ones_data_alone(course: Path, tmp_path: Path) -> None:
+    first = load(dataset("course", course), "segmentation").train
+    (tmp_path / "second").mkdir()
+    shutil.copy(course / "segmentation_dataset.zip", tmp_path / "second")
+    load(dataset("course", tmp_path / "second"), "segmentation")
+    assert first.path(0).exists()
+
+
 def test_an_unpacked_archive_is_taken_as_it_is(course: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(course / "segmentation_dataset.zip") as archive:
         archive.extractall(tmp_path / "unpacked")

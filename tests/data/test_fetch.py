@@ -215,9 +215,15 @@ def test_more_than_a_file_may_have_is_refused_while_it_comes(server: Server, tmp
     assert not (tmp_path / "file.bin").exists()
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "", "/etc/passwd"])
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "/etc/passwd"])
 def test_only_http_is_fetched(tmp_path: Path, url: str) -> None:
     with pytest.raises(RefusedError, match="only http and https"):
+        fetch.fetch(Remote(url, tmp_path / "x"))
+
+
+@pytest.mark.parametrize("url", ["", "http://[::1/a.jpg", "http://" + "a" * 70 + ".com/a.jpg", "http://x:y/a.jpg"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(RefusedError):
         fetch.fetch(Remote(url, tmp_path / "x"))
 
 
@@ -308,6 +314,20 @@ def test_what_is_cut_off_unseen_is_not_taken_for_whole(server: Server, hosted: P
     server.files["/train2017/train2.jpg"] = whole
     load(settings(server, root), "pretraining")  # type: ignore[arg-type]
     assert (root / "train2017" / "train2.jpg").read_bytes() == whole
+
+
+def test_what_the_user_has_is_kept(server: Server, hosted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    (root / "annotations").mkdir(parents=True)
+    mine = root / "annotations" / "instances_train2017.json"
+    with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
+        mine.write_bytes(archive.read("annotations/instances_train2017.json") + b" ")
+    (root / "annotations.zip").write_bytes(server.files["/annotations.zip"])
+    (root / ".cvexp-annotations" / "left").mkdir(parents=True)  # by a start that was killed
+    load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    assert mine.read_bytes().endswith(b" ")
+    assert (root / "annotations.zip").exists()
+    assert not (root / ".cvexp-annotations").exists()
 
 
 def _fetch_coco(arguments: tuple[str, str, str, str]) -> int:

@@ -106,6 +106,22 @@ def test_a_split_by_name_is_never_empty(tmp_path: Path) -> None:
     assert [len(index) for index in load(settings, "pretraining")] == [1, 1]
 
 
+def test_folders_that_are_links_count_and_links_back_do_not_hang(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save(tmp_path / split / "cat" / "a.jpg")
+    save(tmp_path / "elsewhere" / "b.jpg")
+    (tmp_path / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train" / "cat" / "back").symlink_to(tmp_path / "train")
+    assert load(dataset("folder", tmp_path), "pretraining").train.counts() == {"cat": 1, "dog": 1}
+
+
+def test_more_classes_than_a_label_map_has_room_for_serve_pretraining(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(260):
+            save(tmp_path / split / f"c{i:03d}" / "a.png", size=(32, 32))
+    assert sum(load(dataset("folder", tmp_path), "pretraining").train.counts().values()) == 260
+
+
 def test_masks_of_16_bits_hold_larger_numbers(tmp_path: Path) -> None:
     for split in ("train", "val"):
         save(tmp_path / split / "a.jpg")

@@ -84,7 +84,7 @@ def other_size(_: bytes) -> bytes:
 
 SPIRAL = [value for i in range(60_000) for value in (79 * (i % 2), 59 * (i % 2))]
 
-COCO: dict[str, tuple[Callable[[Path], None], str]] = {
+COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     "file name with ..": (image(file_name="../../secret.jpg"), r"images\[2\].*leaves the folder"),
     "absolute file name": (image(file_name="/etc/passwd"), "leaves the folder"),
     "file name of Windows": (image(file_name="C:\\secret.jpg"), "leaves the folder"),
@@ -112,6 +112,11 @@ COCO: dict[str, tuple[Callable[[Path], None], str]] = {
     "polygon outside the image": (annotation(segmentation=[[90, 0, 99, 0, 99, 9]]), "lies outside"),
     "polygon that reaches to the moon": (annotation(segmentation=[[0, 0, 1e9, 0, 9, 9]]), "far out"),
     "polygon with an endless outline": (annotation(segmentation=[SPIRAL * 10]), "longer than"),
+    "polygon as thin as it is long": (
+        lambda root: (image(width=2**27, height=1)(root), annotation(segmentation=[[0, 0, 2**27, 0, 2**27, 1]])(root)),
+        "longer than",
+    ),
+    "half a character in a file name": (image(file_name="\ud800.jpg"), "surrogates"),
     "segmentation that is text": (annotation(segmentation="everything"), "neither polygons nor run lengths"),
     "run lengths of another size": (annotation(segmentation={"size": [9, 9], "counts": [81]}), "run lengths are of a"),
     "too few run lengths": (annotation(segmentation={"size": [60, 80], "counts": [81]}), "cover 81 pixels"),
@@ -219,6 +224,26 @@ def test_an_archive_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(UserError, match="has room for 5"):
         unpack(path, tmp_path / "index" / "unpacked")
+
+
+def test_an_archive_with_any_wrong_bytes_is_refused_or_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    refused = 0
+    for seed in range(300):
+        random = np.random.RandomState(seed)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if seed % 2 else zipfile.ZIP_STORED) as archive:
+            for name in ("a.jpg", "b/c.jpg"):
+                archive.writestr(name, bytes(range(200)))
+        content = bytearray(path.read_bytes())
+        for _ in range(2):
+            content[random.randint(len(content))] = random.randint(256)
+        path.write_bytes(content)
+        try:
+            unpack(path, tmp_path / "index" / str(seed))
+        except UserError:
+            refused += 1
+            assert not list((tmp_path / "index").glob(f"{seed}*"))
+    assert refused > 100
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"<html></html>", b"PK\x05\x06" + bytes(18)[:10]])
