@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +21,14 @@ from cvexp.config import Config
 from cvexp.errors import UserError
 from cvexp.models.backbone import create_backbone
 
+log = logging.getLogger("cvexp")
+
 FORMS = "null, timm, a .ckpt, .pth or .safetensors file, runs:/RUN_ID/PATH, models:/NAME@ALIAS, or latest:dino"
 
 # Where a backbone's weights lie in the files that people have. What fits most tensors is taken, the first of equals.
 PREFIXES = (
     "teacher.backbone.",  # ours
+    "model.encoder.backbone.",
     "teacher.backbone.features.",  # the course's, its teacher first
     "backbone.features.",
     "encoder.",
@@ -39,62 +44,136 @@ def metadata(config: Config, run_id: str) -> dict[str, Any]:
     return {"config": asdict(config), "run_id": run_id}
 
 
-def load_backbone(config: Config, run: tracking.Run) -> nn.Module:
-    """The configured backbone with the configured weights; what was loaded is recorded in the run's tags.
+class StartingPoint:
+    """Where a run's weights come from: what `backbone.weights` names, and what of it went where.
+
+    A run that goes on has its own checkpoint, so nothing is read for it.
 
     Raises:
-        UserError: when the weights can't be found or read, or none of them fits.
+        UserError: when the weights can't be found or read.
     """
-    name, weights = config.backbone.name, config.backbone.weights
-    backbone = create_backbone(name, pretrained=weights == "timm", **config.backbone.args)
-    if weights is None or weights == "timm":
-        return backbone
-    with tempfile.TemporaryDirectory() as temporary:
-        path = _fetch(weights, config, run, Path(temporary))
-        state = _backbone_state(read_state(path), backbone)
-    own = backbone.state_dict()
-    differing = [key for key in state if key in own and own[key].shape != state[key].shape]
-    if differing:
-        raise UserError(
-            f"backbone.weights: {weights} is of another architecture than {name}: {len(differing)} tensors differ in "
-            f"shape, the first is {differing[0]}: {tuple(state[differing[0]].shape)} in the file, "
-            f"{tuple(own[differing[0]].shape)} in the backbone; choose the one that they were trained with by backbone="
-        )
-    fitting = {key: value for key, value in state.items() if key in own}
-    if not fitting:
-        raise UserError(
-            f"backbone.weights: nothing in {weights} fits the backbone {name}; give weights of the same architecture, "
-            "or choose another with backbone="
-        )
-    backbone.load_state_dict(fitting, strict=False)
-    missing = sorted(own.keys() - fitting.keys())
-    said = f"{len(fitting)} of {len(own)} tensors from {weights}"
-    if missing:
-        said += f"; left random: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-    run.set_tag("backbone.loaded", said)
-    return backbone
 
+    def __init__(self, config: Config, run: tracking.Run) -> None:
+        self.config = config.backbone
+        self.run = run
+        self.goes_on = run.last_checkpoint is not None
+        self.state: dict[str, Tensor] = {}
+        self.loaded: dict[str, str] = {}  # name in the file to name in the model
+        self.left_random: list[str] = []
+        if not self.goes_on and self.config.weights not in (None, "timm"):
+            with tempfile.TemporaryDirectory() as temporary:
+                self.state = read_state(self._fetch(config, Path(temporary)))
+        elif not self.goes_on:
+            run.set_tag("start", self.config.weights or "random")
 
-def _fetch(weights: str, config: Config, run: tracking.Run, folder: Path) -> Path:
-    """The file that `backbone.weights` names."""
-    if weights == "latest:dino":
-        found = tracking.latest_pretraining(run.client, config)
-        run.set_tag("mlflow.parentRunId", found)
-        weights = f"runs:/{found}/checkpoints/best.ckpt"
-    if weights.startswith(("runs:/", "models:/")):
-        try:
-            return Path(
-                mlflow.artifacts.download_artifacts(weights, dst_path=str(folder), tracking_uri=run.client.tracking_uri)
-            )
-        except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+    def backbone(self, output_stride: int | None = None) -> nn.Module:
+        """The configured backbone with its weights.
+
+        Raises:
+            UserError: when none of the weights fits, or one has another shape.
+        """
+        name, weights = self.config.name, self.config.weights
+        pretrained = weights == "timm" and not self.goes_on
+        backbone = create_backbone(name, pretrained, output_stride, **self.config.args)
+        if not self.state:
+            return backbone
+        own = backbone.state_dict()
+        prefix = max(PREFIXES, key=lambda prefix: sum(prefix + key in self.state for key in own))
+        found = {key: self.state[prefix + key] for key in own if prefix + key in self.state}
+        differing = [key for key in found if own[key].shape != found[key].shape]
+        if differing:
             raise UserError(
-                f"backbone.weights: {weights} can't be fetched ({reason}); `make ui` shows the runs and their artifacts"
-            ) from error
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
-    return path
+                f"backbone.weights: {weights} is of another architecture than {name}: {len(differing)} tensors differ "
+                f"in shape, the first is {differing[0]}: {tuple(found[differing[0]].shape)} in the file, "
+                f"{tuple(own[differing[0]].shape)} in the backbone; choose the one that they were trained with by "
+                "backbone="
+            )
+        if not found:
+            raise UserError(
+                f"backbone.weights: nothing in {weights} fits the backbone {name}; give weights of the same "
+                "architecture, or choose another with backbone="
+            )
+        backbone.load_state_dict(found, strict=False)
+        self.loaded |= {prefix + key: f"backbone.{key}" for key in found}
+        self.left_random += [f"backbone.{key}" for key in own if key not in found]
+        return backbone
+
+    def load_decoder(self, decoder: nn.Module, classifier: nn.Conv2d) -> None:
+        """Take a decoder too, where the file has one that fits: the course's, or one of ours."""
+        if not self.state:
+            return
+        for part, module in (("decoder", decoder), ("classifier", classifier)):
+            own = module.state_dict()
+            for key, value in own.items():
+                for source in (f"model.{part}.{key}", _course_name(f"{part}.{key}")):
+                    found = self.state.get(source)
+                    if found is not None and part == "classifier" and len(found) == 2 and len(value) == 1:
+                        found = found[1:] - found[:1]  # softmax over background and foreground is one sigmoid
+                    if found is not None and found.shape == value.shape:
+                        own[key] = found
+                        self.loaded[source] = f"{part}.{key}"
+                        break
+                else:
+                    self.left_random.append(f"{part}.{key}")
+            module.load_state_dict(own)
+
+    def record(self) -> None:
+        """Print what was loaded, left out and left random, and record it: in short as a tag, in full as an artifact."""
+        if not self.state:
+            return
+        repeated = [key for key in self.state.keys() - self.loaded.keys() if self._repeats(key)]
+        left_out = self.state.keys() - self.loaded.keys() - set(repeated)
+        parts = [f"{len(self.loaded)} of {len(self.state)} tensors loaded from {self.config.weights}"]
+        for said, names in (
+            ("into", [name.partition(".")[0] for name in self.loaded.values()]),
+            ("given twice", repeated),
+            ("left out", sorted(left_out)),
+            ("left random", self.left_random),
+        ):
+            if names and said == "into":
+                parts.append(", ".join(f"{names.count(part)} into the {part}" for part in dict.fromkeys(names)))
+            elif names:
+                parts.append(f"{said}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+        log.info("weights: %s", "; ".join(parts))
+        self.run.set_tag("backbone.loaded", "; ".join(parts))
+        record = {"loaded": self.loaded, "given_twice": sorted(repeated), "left_out": sorted(left_out)}
+        self.run.log_json({**record, "left_random": self.left_random}, "weights.json")
+
+    def _repeats(self, key: str) -> bool:
+        """Whether a tensor is the course's second view of its encoder's first layers."""
+        twin = "encoder." + key.removeprefix("low_feat.")
+        return key.startswith("low_feat.") and twin in self.state and torch.equal(self.state[key], self.state[twin])
+
+    def _fetch(self, config: Config, folder: Path) -> Path:
+        """The file that `backbone.weights` names."""
+        weights = str(self.config.weights)
+        if weights == "latest:dino":
+            weights = f"runs:/{tracking.latest_pretraining(self.run.client, config)}/checkpoints/best.ckpt"
+        if weights.startswith("runs:/"):
+            self.run.set_tag("start", self.run.link_source(weights.split("/")[1]))
+        else:
+            self.run.set_tag("start", Path(weights).stem)
+        if weights.startswith(("runs:/", "models:/")):
+            return download(weights, self.run.client, folder, key="backbone.weights")
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
+        return path
+
+
+def download(uri: str, client: mlflow.MlflowClient, folder: Path, key: str) -> Path:
+    """Fetch an artifact of MLflow.
+
+    Raises:
+        UserError: naming the key that asked for it, when there is none.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=client.tracking_uri))
+    except (MlflowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{key}: {uri} can't be fetched ({reason}); `make ui` shows the runs and their artifacts"
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -126,11 +205,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _backbone_state(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """The part of a file that names the backbone's tensors, with their names in the backbone."""
-    own = backbone.state_dict().keys()
-    parts = [
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        for prefix in PREFIXES
-    ]
-    return max(parts, key=lambda part: len(part.keys() & own))
+# The names of the decoder in the course's binary_segmentation.pth, for ours.
+COURSE_NAMES = (
+    (r"decoder\.aspp\.convs\.4\.([12])\.", r"decoder.global_avg_pool.\1."),
+    *((rf"decoder\.aspp\.convs\.{i}\.0\.", f"decoder.aspp{i + 1}.atrous_convolution.") for i in range(4)),
+    *((rf"decoder\.aspp\.convs\.{i}\.1\.", f"decoder.aspp{i + 1}.bn.") for i in range(4)),
+    (r"decoder\.aspp\.project\.0\.", "decoder.conv1."),
+    (r"decoder\.aspp\.project\.1\.", "decoder.bn1."),
+    (r"decoder\.reduce_low\.0\.", "decoder.conv2."),
+    (r"decoder\.reduce_low\.1\.", "decoder.bn2."),
+    (r"decoder\.refine\.", "decoder.last_conv."),
+    (r"classifier\.", "decoder.last_conv.6."),
+)
+
+
+def _course_name(name: str) -> str:
+    for pattern, course in COURSE_NAMES:
+        if re.match(pattern, name):
+            return re.sub(pattern, course, name)
+    return name

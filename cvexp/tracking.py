@@ -141,6 +141,23 @@ class Run:
         """Set a tag, which replaces an older one of the same key."""
         self.client.set_tag(self.id, key, value[:5000])
 
+    def link_source(self, run_id: str) -> str:
+        """Record the run that the weights come from, as the parent unless that is a sweep; give its short name.
+
+        Raises:
+            UserError: when there is no such run.
+        """
+        try:
+            source = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"backbone.weights: there is no run {run_id!r}; `make ui` shows the runs and their artifacts"
+            ) from error
+        self.set_tag("weights_from", run_id)
+        if "mlflow.parentRunId" not in self.client.get_run(self.id).data.tags:
+            self.set_tag("mlflow.parentRunId", run_id)
+        return str(source.data.params.get("task.name", "other"))
+
     def upload_checkpoints(self) -> None:
         """Hand the checkpoints to the server; nothing to do where the artifact folder is on this machine."""
         if not self._is_local and (self.folder / "checkpoints").is_dir():
@@ -368,10 +385,14 @@ def latest_pretraining(client: mlflow.MlflowClient, config: Config) -> str:
     """The id of the newest finished dino run with this backbone and data set, of the same seed where there is one."""
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
-    same = (
-        f"attributes.status = 'FINISHED' and params.`task.name` = 'dino' "
-        f"and params.`backbone.name` = '{config.backbone.name}' and params.`dataset.name` = '{config.dataset.name}'"
-    )
+    params = {
+        "task.name": "dino",
+        "dataset.name": config.dataset.name,
+        "backbone.name": config.backbone.name,
+        **flatten(config.backbone.args, "backbone.args."),
+    }
+    same = " and ".join(f"params.`{key}` = '{value}'" for key, value in params.items())
+    same = f"attributes.status = 'FINISHED' and {same}"
     for condition in (f"{same} and params.seed = '{config.seed}'", same):
         found = client.search_runs([experiment.experiment_id], condition, max_results=1)  # newest first
         if found:

@@ -148,12 +148,16 @@ class PlainLabelledView(nn.Module):
 
     def forward(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
         """(3, h, w) and (h, w), both uint8, to the same of (size, size)."""
-        scale = self.size / max(image.shape[-2:])
-        height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
+        height, width = fit(image.shape[-2:], self.size)
         beside = [0, 0, self.size - width, self.size - height]
         image = F.resize(image, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
         labels = F.resize(labels, [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT)
         return F.pad(image, beside).as_subclass(Tensor), F.pad(labels, beside, fill=IGNORE).as_subclass(Tensor)
+
+
+def fit(sides: Sequence[int], size: int) -> list[int]:
+    """Height and width of an image, or the other way round, as the longer one becomes `size`."""
+    return [max(1, round(side * size / max(sides))) for side in sides]
 
 
 def plain_view(size: int) -> v2.Transform:

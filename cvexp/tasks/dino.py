@@ -128,7 +128,9 @@ class DINO(pl.LightningModule):
         self.splits = splits
         self.run_ = run
         torch.manual_seed(config.seed)
-        backbone = checkpoints.load_backbone(config, run)
+        start = checkpoints.StartingPoint(config, run)
+        backbone = start.backbone()
+        start.record()
         task = self.task
         head = DINOHead(
             feature_dim(backbone), task.hidden_dim, task.bottleneck_dim, task.out_dim, batch_norm=task.batch_norm

@@ -28,18 +28,29 @@ def total_steps(trainer: config.Trainer, batches_per_epoch: int) -> int:
     return steps if trainer.max_steps is None else min(steps, trainer.max_steps)
 
 
-def make_optimizer(model: nn.Module, settings: config.Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: config.Optimizer, lr_factors: Mapping[nn.Module, float] | None = None
+) -> torch.optim.Optimizer:
     """The optimiser of a model's trainable parameters, without weight decay on biases and norms.
+
+    Args:
+        model: What is trained.
+        settings: The optimiser's.
+        lr_factors: By what the learning rate of parts of the model is multiplied.
 
     Raises:
         UserError: when torch.optim has no such optimiser, or it refuses the arguments.
     """
     optimizers = {name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
     config.require_one_of("optimizer.name", settings.name, optimizers)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    factor_of = {id(p): factor for part, factor in (lr_factors or {}).items() for p in part.parameters()}
+    by_kind: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            by_kind.setdefault((factor_of.get(id(parameter), 1.0), parameter.ndim > 1), []).append(parameter)
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "decays": True},
-        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "decays": False},
+        {"params": parameters, "lr_factor": factor, "decays": decays}
+        for (factor, decays), parameters in by_kind.items()
     ]
     try:
         optimizer = getattr(torch.optim, settings.name)(groups, lr=settings.lr, weight_decay=0.0, **settings.args)
@@ -129,7 +140,7 @@ class Schedule(pl.Callback):
         lr = warmup_cosine(done, self.optimizer.warmup, self.optimizer.lr, self.optimizer.final_lr)
         weight_decay = cosine(done, self.optimizer.weight_decay, self.optimizer.final_weight_decay)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         if trainer.global_step % module.run_.log_every_n_steps == 0:
             schedule = {"schedule/lr": lr, "schedule/weight_decay": weight_decay}

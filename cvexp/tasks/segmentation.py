@@ -1,0 +1,264 @@
+"""What both segmentation tasks share: data, schedule of the training, scores, pictures."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cvexp import checkpoints, config, data
+from cvexp.config import require
+from cvexp.data import augment
+from cvexp.data.index import IGNORE, Splits
+from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+from cvexp.data.masks import Masks
+from cvexp.errors import UserError
+from cvexp.metrics import iou
+from cvexp.models.backbone import Encoder
+from cvexp.models.deeplab import DECODERS
+from cvexp.models.segmenters import Prediction
+from cvexp.report import segmentation as pictures
+from cvexp.tasks import training
+from cvexp.tracking import Run
+
+
+@dataclass(kw_only=True)
+class SegmentationTask(config.Task):
+    """The keys that both tasks have."""
+
+    output_stride: int = MISSING
+    freeze_backbone: bool = MISSING
+    backbone_lr_factor: float = MISSING
+    decoder: str = MISSING
+    decoder_channels: int = MISSING
+    atrous_rates: list[int] = MISSING
+    dropout: float = MISSING
+    crop_scale: list[float] = MISSING
+    flip: float = MISSING
+    jitter: list[float] = MISSING
+    jitter_probability: float = MISSING
+    pictured_images: int = MISSING
+    picture_every_n_epochs: int = MISSING
+    monitor: str = MISSING
+
+    def __post_init__(self) -> None:
+        for key in ("output_stride", "decoder_channels", "picture_every_n_epochs"):
+            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        for key in ("flip", "jitter_probability", "dropout"):
+            require(0 <= getattr(self, key) <= 1, f"task.{key}", getattr(self, key), "from 0 to 1")
+        config.require_one_of("task.decoder", self.decoder, DECODERS)
+        rates = self.atrous_rates
+        require(len(rates) == 3 and min(rates) >= 1, "task.atrous_rates", rates, "three whole numbers, at least 1")
+        scale = self.crop_scale
+        fits = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
+        require(fits, "task.crop_scale", scale, "two shares of the area, 0 < least <= largest <= 1")
+        fits = len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5
+        require(fits, "task.jitter", self.jitter, "brightness, contrast, saturation >= 0, and hue from 0 to 0.5")
+        require(self.backbone_lr_factor >= 0, "task.backbone_lr_factor", self.backbone_lr_factor, "at least 0")
+        require(self.pictured_images >= 0, "task.pictured_images", self.pictured_images, "at least 0")
+        known = [f"val/{name}" for name in ("loss", *MEASURES)]
+        config.require_one_of("task.monitor", self.monitor, known)
+
+
+MEASURES = ("miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1")
+
+
+def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
+    """Train a segmenter, and leave checkpoints, metrics and pictures in `run`."""
+    splits = data.load(config.dataset, "segmentation")
+    task = config.task
+    assert isinstance(task, SegmentationTask)
+    if min(config.loader.batch_size, len(splits.train.images)) < 2:
+        raise UserError(
+            f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
+            "the decoder's batch norm needs at least 2 images in a batch"
+        )
+    if config.resume is None:
+        run.log_data(config.dataset.name, splits)
+    training.train(module(config, splits, run), config, run, monitor=task.monitor)
+
+
+def make_encoder(config: config.Config, start: checkpoints.StartingPoint) -> Encoder:
+    """The backbone with its weights, as it gives feature maps.
+
+    Raises:
+        UserError: when it can't take images of `dataset.image_size`.
+    """
+    task = config.task
+    assert isinstance(task, SegmentationTask)
+    encoder = Encoder(start.backbone(task.output_stride))
+    size = config.dataset.image_size
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"dataset.image_size: {config.backbone.name} can't take images of {size} px: {str(error).splitlines()[0]}"
+        ) from error
+    return encoder
+
+
+def make_decoder(task: SegmentationTask, low_channels: int, high_channels: int) -> nn.Module:
+    decoder = DECODERS[task.decoder]
+    return decoder(low_channels, high_channels, task.decoder_channels, task.atrous_rates, task.dropout)
+
+
+class Segmentation(pl.LightningModule):
+    """Trains a segmenter and scores it; `model` has `encoder` and `predict`.
+
+    Shapes: b images of h x w pixels, c classes without the background.
+    """
+
+    def __init__(self, config: config.Config, splits: Splits, run: Run) -> None:
+        super().__init__()
+        assert isinstance(config.task, SegmentationTask)
+        self.config = config
+        self.task = config.task
+        self.splits = splits
+        self.classes = splits.train.classes
+        self.run_ = run
+        torch.manual_seed(config.seed)
+        start = checkpoints.StartingPoint(config, run)
+        self.model = self.make_model(config, len(self.classes), start)
+        start.record()
+        if self.task.freeze_backbone:
+            self.model.encoder.requires_grad_(False)
+        self.trained = np.zeros((1 + len(self.classes), 3), dtype=np.int64)  # counts of the epoch
+
+    @staticmethod
+    @abstractmethod
+    def make_model(config: config.Config, classes: int, start: checkpoints.StartingPoint) -> nn.Module:
+        """The segmenter with the weights of a starting point."""
+
+    @abstractmethod
+    def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch of normalised images (b, 3, h, w) and labels (b, h, w), and counts (1 + c, 3)."""
+
+    @abstractmethod
+    def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
+        """What the model says of normalised images, and its loss, for each of them (b,)."""
+
+    def scores(self) -> dict[str, float]:
+        """The scores of the validation, from `counts`."""
+        return iou.summarize(np.concatenate(self.counts), self.classes)
+
+    # Data
+
+    def setup(self, stage: str) -> None:
+        self.batches = ShuffledBatches(
+            len(self.splits.train.images),
+            self.config.loader.batch_size,
+            self.config.seed,
+            batches_done=lambda: self.global_step,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        self.total_steps = training.total_steps(self.config.trainer, len(self.batches))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        task = self.task
+        view = augment.LabelledView(
+            self.config.dataset.image_size, task.crop_scale, task.flip, task.jitter, task.jitter_probability
+        )
+        return make_loader(Masks(self.splits.train, view, self.config.seed), self.batches, self.config.loader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return validation_loader(self.config, self.splits)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        dataset = self.config.dataset
+        return augment.normalize(images, dataset.mean, dataset.std), labels.long()
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        factors = {} if self.task.freeze_backbone else {self.model.encoder: self.task.backbone_lr_factor}
+        return training.make_optimizer(self.model, self.config.optimizer, factors)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Segmentation:
+        super().train(mode)
+        if self.task.freeze_backbone:
+            self.model.encoder.eval()  # type: ignore[union-attr]  # or batch norm's statistics would go on changing
+        return self
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss, counts = self.learn(*batch)
+        self.trained += counts.cpu().numpy()
+        if self.global_step % self.run_.log_every_n_steps == 0:
+            self.run_.log_metrics({"train/loss": loss.detach()}, self.global_step)
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["trained"] = torch.from_numpy(self.trained)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained = checkpoint["trained"].numpy().copy()
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.loss = 0.0
+        self.counts: list[iou.Counts] = []
+        self.shown: list[pictures.Example] = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        prediction, loss = self.predict(images, labels)
+        self.loss += float(loss.sum()) / len(self.splits.val.images)
+        self.count(prediction, labels)
+        if self._pictures_now():
+            first = batch_idx * self.config.loader.batch_size
+            chosen = self._pictured()
+            for i in range(len(labels)):
+                if first + i in chosen:
+                    seen = (self.splits.val, first + i, images[i], labels[i])
+                    self.shown.append(pictures.example(self.config.dataset, *seen, prediction, i))
+
+    def count(self, prediction: Prediction, labels: Tensor) -> None:
+        """Count the pixels of a batch of the validation."""
+        counts = iou.count_labels(prediction.labels, labels, len(self.classes), IGNORE)
+        self.counts.append(counts.cpu().numpy())
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trained.any():
+            scores = iou.summarize(self.trained[None], self.classes)
+            names = [name for name in ("miou", "pixel_accuracy") if name in scores]
+            self.run_.log_metrics({f"train/{name}": scores[name] for name in names}, self.global_step)
+            self.trained = np.zeros_like(self.trained)
+        training.log_validation(self, self.run_, {"loss": self.loss, **self.scores()})
+        if self.shown:
+            for key, figure in self.draw().items():
+                self.run_.log_image(key, figure, self.global_step)
+
+    def draw(self) -> dict[str, Any]:
+        """Pictures of the chosen validation images, by MLflow's key."""
+        return {"predictions": pictures.predictions(self.shown, self.classes, self._when())}
+
+    def _when(self) -> str:
+        epoch = math.ceil(self.global_step / len(self.batches))
+        return "untrained" if epoch == 0 else f"after epoch {epoch}"
+
+    def _pictures_now(self) -> bool:
+        epoch = math.ceil(self.global_step / len(self.batches))
+        return self.global_step == self.total_steps or epoch % self.task.picture_every_n_epochs == 0
+
+    def _pictured(self) -> set[int]:
+        """Which validation images are shown: evenly spread, the same ones each time."""
+        images = len(self.splits.val.images)
+        return set(np.linspace(0, images - 1, min(self.task.pictured_images, images)).astype(int).tolist())
+
+
+def validation_loader(config: config.Config, splits: Splits) -> DataLoader[Any]:
+    """All validation images, whole, in order."""
+    masks = Masks(splits.val, augment.PlainLabelledView(config.dataset.image_size), config.seed)
+    batches = FixedBatches(list(range(len(masks))), config.loader.batch_size)
+    return make_loader(masks, batches, config.loader)
