@@ -5,6 +5,7 @@ PyTorch and MLflow are imported only once a run starts, so that `--help` and `--
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cvexp.config import check, explain, keys_of, nearest
 from cvexp.errors import Interrupted, UserError
+from cvexp.sweep import Sweep
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the repository
@@ -42,6 +44,7 @@ def main() -> None:
     os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and the message is ours to give
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.argv[1:] = _for_sweep(sys.argv[1:])
     try:
         _hydra_main()
     except EXPECTED as error:
@@ -52,6 +55,22 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signal_number)
+    finally:
+        with contextlib.suppress(Exception):  # the store may be what failed, and was told
+            Sweep.close()
+
+
+def _for_sweep(arguments: list[str]) -> list[str]:
+    """Let a sweep over a group set keys that only the swept options have: `-m task=multiclass,attention task.heads=2`.
+
+    Hydra first composes what all jobs share, without the swept groups, and there refuses these keys (hydra#2888). With
+    ++ it takes them; the schema finds those that are misspelt.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    pairs = [argument.partition("=") for argument in arguments]
+    swept = {group for group, _, value in pairs if "," in value and (CONF / group).is_dir()}
+    return ["".join(("++" * (key.partition(".")[0] in swept - {key}), key, *rest)) for key, *rest in pairs]
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

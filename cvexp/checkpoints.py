@@ -47,24 +47,31 @@ def metadata(config: Config, run_id: str) -> dict[str, Any]:
 class StartingPoint:
     """Where a run's weights come from: what `backbone.weights` names, and what of it went where.
 
-    A run that goes on has its own checkpoint, so nothing is read for it.
+    A run that goes on has its own checkpoint, so that nothing is read for it.
 
     Raises:
         UserError: when the weights can't be found or read.
     """
 
-    def __init__(self, config: Config, run: tracking.Run) -> None:
+    def __init__(self, config: Config, run: tracking.Run | None) -> None:
+        """
+        Args:
+            config: The run's.
+            run: Where it is recorded; None for a model that is filled from its own checkpoint.
+        """
         self.config = config.backbone
         self.run = run
-        self.goes_on = run.last_checkpoint is not None
+        self.goes_on = run is None or run.last_checkpoint is not None
         self.state: dict[str, Tensor] = {}
         self.loaded: dict[str, str] = {}  # name in the file to name in the model
         self.left_random: list[str] = []
-        if not self.goes_on and self.config.weights not in (None, "timm"):
-            with tempfile.TemporaryDirectory() as temporary:
-                self.state = read_state(self._fetch(config, Path(temporary)))
-        elif not self.goes_on:
+        if run is None or self.goes_on:
+            return
+        if self.config.weights in (None, "timm"):
             run.set_tag("start", self.config.weights or "random")
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                self.state = read_state(self._fetch(config, run, Path(temporary)))
 
     def backbone(self, output_stride: int | None = None) -> nn.Module:
         """The configured backbone with its weights.
@@ -119,7 +126,7 @@ class StartingPoint:
 
     def record(self) -> None:
         """Print what was loaded, left out and left random, and record it: in short as a tag, in full as an artifact."""
-        if not self.state:
+        if not self.state or self.run is None:
             return
         repeated = [key for key in self.state.keys() - self.loaded.keys() if self._repeats(key)]
         left_out = self.state.keys() - self.loaded.keys() - set(repeated)
@@ -144,17 +151,17 @@ class StartingPoint:
         twin = "encoder." + key.removeprefix("low_feat.")
         return key.startswith("low_feat.") and twin in self.state and torch.equal(self.state[key], self.state[twin])
 
-    def _fetch(self, config: Config, folder: Path) -> Path:
+    def _fetch(self, config: Config, run: tracking.Run, folder: Path) -> Path:
         """The file that `backbone.weights` names."""
         weights = str(self.config.weights)
         if weights == "latest:dino":
-            weights = f"runs:/{tracking.latest_pretraining(self.run.client, config)}/checkpoints/best.ckpt"
+            weights = f"runs:/{tracking.latest_pretraining(run.client, config)}/checkpoints/best.ckpt"
         if weights.startswith("runs:/"):
-            self.run.set_tag("start", self.run.link_source(weights.split("/")[1]))
+            run.set_tag("start", run.link_source(weights.split("/")[1]))
         else:
-            self.run.set_tag("start", Path(weights).stem)
+            run.set_tag("start", Path(weights).stem)
         if weights.startswith(("runs:/", "models:/")):
-            return download(weights, self.run.client, folder, key="backbone.weights")
+            return download(weights, run.client, folder, key="backbone.weights")
         path = Path(weights)
         if not path.is_file():
             raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")

@@ -156,6 +156,7 @@ class Config:
     seed: int = MISSING
     name: str | None = MISSING
     resume: str | None = MISSING
+    runs: list[str] | None = MISSING
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 from urllib.parse import unquote, urlparse
 
 import mlflow
@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cvexp.config import Config, Tracking, check
 from cvexp.errors import Interrupted, UserError
+from cvexp.sweep import VARIABLE as SWEEP_VARIABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,6 +117,10 @@ class Run:
         """Record nested values as an artifact."""
         self.client.log_dict(self.id, dict(values), path)
 
+    def log_text(self, text: str, path: str) -> None:
+        """Record a text as an artifact."""
+        self.client.log_text(self.id, text, path)
+
     def log_data(self, name: str, splits: Splits) -> None:
         """Record the data set: source, fingerprint and counts of both splits, and what was left out."""
         inputs = []
@@ -135,7 +140,7 @@ class Run:
         self.log_metrics({"data/left_out": len(left_out)}, step=0)
         self.flush()  # a run that is killed and goes on doesn't come here again
         if left_out:
-            self.client.log_text(self.id, "\n".join(left_out) + "\n", "data/left_out.txt")
+            self.log_text("\n".join(left_out) + "\n", "data/left_out.txt")
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag, which replaces an older one of the same key."""
@@ -223,6 +228,26 @@ def open_run(config: Config, folder: Path) -> Iterator[Run]:
                 client.set_terminated(run_id, status)
 
 
+def open_sweep(tracking: Tracking, overrides: list[str]) -> tuple[mlflow.MlflowClient, str]:
+    """Create the parent run of a sweep, with what is swept as its parameters; its client and id."""
+    client = connect(tracking)
+    tags = {"task": "sweep", "command": _command()}
+    run = client.create_run(_experiment_id(client, tracking), run_name="sweep", tags=tags)
+    swept = (override.lstrip("+").partition("=") for override in overrides)
+    params = [Param(f"sweep.{key}", value[:6000]) for key, _, value in swept if "password" not in key]
+    client.log_batch(run.info.run_id, params=params)
+    return client, str(run.info.run_id)
+
+
+def close_sweep(client: mlflow.MlflowClient, run_id: str) -> None:
+    """End a sweep's run: FINISHED only if all of its jobs did."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    jobs = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=10000)
+    statuses = {job.info.status for job in jobs}
+    status = "FINISHED" if statuses == {"FINISHED"} else "KILLED" if "KILLED" in statuses else "FAILED"
+    client.set_terminated(run_id, status)
+
+
 def connect(tracking: Tracking) -> mlflow.MlflowClient:
     """A client of the server that MLFLOW_TRACKING_URI names, else of SQLite in `tracking.folder`.
 
@@ -231,6 +256,7 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
     Raises:
         UserError: when the server doesn't answer.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would make a stranger of the new run's parent
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         client = mlflow.MlflowClient(uri)
@@ -260,21 +286,26 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
 
 
 def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> str:
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    if experiment is None:  # on a server
-        with contextlib.suppress(MlflowException):  # another run may just have created it
-            client.create_experiment(config.tracking.experiment)
-        experiment = client.get_experiment_by_name(config.tracking.experiment)
-        assert experiment is not None
     backbone = config.backbone.name.split("_")[0] if config.name is None else ""
     name = config.name or f"{config.task.name}-{backbone}-{config.dataset.name}"
-    run = client.create_run(experiment.experiment_id, run_name=name, tags=_tags(config, folder))
+    experiment_id = _experiment_id(client, config.tracking)
+    run = client.create_run(experiment_id, run_name=name, tags=_tags(config, folder))
     recorded = _without_passwords(asdict(config))
     params = [Param(key, value[:6000]) for key, value in flatten(recorded).items()]
     for first in range(0, len(params), 100):  # MLflow's limit
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     client.log_text(run.info.run_id, OmegaConf.to_yaml(recorded), "config.yaml")
     return str(run.info.run_id)
+
+
+def _experiment_id(client: mlflow.MlflowClient, tracking: Tracking) -> str:
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:  # on a server
+        with contextlib.suppress(MlflowException):  # another run may just have created it
+            client.create_experiment(tracking.experiment)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        assert experiment is not None
+    return str(experiment.experiment_id)
 
 
 def _without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,15 +319,21 @@ def _tags(config: Config, folder: Path) -> dict[str, str]:
     tags = {
         "task": config.task.name,
         "seed": str(config.seed),
-        "command": " ".join(["python -m cvexp", *map(_argument, sys.argv[1:])]),
+        "command": _command(),
         "cvexp.folder": str(folder.absolute()),
         "version.python": platform.python_version(),
         **{f"version.{package}": version(package) for package in LOGGED_VERSIONS},
     }
+    if parent := os.environ.get(SWEEP_VARIABLE):
+        tags["mlflow.parentRunId"] = parent
     if commit := _git("rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def _command() -> str:
+    return " ".join(["python -m cvexp", *(_argument(word.removeprefix("++")) for word in sys.argv[1:])])
 
 
 def _argument(argument: str) -> str:
@@ -355,9 +392,7 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
         ) from error
     if run.info.status == "FINISHED":
         raise UserError(f"resume: the run {config.resume} has finished; there is nothing to go on with")
-    with tempfile.TemporaryDirectory() as temporary:
-        saved = OmegaConf.load(client.download_artifacts(str(config.resume), "config.yaml", temporary))
-    assert isinstance(saved, DictConfig)
+    saved = _recorded_config(client, str(config.resume))
     saved.resume = config.resume
     old, new = flatten(_plain(saved)), flatten(_plain(composed))
     said = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
@@ -379,6 +414,68 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
     if "password" in saved.dataset:  # the only key that is not recorded
         saved.dataset.password = composed.dataset.password
     return check(saved)
+
+
+def _recorded_config(client: mlflow.MlflowClient, run_id: str) -> DictConfig:
+    with tempfile.TemporaryDirectory() as temporary:
+        saved = OmegaConf.load(client.download_artifacts(run_id, "config.yaml", temporary))
+    assert isinstance(saved, DictConfig)
+    return saved
+
+
+class FinishedRun(NamedTuple):
+    """A run that a job works on.
+
+    Attributes:
+        id: MLflow's.
+        name: In MLflow.
+        config: What it ran with.
+        start: Where its weights came from: "random", "dino", "timm", or a file's name.
+        tags, metrics: MLflow's.
+    """
+
+    id: str
+    name: str
+    config: Config
+    start: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> list[FinishedRun]:
+    """The runs that `runs` names, or all finished ones of these tasks, the newest first.
+
+    Raises:
+        UserError: when a run does not exist, has not finished, or is of another task.
+    """
+    if config.runs is None:
+        finished = client.search_runs(
+            [_experiment_id(client, config.tracking)], "attributes.status = 'FINISHED'", max_results=10000
+        )
+        found = [run for run in finished if run.data.tags.get("task") in tasks]
+    else:
+        found = []
+        for run_id in config.runs:
+            try:
+                found.append(client.get_run(run_id))
+            except MlflowException as error:
+                raise UserError(f"runs: there is no run {run_id!r}; `make ui` shows the runs") from error
+            task, status = found[-1].data.tags.get("task"), found[-1].info.status
+            if task not in tasks or status != "FINISHED":
+                raise UserError(
+                    f"runs: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
+                )
+    return [
+        FinishedRun(
+            id=str(run.info.run_id),
+            name=str(run.info.run_name),
+            config=check(_recorded_config(client, run.info.run_id)),
+            start=run.data.tags.get("start", "random"),
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+        )
+        for run in found
+    ]
 
 
 def latest_pretraining(client: mlflow.MlflowClient, config: Config) -> str:

@@ -39,6 +39,22 @@ TINY = [
     "tracking.log_every_n_steps=1",
 ]
 
+# The same for the tasks that segment.
+TINY_SEGMENTATION = [
+    "backbone.name=test_resnet",
+    "dataset.train_images=12",
+    "dataset.val_images=6",
+    "dataset.image_size=64",
+    "task.decoder_channels=8",
+    "task.atrous_rates=[1,2,3]",
+    "loader.batch_size=4",
+    "loader.num_workers=0",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "tracking.system_metrics=false",
+    "tracking.log_every_n_steps=1",
+]
+
 
 def _photographs(name: str) -> Path:
     path = DATA / name

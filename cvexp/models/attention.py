@@ -90,23 +90,24 @@ class ClassAttention(nn.Module):
 
     def score(self, q_bnqd: Tensor, k_bnpd: Tensor) -> Tensor:
         """How well each key answers each query, (b, n, q, p)."""
+        scores: Tensor
         if self.kind == "additive":
             hidden = torch.tanh(q_bnqd[:, :, :, None] + k_bnpd[:, :, None])
-            additive: Tensor = torch.einsum("bnqpd,nd->bnqp", hidden, self.additive.to(hidden.dtype))
-            return additive
-        if self.kind == "cosine":
-            cosine: Tensor = F.normalize(q_bnqd, dim=-1) @ F.normalize(k_bnpd, dim=-1).mT
-            cosine = self.log_factor.exp().to(cosine.dtype) * cosine
-            return cosine
-        dot: Tensor = q_bnqd @ k_bnpd.mT
-        return dot / math.sqrt(q_bnqd.shape[-1]) if self.kind == "scaled_dot_product" else dot
+            scores = torch.einsum("bnqpd,nd->bnqp", hidden, self.additive.to(hidden.dtype))
+        elif self.kind == "cosine":
+            scores = self.log_factor.exp() * (F.normalize(q_bnqd, dim=-1) @ F.normalize(k_bnpd, dim=-1).mT)
+        else:
+            scores = q_bnqd @ k_bnpd.mT
+        if self.kind == "scaled_dot_product":
+            scores = scores / math.sqrt(q_bnqd.shape[-1])
+        return scores
 
     def normalize(self, score_bnqp: Tensor) -> Tensor:
         """Scores to weights, over the positions."""
         if self.normalization == "sigmoid":
             return score_bnqp.sigmoid()
-        a_bnqp: Tensor = score_bnqp.softmax(dim=-1)
-        return a_bnqp * a_bnqp.shape[-1] if self.normalization == "mean_one" else a_bnqp
+        a_bnqp = score_bnqp.softmax(dim=-1)
+        return a_bnqp.mul(a_bnqp.shape[-1]) if self.normalization == "mean_one" else a_bnqp
 
     def _split_heads(self, x_bsd: Tensor) -> Tensor:
         return x_bsd.unflatten(-1, (self.heads, -1)).transpose(1, 2)

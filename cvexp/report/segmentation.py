@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colors, rc_context
@@ -78,6 +78,13 @@ def example(
     )
 
 
+class Captioned(NamedTuple):
+    """A picture of `grid` with a line below it."""
+
+    picture: Any
+    caption: str
+
+
 def predictions(examples: Sequence[Example], classes: Sequence[str], when: str) -> Figure:
     """Image, label and prediction, a row for each example."""
     rows = [(None, {"image": e.image, "label": e.labels, "prediction": e.predicted}) for e in examples]
@@ -103,8 +110,8 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
     """Rows of pictures, each with the same named columns, and the classes' colours below.
 
     Args:
-        rows: A caption or None, and the pictures: an image (h, w, 3), a label map (h, w) uint8, or a pair of an image
-            and an attention map (h, w).
+        rows: A caption or None, and the pictures: an image (h, w, 3), a label map (h, w) uint8, a pair of an image and
+            an attention map (h, w), or one of these in a `Captioned`.
         classes: Their names.
         title: Of all.
     """
@@ -113,10 +120,14 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
         figure, axes = _axes(len(rows), len(columns))
         for (caption, shown), row in zip(rows, axes, strict=True):
             for name, at in zip(columns, row, strict=True):
-                if isinstance(shown[name], tuple):
-                    show_attention(at, *shown[name])
+                picture = shown[name]
+                if isinstance(picture, Captioned):
+                    at.set_xlabel(picture.caption, fontsize=8)
+                    picture = picture.picture
+                if isinstance(picture, tuple):
+                    show_attention(at, *picture)
                 else:
-                    _show(at, shown[name])
+                    _show(at, picture)
             if caption:
                 row[0].set_ylabel(caption, fontsize=9)
         for name, at in zip(columns, axes[0], strict=True):

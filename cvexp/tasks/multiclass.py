@@ -23,11 +23,11 @@ from cvexp.tracking import Run
 
 @dataclass(kw_only=True)
 class Config(SegmentationTask):
-    class_weights: dict[str, float] = MISSING
+    class_weights: dict[str, float] | None = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, weight in self.class_weights.items():
+        for name, weight in (self.class_weights or {}).items():
             require(weight >= 0, f"task.class_weights.{name}", weight, "at least 0")
 
 
@@ -43,10 +43,11 @@ class Multiclass(Segmentation):
         super().setup(stage)
         assert isinstance(self.task, Config)
         names = ("background", *self.classes)
-        for name in self.task.class_weights:
+        weights = self.task.class_weights or {}
+        for name in weights:
             if name not in names:
                 raise UserError(f"task.class_weights: there is no class {name!r}; {nearest(name, names)}")
-        self.weights = torch.tensor([self.task.class_weights.get(name, 1.0) for name in names])
+        self.weights = torch.tensor([weights.get(name, 1.0) for name in names])
 
     @staticmethod
     def make_model(config: config.Config, classes: int, start: StartingPoint) -> MulticlassSegmenter:

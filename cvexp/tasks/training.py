@@ -97,6 +97,12 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     console.print_summary(run, checkpoints.best, untrained)
 
 
+def device(trainer: config.Trainer) -> torch.device:
+    """The device that Lightning takes for these settings."""
+    chosen = pl.Trainer(accelerator=trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
+    return chosen.strategy.root_device
+
+
 def _precision(trainer: config.Trainer) -> str:
     if trainer.precision != "auto":
         return trainer.precision

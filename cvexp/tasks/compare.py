@@ -1,0 +1,272 @@
+"""`task=compare`: finished segmentation runs, evaluated with the same code on the same images."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import MISSING
+from torch import nn
+
+from cvexp import checkpoints, config, data, tracking
+from cvexp.config import require
+from cvexp.data import augment
+from cvexp.data.index import IGNORE, Index, Splits
+from cvexp.data.masks import Masks
+from cvexp.errors import UserError
+from cvexp.metrics import iou
+from cvexp.metrics.bootstrap import paired_difference
+from cvexp.report import comparison as report
+from cvexp.report import segmentation as pictures
+from cvexp.report.comparison import Evaluated
+from cvexp.report.console import print_line
+from cvexp.tasks import training
+from cvexp.tasks.attention import Attention
+from cvexp.tasks.multiclass import Multiclass
+from cvexp.tasks.segmentation import Segmentation, validation_loader
+from cvexp.tracking import FinishedRun, Run
+
+METHODS: dict[str, type[Segmentation]] = {"multiclass": Multiclass, "attention": Attention}
+WARM_UP = 3  # images that are not timed
+
+# What runs may differ in without a word: it is what is compared, or it changes nothing that is measured.
+MAY_DIFFER = ("task.name", "backbone.weights", "seed", "name", "resume", "runs", "dataset.", "tracking.", "loader.num")
+
+
+@dataclass(kw_only=True)
+class Config(config.Task):
+    samples: int = MISSING
+    confidence: float = MISSING
+    timed_images: int = MISSING
+    pictured_images: int = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
+        require(0 < self.confidence < 1, "task.confidence", self.confidence, "between 0 and 1")
+        require(self.timed_images >= 1, "task.timed_images", self.timed_images, "at least 1")
+        require(self.pictured_images >= 1, "task.pictured_images", self.pictured_images, "at least 1")
+
+
+def run(config: config.Config, run: Run) -> None:
+    """Leave tables, intervals, the counts that they are made of, and pictures in `run`.
+
+    Raises:
+        UserError: when there are no two runs to compare, or they can't be compared.
+    """
+    task = config.task
+    assert isinstance(task, Config)
+    chosen = choose(run, config)
+    for warning in differing_settings(chosen):
+        print_line(f"warning: the runs differ in {warning}", style="bold yellow")
+    settings = chosen[0].config
+    splits = data.load(settings.dataset, "segmentation")
+    if splits.val.fingerprint() != chosen[0].tags["data.val.fingerprint"]:
+        raise UserError(
+            f"dataset: the validation images or labels in {splits.val.root} have changed since the run {chosen[0].id}; "
+            "put the old ones back, or train again"
+        )
+    run.log_data(settings.dataset.name, splits)
+    device = training.device(config.trainer)
+    models, evaluated = [], []
+    for finished in chosen:
+        model = load_model(finished, len(splits.val.classes), run).to(device).eval()
+        one = report.Evaluated(
+            run_id=finished.id,
+            method=finished.config.task.name,
+            start=finished.start,
+            seed=finished.config.seed,
+            counts=evaluate(model, settings, splits),
+            milliseconds=time_images(model, settings, splits.val, task.timed_images),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+        models.append(model)
+        evaluated.append(one)
+        print_line(f"{one.run_id}  {finished.name}  from {one.start}  seed {one.seed}  mIoU {one.miou:.4f}")
+        if abs(finished.metrics["best/miou"] - one.miou) > 1e-3:
+            print_line(
+                f"warning: its training measured {finished.metrics['best/miou']:.4f}; on another device, or with other "
+                "versions?",
+                style="bold yellow",
+            )
+    comparison = report.Comparison(
+        classes=splits.val.classes,
+        images=[splits.val.catalog.file(int(image)) for image in splits.val.images],
+        evaluated=evaluated,
+        differences=differences(evaluated, task),
+        confidence=task.confidence,
+    )
+    report.print_comparison(comparison)
+    report.log_comparison(run, comparison)
+    shown = dict(zip((one.run_id for one in evaluated), models, strict=True))
+    run.log_figure(draw(shown, comparison, settings, splits.val, task.pictured_images), "comparison/grid.png")
+    print_line(f"tables, counts and pictures: {run.client.get_run(run.id).info.artifact_uri}/comparison")
+
+
+def choose(run: Run, config: config.Config) -> list[FinishedRun]:
+    """The runs that `runs` names, or the newest one and all that can be compared with it, the newest of each kind.
+
+    Raises:
+        UserError: when there are no two, or those named can't be compared.
+    """
+    found = tracking.find_runs(run.client, config, list(METHODS))
+    if len(found) < 2:
+        raise UserError(
+            f"runs: there are {len(found)} finished runs to compare, and two are needed; train them with python -m "
+            "cvexp -m task=multiclass,attention"
+        )
+    if config.runs is not None:
+        for other in found[1:]:
+            if reason := obstacle(found[0], other):
+                raise UserError(f"runs: {found[0].id} and {other.id} can't be compared: {reason}")
+        return found
+    newest: dict[tuple[str, str, int], FinishedRun] = {}
+    for other in found:
+        if obstacle(found[0], other) is None:
+            newest.setdefault((other.config.task.name, other.start, other.config.seed), other)
+    if len(newest) < 2:
+        reason = obstacle(found[0], found[1]) or "it is of the same task, start and seed"
+        raise UserError(
+            f"runs: no other finished run can be compared with the newest, {found[0].id}; of {found[1].id}: {reason}; "
+            "name others with runs=[...]"
+        )
+    return [newest[key] for key in sorted(newest, key=lambda key: (list(METHODS).index(key[0]), *key[1:]))]
+
+
+def obstacle(one: FinishedRun, other: FinishedRun) -> str | None:
+    """Why two runs can't be compared; None when they can."""
+    first, second = one.config.dataset, other.config.dataset
+    if first.classes != second.classes:
+        return f"they have other classes, {first.classes} and {second.classes}"
+    if first.image_size != second.image_size:
+        return f"they see images of another size, {first.image_size} and {second.image_size} px"
+    if one.tags.get("data.val.fingerprint") != other.tags.get("data.val.fingerprint"):
+        return (
+            f"they have other validation images or labels, of dataset={first.name} in {first.root} and "
+            f"dataset={second.name} in {second.root}"
+        )
+    return None
+
+
+def differing_settings(chosen: list[FinishedRun]) -> list[str]:
+    """Settings that all of these runs have, but not with the same value."""
+    flat = [tracking.flatten(asdict(finished.config)) for finished in chosen]
+    shared = set.intersection(*(set(settings) for settings in flat))
+    return [
+        f"{key} is " + ", ".join(sorted({settings[key] for settings in flat}))
+        for key in sorted(shared)
+        if not key.startswith(MAY_DIFFER) and len({settings[key] for settings in flat}) > 1
+    ]
+
+
+def load_model(finished: FinishedRun, classes: int, run: Run) -> nn.Module:
+    """The segmenter of a run's best checkpoint."""
+    method = METHODS[finished.config.task.name]
+    model = method.make_model(finished.config, classes, checkpoints.StartingPoint(finished.config, None))
+    with tempfile.TemporaryDirectory() as temporary:
+        uri = f"runs:/{finished.id}/checkpoints/best.ckpt"
+        state = checkpoints.read_state(checkpoints.download(uri, run.client, Path(temporary), key="runs"))
+    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    return model
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, settings: config.Config, splits: Splits) -> iou.Counts:
+    """Counts of every validation image, (images, 1 + c, 3)."""
+    device = next(model.parameters()).device
+    counts = []
+    for images, labels in validation_loader(settings, splits):
+        normal = augment.normalize(images.to(device), settings.dataset.mean, settings.dataset.std)
+        predicted = model.predict(normal).labels.cpu()  # type: ignore[operator]
+        counts.append(iou.count_labels(predicted, labels, len(splits.val.classes), IGNORE).numpy())
+    return np.concatenate(counts)
+
+
+@torch.inference_mode()
+def time_images(model: nn.Module, settings: config.Config, val: Index, number: int) -> float:
+    """Milliseconds for the label map of one image, the median of some; reading the image is not counted."""
+    device = next(model.parameters()).device
+    masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
+    seconds = []
+    for i in range(WARM_UP + number):
+        images = masks[0, i % len(masks)][0][None].to(device)
+        normal = augment.normalize(images, settings.dataset.mean, settings.dataset.std)
+        started = time.perf_counter()
+        model.predict(normal).labels.cpu()  # type: ignore[operator]  # which waits for the device
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds[WARM_UP:]) * 1000)
+
+
+def differences(evaluated: Sequence[Evaluated], task: Config) -> list[report.Difference]:
+    """Attention against multi-class for each start and for all, and each start against random for each method.
+
+    Only what both sides have is compared: the same seeds, and the same starts.
+    """
+    starts = list(dict.fromkeys(one.start for one in evaluated))
+    of = {(one.method, one.start, one.seed): one.counts[:, 1:] for one in evaluated}
+    seeds = sorted({one.seed for one in evaluated})
+    methods = {start: [(("attention", start, seed), ("multiclass", start, seed)) for seed in seeds] for start in starts}
+    pairs = {f"attention - multiclass, from {start}": keys for start, keys in methods.items()}
+    if len(starts) > 1:
+        pairs["attention - multiclass, from all"] = [key for keys in methods.values() for key in keys]
+    for method in METHODS:
+        for start in starts:
+            if start != "random":
+                keys = [((method, start, seed), (method, "random", seed)) for seed in seeds]
+                pairs[f"{start} - random, {method}"] = keys
+    found = []
+    for name, keys in pairs.items():
+        both = [(of[first], of[second]) for first, second in keys if first in of and second in of]
+        if both:
+            first, second = (np.stack(side) for side in zip(*both, strict=True))
+            interval = paired_difference(first, second, task.samples, task.confidence)
+            found.append(report.Difference(name, len(both), interval))
+    return found
+
+
+def draw(
+    models: dict[str, nn.Module], comparison: report.Comparison, settings: config.Config, val: Index, number: int
+) -> Figure:
+    """The best, median and worst images of one run of each method: of the best start that both have, its first seed."""
+    shown = comparison.shown_runs()
+    order = comparison.order_of_images(shown)
+    middle = (len(order) - number) // 2
+    parts = {"best": order[:number], "median": order[middle : middle + number], "worst": order[-number:]}
+    masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
+    rows = []
+    for part, positions in parts.items():
+        for position in positions:
+            rows.append((part, _row(models, shown, masks, position, settings)))
+    runs = ", ".join(f"{one.method} from {one.start}, seed {one.seed}" for one in shown)
+    return pictures.grid(rows, comparison.classes, runs)
+
+
+@torch.inference_mode()
+def _row(
+    models: dict[str, nn.Module], shown: Sequence[Evaluated], masks: Masks, position: int, settings: config.Config
+) -> dict[str, Any]:
+    image, labels = masks[0, position]
+    row: dict[str, Any] = {}
+    for one in shown:
+        model = models[one.run_id]
+        device = next(model.parameters()).device
+        normal = augment.normalize(image[None].to(device), settings.dataset.mean, settings.dataset.std)
+        prediction = model.predict(normal)  # type: ignore[operator]
+        seen = pictures.example(settings.dataset, masks.index, position, normal[0], labels, prediction, 0)
+        miou = float(iou.mean_iou(one.counts[position, 1:]))
+        row |= {
+            "image": seen.image,
+            "label": seen.labels,
+            one.method: pictures.Captioned(seen.predicted, f"mIoU {miou:.2f}"),
+        }
+        if seen.attention is not None:
+            asked = masks.index.classes[seen.shown_class]
+            overlay = (seen.image, seen.attention[seen.shown_class])
+            row["attention's weights"] = pictures.Captioned(overlay, f"asked: {asked}")
+    return row

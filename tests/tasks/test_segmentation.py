@@ -1,0 +1,177 @@
+"""Both segmentation tasks, end to end on small data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import torch
+
+from cvexp.tasks.attention import draw_classes
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store
+
+METRICS = {"loss", "miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/disk", "iou/background"}
+
+
+def checkpoint(run: object, name: str = "last") -> dict[str, torch.Tensor]:
+    folder = Path(urlparse(run.info.artifact_uri).path)  # type: ignore[attr-defined]
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("task", ["multiclass", "attention"])
+def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outcome], task: str) -> None:
+    outcome = cvexp(f"task={task}", *TINY_SEGMENTATION, "task.picture_every_n_epochs=1")
+    assert outcome.code == 0, outcome.message
+    (run,) = runs()
+    wanted = {f"{split}/{name}" for split in ("val", "best") for name in METRICS}
+    wanted |= {"train/loss", "train/miou", "train/pixel_accuracy"}
+    wanted |= {"val/miou_masks"} if task == "attention" else set()
+    assert wanted <= set(run.data.metrics)
+    assert len(store().get_metric_history(run.info.run_id, "val/miou")) == 3  # untrained, and each epoch
+    assert len(store().get_metric_history(run.info.run_id, "train/miou")) == 2
+    assert run.data.tags["start"] == "random"
+    keys = {
+        Path(item.path).name.split("%")[0].split("+")[0] for item in store().list_artifacts(run.info.run_id, "images")
+    }
+    assert keys == ({"predictions", "attention"} if task == "attention" else {"predictions"})
+    assert checkpoint(run, "best").keys() == checkpoint(run).keys()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["task=attention", "task.placement=encoder", "task.dim=12", "task.heads=3"],
+        ["task=attention", "task.kind=additive", "task.normalization=softmax", "task.decoder=deeplabv3"],
+        ["task=attention", "task.kind=cosine", "task.normalization=mean_one", "task.output_stride=8"],
+        ["task=attention", "task.kind=dot_product", "task.placement=encoder", "task.decoder=deeplabv3"],
+        ["task=multiclass", "task.decoder=deeplabv3", "task.class_weights={background: 0.5, star: 2}"],
+        ["task=multiclass", "backbone=vit_small", "backbone.name=test_vit", "trainer.max_steps=1"],
+        ["task=multiclass", "backbone=convnext_tiny", "backbone.name=test_convnext", "trainer.max_steps=1"],
+    ],
+)
+def test_every_variant_trains(cvexp: Callable[..., Outcome], settings: list[str]) -> None:
+    names = {setting.partition("=")[0] for setting in settings}
+    tiny = [setting for setting in TINY_SEGMENTATION if setting.partition("=")[0] not in names]
+    outcome = cvexp(*settings, *tiny)
+    assert outcome.code == 0, outcome.message
+
+
+def test_a_frozen_backbone_stays_as_it_is_and_the_decoder_learns(cvexp: Callable[..., Outcome]) -> None:
+    for freeze in ("true", "false"):
+        assert cvexp("task=attention", *TINY_SEGMENTATION, f"task.freeze_backbone={freeze}").code == 0
+    thawed, frozen = map(checkpoint, runs())
+    backbone = [key for key in frozen if ".backbone." in key and not key.endswith("num_batches_tracked")]
+    torch.manual_seed(0)
+    from cvexp.models.backbone import create_backbone
+
+    untrained = create_backbone("test_resnet", output_stride=16).state_dict()
+    assert all(torch.equal(frozen[key], untrained[key.partition(".backbone.")[2]]) for key in backbone)
+    assert not all(torch.equal(thawed[key], frozen[key]) for key in backbone)
+    assert not torch.equal(frozen["model.classifier.weight"], thawed["model.classifier.weight"])
+
+
+def test_the_backbone_has_its_own_learning_rate(cvexp: Callable[..., Outcome]) -> None:
+    assert (
+        cvexp("task=multiclass", *TINY_SEGMENTATION, "task.backbone_lr_factor=0", "optimizer.weight_decay=0").code == 0
+    )
+    (run,) = runs()
+    from cvexp.models.backbone import create_backbone
+
+    torch.manual_seed(0)
+    untrained = dict(create_backbone("test_resnet", output_stride=16).named_parameters())
+    trained = checkpoint(run)
+    assert all(torch.equal(trained[f"model.encoder.backbone.{key}"], value) for key, value in untrained.items())
+
+
+def test_segmentation_starts_from_the_newest_dino_run_of_its_seed(cvexp: Callable[..., Outcome]) -> None:
+    same_data = [s for s in TINY_SEGMENTATION if not s.startswith(("trainer.max", "task."))]
+    dino = [s for s in TINY if s.startswith("task.")]
+    for seed in (1, 0, 2):
+        assert cvexp("task=dino", *same_data, *dino, "trainer.max_epochs=1", f"seed={seed}").code == 0
+    newest, of_seed_0, _ = runs()
+    for seed, expected in ((0, of_seed_0), (3, newest)):
+        outcome = cvexp("task=multiclass", *TINY_SEGMENTATION, "backbone.weights=latest:dino", f"seed={seed}")
+        assert outcome.code == 0, outcome.message
+        run = runs()[0]
+        assert run.data.tags["start"] == "dino"
+        assert run.data.tags["weights_from"] == run.data.tags["mlflow.parentRunId"] == expected.info.run_id
+        assert "tensors loaded" in run.data.tags["backbone.loaded"]
+        assert "weights.json" in {item.path for item in store().list_artifacts(run.info.run_id)}
+
+
+def test_a_dino_run_with_another_width_is_not_taken(cvexp: Callable[..., Outcome]) -> None:
+    dino = [s for s in TINY if not s.startswith("trainer.max")]
+    assert cvexp("task=dino", *dino, "trainer.max_steps=1", "+backbone.args.channels=[8,8,8,8]").code == 0
+    outcome = cvexp(
+        "task=multiclass", *TINY_SEGMENTATION, "backbone.weights=latest:dino", "+backbone.args.channels=[8,8,8,16]"
+    )
+    assert outcome.code == 1
+    assert "no finished dino run" in outcome.message
+
+
+def test_classes_are_drawn_as_told() -> None:
+    torch.manual_seed(0)
+    labels = torch.zeros(3, 4, 4, dtype=torch.long)
+    labels[0, 0] = 2
+    labels[0, 1] = 5
+    labels[1, 2] = 1
+    labels[1, 3] = 255
+    present = draw_classes(labels, classes=5, number=4000, present_probability=1.0)
+    assert set(present[0].tolist()) == {1, 4}
+    assert set(present[1].tolist()) == {0}
+    assert set(present[2].tolist()) == {0, 1, 2, 3, 4}  # none is there, so any
+    anything = draw_classes(labels, classes=5, number=4000, present_probability=0.0)
+    assert torch.bincount(anything[1], minlength=5).tolist() == pytest.approx([800] * 5, rel=0.15)
+    half = draw_classes(labels, classes=5, number=4000, present_probability=0.5)
+    assert (half[1] == 0).float().mean().item() == pytest.approx(0.5 + 0.5 / 5, abs=0.03)
+
+
+def test_ignored_pixels_change_neither_loss_nor_gradient() -> None:
+    """An image whose right half is ignored, with anything predicted there; and one that is ignored as a whole."""
+    from cvexp.tasks.attention import Attention
+    from cvexp.tasks.multiclass import Multiclass
+
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (2, 6, 6))
+    labels[:, :, 3:] = 255
+    labels[1] = 255
+    for task, channels in ((Multiclass, 4), (Attention, 3)):
+        module = task.__new__(task)
+        torch.nn.Module.__init__(module)
+        module.weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
+        module.task = attention_task()
+        logits = torch.randn(2, channels, 6, 6)
+        values = []
+        for noise in (0.0, 100.0):
+            disturbed = (logits + noise * (labels == 255)[:, None] * torch.randn_like(logits)).requires_grad_()
+            arguments = (labels,) if task is Multiclass else (labels, torch.arange(3).expand(2, -1))
+            losses, weights = module.losses(disturbed, *arguments)
+            losses.sum().backward()
+            values.append((losses.detach(), weights, disturbed.grad))
+        torch.testing.assert_close(values[0], values[1])
+        assert values[0][0][0] > 0
+        assert values[0][0][1] == values[0][1][1] == 0
+
+
+def attention_task() -> object:
+    from hydra import compose, initialize_config_dir
+
+    from cvexp.app import CONF
+    from cvexp.config import check
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(compose("config", overrides=["task=attention"])).task
+
+
+def test_class_weights_equal_pytorchs_weighted_mean() -> None:
+    from cvexp.tasks.multiclass import Multiclass
+
+    torch.manual_seed(0)
+    module = Multiclass.__new__(Multiclass)
+    torch.nn.Module.__init__(module)
+    module.weights = torch.tensor([0.2, 1.0, 3.0])
+    logits, labels = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    labels[0, 0] = 255
+    losses, weights = module.losses(logits, labels)
+    expected = torch.nn.functional.cross_entropy(logits, labels, module.weights, ignore_index=255)
+    torch.testing.assert_close(losses.sum() / weights.sum(), expected)
