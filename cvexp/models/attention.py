@@ -110,4 +110,4 @@ class ClassAttention(nn.Module):
         return a_bnqp.mul(a_bnqp.shape[-1]) if self.normalization == "mean_one" else a_bnqp
 
     def _split_heads(self, x_bsd: Tensor) -> Tensor:
-        return x_bsd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_bsd.view(*x_bsd.shape[:2], self.heads, -1).transpose(1, 2)

@@ -73,7 +73,7 @@ class AttentionSegmenter(nn.Module):
         Args:
             encoder, decoder: What gives the feature maps.
             attention: Over the encoder's last map, or over the decoder's.
-            channels: Of the map that the last convolution sees: the attention's, or the decoder's.
+            channels: Of what follows the attention: its own, or with `placement="encoder"` the decoder's.
             placement: "encoder" or "decoder".
         """
         super().__init__()
@@ -82,11 +82,9 @@ class AttentionSegmenter(nn.Module):
         self.attention = attention
         self.placement = placement
         if placement == "decoder":
-            self.head = nn.Sequential(
-                nn.Conv2d(channels, channels, kernel_size=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(inplace=True),
-            )
+            conv = nn.Conv2d(channels, channels // 2, kernel_size=3, padding=1, bias=False)
+            channels //= 2
+            self.head = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         self.classifier = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, images: Tensor, asked_bq: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Both segmentation tasks, end to end on small data."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -30,9 +31,8 @@ def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outco
     assert len(store().get_metric_history(run.info.run_id, "val/miou")) == 3  # untrained, and each epoch
     assert len(store().get_metric_history(run.info.run_id, "train/miou")) == 2
     assert run.data.tags["start"] == "random"
-    keys = {
-        Path(item.path).name.split("%")[0].split("+")[0] for item in store().list_artifacts(run.info.run_id, "images")
-    }
+    images = store().list_artifacts(run.info.run_id, "images")
+    keys = {re.split("[%+]", Path(item.path).name)[0] for item in images}
     assert keys == ({"predictions", "attention"} if task == "attention" else {"predictions"})
     assert checkpoint(run, "best").keys() == checkpoint(run).keys()
 
