@@ -104,9 +104,9 @@ def _run(composed: DictConfig) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # of its own use of PyTorch
     hydra_config = HydraConfig.get()
-    task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
     if config.resume is not None:
         config = tracking.saved_config(config, composed, list(hydra_config.overrides.task))
+    task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
     with tracking.open_run(config, folder=Path(hydra_config.runtime.output_dir)) as run:
         task.run(config, run)
 

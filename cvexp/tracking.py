@@ -412,7 +412,7 @@ def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> 
             f"(resume={config.resume} alone goes on as it was), or start a new run"
         )
     if "password" in saved.dataset:  # the only key that is not recorded
-        saved.dataset.password = composed.dataset.password
+        saved.dataset.password = OmegaConf.select(composed, "dataset.password")
     return check(saved)
 
 

@@ -40,6 +40,24 @@ ON_COMMAND_LINE = {
     "missing weights": (["backbone.weights=nowhere.pth"], "'nowhere.pth'", "timm"),
     "no run to start from": (["backbone.weights=latest:dino"], "latest:dino", "pretrain"),
     "unknown run to resume": (["resume=0123"], "'0123'", "make ui"),
+    "unknown decoder": (["task=multiclass", "task.decoder=deeplabv4"], "'deeplabv4'", "deeplabv3"),
+    "two rates": (["task=multiclass", "task.atrous_rates=[1,2]"], "task.atrous_rates: got [1, 2]", "three"),
+    "weight of no class": (["task=multiclass", "task.class_weights={cat: 2}"], "'cat'", "known: background"),
+    "one image in a batch": (["task=multiclass", "loader.batch_size=1"], "loader.batch_size: got 1", "at least 2"),
+    "stride of no model": (["task=multiclass", "task.output_stride=7"], "task.output_stride: got 7", "its own is 32"),
+    "stride of a transformer": (
+        ["task=multiclass", "backbone.name=test_vit", "task.output_stride=8"],
+        "task.output_stride: got 8",
+        "its own is 16",
+    ),
+    "size for no patches": (
+        ["task=multiclass", "backbone.name=test_vit", "dataset.image_size=56"],
+        "dataset.image_size: test_vit can't take images of 56 px",
+        "16",
+    ),
+    "heads that don't divide": (["task=attention", "task.heads=3"], "task.heads: got 3", "divisor"),
+    "unknown kind of attention": (["task=attention", "task.kind=cosin"], "'cosin'", "cosine"),
+    "pretrained run of the wrong kind": (["task=compare", "runs=['0123']"], "'0123'", "make ui"),
     "needed path not given": (["dataset=coco"], "dataset.root", "dataset.root=..."),
 }
 
@@ -48,7 +66,8 @@ ON_COMMAND_LINE = {
 def test_on_the_command_line(cvexp: Callable[..., Outcome], mistake: str) -> None:
     arguments, *words = ON_COMMAND_LINE[mistake]
     own = {argument.partition("=")[0] for argument in arguments}
-    tiny = [argument for argument in TINY if argument.partition("=")[0] not in own]
+    of_other_task = "task." if "task" in own else ()
+    tiny = [a for a in TINY if a.partition("=")[0] not in own and not a.startswith(of_other_task)]
     assert_told(cvexp(*tiny, *arguments), *words)
 
 

@@ -7,13 +7,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
 import torch
 from mlflow.entities import Run
 
-from tests.conftest import TINY, Outcome, finish, runs, start, store
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
 
 EPOCHS = 4
 SETTINGS = [*TINY, f"trainer.max_epochs={EPOCHS}", "loader.num_workers=1"]
@@ -83,23 +84,52 @@ def test_interrupted_at_a_step_it_ends_bit_equal(
 
     arguments = [*TINY, "dataset.root=data"]
     assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
-    original = DINO.training_step
+    interrupted_at(step, number, DINO, cvexp, monkeypatch, arguments)
+    assert cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}").code == 0
+    assert_equal_runs(Path("undisturbed"), Path("interrupted"))
 
-    def training_step(self: DINO, batch: object, batch_idx: int) -> object:
+
+@pytest.mark.parametrize("task", ["multiclass", "attention"])
+def test_an_interrupted_segmentation_ends_bit_equal_without_what_it_started_from(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    from cvexp.models.backbone import create_backbone
+    from cvexp.tasks.segmentation import Segmentation
+
+    torch.save(create_backbone("test_resnet").state_dict(), "start.pth")
+    arguments = [f"task={task}", *TINY_SEGMENTATION, "dataset.root=data", "backbone.weights=start.pth"]
+    assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
+    interrupted_at(2, signal.SIGTERM, Segmentation, cvexp, monkeypatch, arguments)  # of 3 steps an epoch
+    Path("start.pth").unlink()
+    outcome = cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}")
+    assert outcome.code == 0, outcome.message
+    assert_equal_runs(Path("undisturbed"), Path("interrupted"))
+
+
+def interrupted_at(
+    step: int,
+    number: signal.Signals,
+    task: type,
+    cvexp: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    """Start a run that gets a signal in a step, and see that it ends after that, with a checkpoint."""
+    original = task.training_step
+
+    def training_step(self: Any, batch: object, batch_idx: int) -> object:
         if self.global_step == step - 1:
             os.kill(os.getpid(), number)
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DINO, "training_step", training_step)
+        patch.setattr(task, "training_step", training_step)
         interrupted = cvexp(*arguments, "tracking.folder=interrupted")
     assert interrupted.code == 128 + number
     (run,) = runs(Path("interrupted"))
     assert run.info.status == "KILLED"
     path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / "last.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == step
-    assert cvexp("tracking.folder=interrupted", f"resume={run.info.run_id}").code == 0
-    assert_equal_runs(Path("undisturbed"), Path("interrupted"))
 
 
 def test_resume_refuses_a_changed_configuration_and_shows_the_difference(

@@ -1,0 +1,69 @@
+"""What one more class costs: several classes asked of one encoding, against encoding the image anew for each.
+
+    python experiments/attention_cost.py
+
+The model is that of `task=attention` with ResNet-18 and the configuration's defaults, on random images: weights don't
+change the time. Any key can be set, such as `task.placement=encoder`.
+
+Expected (two cores, ResNet-18, 128 px, five classes): see the README.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from cvexp.app import CONF
+from cvexp.checkpoints import StartingPoint
+from cvexp.config import check
+from cvexp.tasks.attention import Attention
+
+CLASSES, REPEATS = 5, 30
+
+
+def main() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = check(compose("config", overrides=["task=attention", *sys.argv[1:]]))
+    torch.manual_seed(0)
+    model = Attention.make_model(config, CLASSES, StartingPoint(config, None)).eval()
+    images = torch.randn(1, 3, config.dataset.image_size, config.dataset.image_size)
+    every = torch.arange(CLASSES)[None]
+
+    def one() -> torch.Tensor:
+        logits: torch.Tensor = model(images, every[:, :1])[0]
+        return logits
+
+    def shared() -> torch.Tensor:
+        logits: torch.Tensor = model(images, every)[0]
+        return logits
+
+    def anew() -> torch.Tensor:
+        return torch.cat([model(images, every[:, i : i + 1])[0] for i in range(CLASSES)], dim=1)
+
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "1 class": one,
+        "5 classes, encoded once": shared,
+        "5 times anew": anew,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        difference = (shared() - anew()).abs().max().item()
+        for _ in range(REPEATS):  # in turn, so that what else the machine does touches all alike
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+    single = statistics.median(seconds["1 class"])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"{name:24} {1000 * median:7.1f} ms  {median / single:.2f} times one class")
+    print(f"largest difference of the logits: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

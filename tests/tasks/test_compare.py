@@ -1,0 +1,110 @@
+"""The comparison of finished runs, end to end on small data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from cvexp.metrics import iou
+from cvexp.metrics.bootstrap import paired_difference
+from tests.conftest import TINY_SEGMENTATION, Outcome, runs, store
+
+QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
+COMPARE = ["task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1"]
+
+
+def train(cvexp: Callable[..., Outcome], *settings: str) -> mlflow.entities.Run:
+    names = {setting.partition("=")[0] for setting in settings}
+    tiny = [setting for setting in (*TINY_SEGMENTATION, *QUICK) if setting.partition("=")[0] not in names]
+    outcome = cvexp(*tiny, *settings)
+    assert outcome.code == 0, outcome.message
+    return runs()[0]
+
+
+def artifact(run: mlflow.entities.Run, name: str) -> Path:
+    return Path(store().download_artifacts(run.info.run_id, f"comparison/{name}"))
+
+
+def test_every_number_follows_from_the_counts_and_equals_what_training_measured(cvexp: Callable[..., Outcome]) -> None:
+    trained = [train(cvexp, f"task={task}", f"seed={seed}") for task in ("multiclass", "attention") for seed in (0, 1)]
+    outcome = cvexp(*COMPARE)
+    assert outcome.code == 0, outcome.message
+    run = runs()[0]
+    saved = np.load(artifact(run, "counts.npz"))
+    counts = dict(zip(saved["run_ids"].tolist(), saved["counts"], strict=True))
+    assert set(counts) == {one.info.run_id for one in trained}
+    assert saved["counts"].shape == (4, 6, 6, 3)
+    said = json.loads(artifact(run, "comparison.json").read_text())
+    for one in trained:
+        mine = counts[one.info.run_id]
+        (entry,) = (entry for entry in said["runs"] if entry["run_id"] == one.info.run_id)
+        for name, value in iou.summarize(mine, said["classes"]).items():
+            assert entry[name] == pytest.approx(value)
+            assert one.data.metrics[f"best/{name}"] == pytest.approx(value, abs=1e-6)
+        assert entry["parameters"] > 100_000
+        assert entry["milliseconds"] > 0
+    (difference,) = (d for d in said["differences"] if d["name"] == "attention - multiclass, from random")
+    both = [
+        np.stack([counts[one.info.run_id][:, 1:] for one in trained if one.data.tags["task"] == task])
+        for task in ("attention", "multiclass")
+    ]
+    again = paired_difference(both[0], both[1], samples=200)
+    assert [difference[key] for key in ("difference", "low", "high")] == pytest.approx(list(again))
+    assert difference["pairs"] == 2
+    page = artifact(run, "comparison.md").read_text()
+    assert f"{np.mean([iou.mean_iou(c[:, 1:].sum(axis=0)) for c in counts.values()][:2]):.3f}" in page
+    assert artifact(run, "grid.png").stat().st_size > 10_000
+
+
+def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Callable[..., Outcome]) -> None:
+    train(cvexp, "task=multiclass")
+    other_size = train(cvexp, "task=attention", "dataset.image_size=48")
+    old, new = (train(cvexp, "task=multiclass") for _ in range(2))
+    attention = train(cvexp, "task=attention", "trainer.max_steps=2")
+    outcome = cvexp(*COMPARE)
+    assert outcome.code == 0, outcome.message
+    chosen = {entry["run_id"] for entry in json.loads(artifact(runs()[0], "comparison.json").read_text())["runs"]}
+    assert chosen == {new.info.run_id, attention.info.run_id}
+    assert old.info.run_id not in outcome.message
+    assert other_size.info.run_id not in outcome.message
+    assert "trainer.max_steps is 1, 2" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["dataset.classes=[disk,star]"], "other classes"),
+        (["dataset.image_size=48"], "another size, 64 and 48"),
+        (["dataset.generator_seed=5"], "other validation images"),
+        (["dataset.limit=3"], "other validation images"),
+    ],
+)
+def test_what_is_not_comparable_is_refused(cvexp: Callable[..., Outcome], settings: list[str], words: str) -> None:
+    first = train(cvexp, "task=multiclass")
+    second = train(cvexp, "task=attention", *settings)
+    outcome = cvexp(*COMPARE, f"runs=[{first.info.run_id},{second.info.run_id}]")
+    assert outcome.code == 1
+    assert "can't be compared" in outcome.message
+    assert words in outcome.message
+
+
+def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
+    assert "two are needed" in cvexp(*COMPARE).message
+    only = train(cvexp, "task=multiclass")
+    assert "there are 1 finished runs" in cvexp(*COMPARE).message
+    assert "there is no run '0123'" in cvexp(*COMPARE, f"runs=['0123',{only.info.run_id}]").message
+    failed = next(run for run in runs() if run.info.status == "FAILED")
+    assert "FAILED" in cvexp(*COMPARE, f"runs=[{failed.info.run_id},{only.info.run_id}]").message
+
+
+def test_changed_images_are_noticed(cvexp: Callable[..., Outcome]) -> None:
+    for task in ("multiclass", "attention"):
+        train(cvexp, f"task={task}")
+    (image,) = Path("outputs/data/shapes").glob("*64px*/val/000003.bmp")
+    image.write_bytes(image.read_bytes()[:-3] + b"abc")
+    outcome = cvexp(*COMPARE)
+    assert outcome.code == 1
+    assert "have changed since" in outcome.message
