@@ -6,6 +6,8 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/python -m cvexp +experiment=demo
+	$(BIN)/python -m cvexp -m +experiment=demo_segmentation task=multiclass,attention backbone.weights=latest:dino
+	$(BIN)/python -m cvexp task=compare
 
 test: .venv/ready
 	$(BIN)/python -m pytest
