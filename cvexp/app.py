@@ -100,8 +100,7 @@ def _run(composed: DictConfig) -> None:
     config = check(composed)
     from cvexp import tracking  # imports MLflow
 
-    for name in ("pytorch_lightning", "alembic", "mlflow"):  # what they tell is told better by us
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # what it tells is told better by us
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # of its own use of PyTorch
     hydra_config = HydraConfig.get()
     if config.resume is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import re
@@ -257,6 +258,8 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
         UserError: when the server doesn't answer.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow"):  # what they tell of tables and migrations is no news
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would make a stranger of the new run's parent
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         client = mlflow.MlflowClient(uri)
@@ -286,8 +289,7 @@ def connect(tracking: Tracking) -> mlflow.MlflowClient:
 
 
 def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> str:
-    backbone = config.backbone.name.split("_")[0] if config.name is None else ""
-    name = config.name or f"{config.task.name}-{backbone}-{config.dataset.name}"
+    name = config.name or default_name(config)
     experiment_id = _experiment_id(client, config.tracking)
     run = client.create_run(experiment_id, run_name=name, tags=_tags(config, folder))
     recorded = _without_passwords(asdict(config))
@@ -296,6 +298,15 @@ def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> st
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     client.log_text(run.info.run_id, OmegaConf.to_yaml(recorded), "config.yaml")
     return str(run.info.run_id)
+
+
+def default_name(config: Config) -> str:
+    """A run's name in MLflow: what it does, with what, from where, and the seed."""
+    if config.task.name == "compare":  # its data and models are those of the runs that it compares
+        return "compare"
+    start = {"latest:dino": "dino", "timm": "timm"}.get(config.backbone.weights or "")
+    parts = (config.task.name, config.backbone.name.split("_")[0], config.dataset.name, start, f"seed{config.seed}")
+    return "-".join(part for part in parts if part)
 
 
 def _experiment_id(client: mlflow.MlflowClient, tracking: Tracking) -> str:

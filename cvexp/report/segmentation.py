@@ -100,8 +100,9 @@ def attention(examples: Sequence[Example], classes: Sequence[str], when: str) ->
             assert e.attention is not None
             for i, name in enumerate(classes):
                 show_attention(row[1 + i], e.image, e.attention[i])
-                there = "there" if (e.labels == i + 1).any() else "not there"
-                row[1 + i].set_title(f"{name}: {there}\nsaid {e.presence[i]:.2f}", fontsize=8)
+                there = bool((e.labels == i + 1).any())
+                title = f"{name}: {'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
+                row[1 + i].set_title(title, fontsize=8, color="black" if there else "gray")
         figure.suptitle(f"attention, mean of the heads, {when}; brighter is more", fontsize=11)
     return figure
 
