@@ -47,6 +47,7 @@ def main() -> None:
     sys.argv[1:] = _for_sweep(sys.argv[1:])
     try:
         _hydra_main()
+        Sweep.close(failed=False)
     except EXPECTED as error:
         if WANTS_TRACEBACK:
             raise
@@ -57,11 +58,11 @@ def main() -> None:
         sys.exit(128 + interrupted.signal_number)
     finally:
         with contextlib.suppress(Exception):  # the store may be what failed, and was told
-            Sweep.close()
+            Sweep.close(failed=True)
 
 
 def _for_sweep(arguments: list[str]) -> list[str]:
-    """Let a sweep over a group set keys that only the swept options have: `-m task=multiclass,attention task.heads=2`.
+    """Let a sweep over a group set keys that only the swept options have, such as `task.dropout=0`.
 
     Hydra first composes what all jobs share, without the swept groups, and there refuses these keys (hydra#2888). With
     ++ it takes them; the schema finds those that are misspelt.

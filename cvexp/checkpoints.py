@@ -9,7 +9,7 @@ import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import torch
@@ -24,6 +24,8 @@ from cvexp.models.backbone import create_backbone
 log = logging.getLogger("cvexp")
 
 FORMS = "null, timm, a .ckpt, .pth or .safetensors file, runs:/RUN_ID/PATH, models:/NAME@ALIAS, or latest:dino"
+
+SUFFIXES = (".ckpt", ".pth", ".safetensors")
 
 # Where a backbone's weights lie in the files that people have. What fits most tensors is taken, the first of equals.
 PREFIXES = (
@@ -63,6 +65,7 @@ class StartingPoint:
         self.run = run
         self.goes_on = run is None or run.last_checkpoint is not None
         self.state: dict[str, Tensor] = {}
+        self.same_classes = True
         self.loaded: dict[str, str] = {}  # name in the file to name in the model
         self.left_random: list[str] = []
         if run is None or self.goes_on:
@@ -71,7 +74,9 @@ class StartingPoint:
             run.set_tag("start", self.config.weights or "random")
         else:
             with tempfile.TemporaryDirectory() as temporary:
-                self.state = read_state(self._fetch(config, run, Path(temporary)))
+                self.state, theirs = read_checkpoint(self._fetch(config, run, Path(temporary)))
+            ours = asdict(config.dataset)
+            self.same_classes = all(theirs.get(key) == ours[key] for key in ("name", "root", "classes"))
 
     def backbone(self, output_stride: int | None = None) -> nn.Module:
         """The configured backbone with its weights.
@@ -105,28 +110,41 @@ class StartingPoint:
         self.left_random += [f"backbone.{key}" for key in own if key not in found]
         return backbone
 
-    def load_decoder(self, decoder: nn.Module, classifier: nn.Conv2d) -> None:
-        """Take a decoder too, where the file has one that fits: the course's, or one of ours."""
+    def load_decoder(self, model: nn.Module, of_classes: str) -> None:
+        """Take what follows the encoder too, where the file has what fits: the course's decoder, or parts of ours.
+
+        Args:
+            model: The segmenter, whose `encoder` is left alone.
+            of_classes: The part whose tensors mean certain classes; it is taken only from a run with the same ones.
+        """
         if not self.state:
             return
-        for part, module in (("decoder", decoder), ("classifier", classifier)):
-            own = module.state_dict()
-            for key, value in own.items():
-                for source in (f"model.{part}.{key}", _course_name(f"{part}.{key}")):
-                    found = self.state.get(source)
-                    if found is not None and part == "classifier" and len(found) == 2 and len(value) == 1:
-                        found = found[1:] - found[:1]  # softmax over background and foreground is one sigmoid
-                    if found is not None and found.shape == value.shape:
-                        own[key] = found
-                        self.loaded[source] = f"{part}.{key}"
-                        break
-                else:
-                    self.left_random.append(f"{part}.{key}")
-            module.load_state_dict(own)
+        own = model.state_dict()
+        for name, value in own.items():
+            part = name.partition(".")[0]
+            if part == "encoder":
+                continue
+            for source in (f"model.{name}", _course_name(name)):
+                found = self.state.get(source)
+                if found is None or (part == of_classes and not self.same_classes):
+                    continue
+                if part == "classifier" and len(found) == 2 and len(value) == 1:
+                    found = found[1:] - found[:1]  # softmax over background and foreground is one sigmoid
+                if found.shape == value.shape:
+                    own[name] = found
+                    self.loaded[source] = name
+                    break
+            else:
+                self.left_random.append(name)
+        model.load_state_dict(own)
 
     def record(self) -> None:
         """Print what was loaded, left out and left random, and record it: in short as a tag, in full as an artifact."""
-        if not self.state or self.run is None:
+        if self.run is None or self.goes_on:
+            return
+        if self.config.weights == "timm":
+            self.run.set_tag("backbone.loaded", f"timm's pretrained weights of {self.config.name}")
+        if not self.state:
             return
         repeated = [key for key in self.state.keys() - self.loaded.keys() if self._repeats(key)]
         left_out = self.state.keys() - self.loaded.keys() - set(repeated)
@@ -154,18 +172,45 @@ class StartingPoint:
     def _fetch(self, config: Config, run: tracking.Run, folder: Path) -> Path:
         """The file that `backbone.weights` names."""
         weights = str(self.config.weights)
-        if weights == "latest:dino":
-            weights = f"runs:/{tracking.latest_pretraining(run.client, config)}/checkpoints/best.ckpt"
+        if weights == "latest:dino":  # a run that was interrupted before its first checkpoint has chosen already
+            source = run.source or tracking.latest_pretraining(run.client, config)
+            weights = f"runs:/{source}/checkpoints/best.ckpt"
+        if weights.startswith("models:/"):
+            return self._fetch_registered(weights, run, folder)
         if weights.startswith("runs:/"):
             run.set_tag("start", run.link_source(weights.split("/")[1]))
-        else:
-            run.set_tag("start", Path(weights).stem)
-        if weights.startswith(("runs:/", "models:/")):
             return download(weights, run.client, folder, key="backbone.weights")
+        run.set_tag("start", Path(weights).stem)
         path = Path(weights)
         if not path.is_file():
             raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
         return path
+
+    @staticmethod
+    def _fetch_registered(weights: str, run: tracking.Run, folder: Path) -> Path:
+        """The checkpoint of a version in MLflow's model registry: models:/NAME@ALIAS, or models:/NAME/VERSION."""
+        name, at, alias = weights.removeprefix("models:/").partition("@")
+        try:
+            if at:
+                version = run.client.get_model_version_by_alias(name, alias)
+            else:
+                version = run.client.get_model_version(*name.rsplit("/", 1))
+            source = run.client.get_model_version_download_uri(version.name, version.version)
+        except (MlflowException, TypeError) as error:
+            raise UserError(
+                f"backbone.weights: the registry has no {weights} ({str(error).splitlines()[0]}); `make ui` shows its "
+                "models, and models:/NAME@ALIAS or models:/NAME/VERSION names one"
+            ) from error
+        run.set_tag("start", run.link_source(version.run_id) if version.run_id else name)
+        path = download(source, run.client, folder, key="backbone.weights")
+        found = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES] if path.is_dir() else [path]
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise UserError(
+                f"backbone.weights: {weights} is a folder and should hold one checkpoint, but holds {names}; register "
+                "the file itself"
+            )
+        return found[0]
 
 
 def download(uri: str, client: mlflow.MlflowClient, folder: Path, key: str) -> Path:
@@ -183,8 +228,20 @@ def download(uri: str, client: mlflow.MlflowClient, folder: Path, key: str) -> P
         ) from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, by name.
+class Checkpoint(NamedTuple):
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: By name.
+        dataset: The configuration of what it was trained on; empty in files that aren't ours.
+    """
+
+    tensors: dict[str, Tensor]
+    dataset: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file.
 
     Raises:
         UserError: when it is no checkpoint, is cut off, or holds objects that would run code on loading.
@@ -193,7 +250,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return Checkpoint(load_file(path), {})
         with torch.serialization.safe_globals([argparse.Namespace]):  # the course's files hold their options in one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -203,13 +260,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"{path}: this is no readable checkpoint ({type(error).__name__}); write it again") from error
+    dataset = content
+    for key in ("cvexp", "config", "dataset"):
+        dataset = _entry(dataset, key)
     for key in ("state_dict", "model", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        content = _entry(content, key) or content
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: the file holds no named tensors; save the model's state_dict")
-    return tensors
+    return Checkpoint(tensors, dataset)
+
+
+def _entry(content: Any, key: str) -> dict[Any, Any]:
+    """An inner dictionary, empty where there is none."""
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 # The names of the decoder in the course's binary_segmentation.pth, for ours.

@@ -14,7 +14,7 @@ VARIABLE = "CVEXP_SWEEP"  # holds the parent's id, for the jobs, wherever a laun
 class Sweep(Callback):
     """Hydra calls it before the first job; `close` is ours, as Hydra tells the end only of sweeps without a failure."""
 
-    opened: ClassVar[Any] = None
+    opened: ClassVar[tuple[Any, str] | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from cvexp import tracking  # imports MLflow
@@ -26,11 +26,15 @@ class Sweep(Callback):
         os.environ[VARIABLE] = Sweep.opened[1]
 
     @staticmethod
-    def close() -> None:
-        """End the parent as its jobs ended; nothing to do without a sweep."""
+    def close(*, failed: bool) -> None:
+        """End the parent as its jobs ended; nothing to do without a sweep, or when that is done.
+
+        Args:
+            failed: Whether a job is known to have failed; perhaps before it had a run.
+        """
         if Sweep.opened is not None:
             from cvexp import tracking
 
-            tracking.close_sweep(*Sweep.opened)
+            tracking.close_sweep(*Sweep.opened, failed=failed)
             Sweep.opened = None
             os.environ.pop(VARIABLE, None)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from cvexp.data.index import Splits
 
+log = logging.getLogger("cvexp")
+
 FLUSH_SECONDS = 5.0  # a write takes some milliseconds however many metrics it holds
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 
@@ -67,6 +69,12 @@ class Run:
         """The checkpoint to go on from; None before the first."""
         path = self.folder / "checkpoints" / "last.ckpt"
         return path if path.exists() else None
+
+    @property
+    def source(self) -> str | None:
+        """The run that the weights come from, once that is recorded."""
+        found: str | None = self.client.get_run(self.id).data.tags.get("weights_from")
+        return found
 
     def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
         """Record values at a step: what was measured after that many optimiser steps.
@@ -240,12 +248,12 @@ def open_sweep(tracking: Tracking, overrides: list[str]) -> tuple[mlflow.MlflowC
     return client, str(run.info.run_id)
 
 
-def close_sweep(client: mlflow.MlflowClient, run_id: str) -> None:
-    """End a sweep's run: FINISHED only if all of its jobs did."""
+def close_sweep(client: mlflow.MlflowClient, run_id: str, failed: bool) -> None:
+    """End a sweep's run: FINISHED only if all of its jobs did, and none `failed` before it had a run."""
     experiment_id = client.get_run(run_id).info.experiment_id
     jobs = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=10000)
     statuses = {job.info.status for job in jobs}
-    status = "FINISHED" if statuses == {"FINISHED"} else "KILLED" if "KILLED" in statuses else "FAILED"
+    status = "FINISHED" if statuses == {"FINISHED"} and not failed else "KILLED" if "KILLED" in statuses else "FAILED"
     client.set_terminated(run_id, status)
 
 
@@ -476,39 +484,52 @@ def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str])
                 raise UserError(
                     f"runs: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
                 )
-    return [
-        FinishedRun(
-            id=str(run.info.run_id),
-            name=str(run.info.run_name),
-            config=check(_recorded_config(client, run.info.run_id)),
-            start=run.data.tags.get("start", "random"),
-            tags=run.data.tags,
-            metrics=run.data.metrics,
+    finished_runs = []
+    for run in found:
+        try:
+            recorded = check(_recorded_config(client, run.info.run_id))
+        except UserError as error:
+            message = f"the run {run.info.run_id} is of another version of cvexp ({error})"
+            if config.runs is not None:
+                raise UserError(f"runs: {message}; leave it out, or train it again") from error
+            log.warning("%s, and is left out", message)
+            continue
+        finished_runs.append(
+            FinishedRun(
+                id=str(run.info.run_id),
+                name=str(run.info.run_name),
+                config=recorded,
+                start=run.data.tags.get("start", "random"),
+                tags=run.data.tags,
+                metrics=run.data.metrics,
+            )
         )
-        for run in found
-    ]
+    return finished_runs
 
 
 def latest_pretraining(client: mlflow.MlflowClient, config: Config) -> str:
     """The id of the newest finished dino run with this backbone and data set, of the same seed where there is one."""
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    assert experiment is not None
-    params = {
-        "task.name": "dino",
-        "dataset.name": config.dataset.name,
-        "backbone.name": config.backbone.name,
-        **flatten(config.backbone.args, "backbone.args."),
-    }
-    same = " and ".join(f"params.`{key}` = '{value}'" for key, value in params.items())
-    same = f"attributes.status = 'FINISHED' and {same}"
-    for condition in (f"{same} and params.seed = '{config.seed}'", same):
-        found = client.search_runs([experiment.experiment_id], condition, max_results=1)  # newest first
-        if found:
-            return str(found[0].info.run_id)
-    raise UserError(
-        f"backbone.weights=latest:dino: there is no finished dino run with backbone.name={config.backbone.name} and "
-        f"dataset.name={config.dataset.name}; pretrain with python -m cvexp task=dino, or give other weights"
-    )
+    finished = "attributes.status = 'FINISHED' and params.`task.name` = 'dino'"
+    found = client.search_runs([_experiment_id(client, config.tracking)], finished, max_results=10000)  # newest first
+    wanted = _identity(flatten(asdict(config)))
+    same = [run for run in found if _identity(run.data.params) == wanted]
+    of_seed = [run for run in same if run.data.params["seed"] == str(config.seed)]
+    if not same:
+        described = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UserError(
+            f"backbone.weights=latest:dino: there is no finished dino run with {described}; pretrain with python -m "
+            "cvexp task=dino, or give other weights"
+        )
+    return str((of_seed or same)[0].info.run_id)
+
+
+def _identity(params: Mapping[str, str]) -> dict[str, str]:
+    """What a pretraining and the training that starts from it have in common: the network, and where the data lie."""
+    keys = [key for key in params if key.startswith("backbone.args")]
+    found = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
+    if found.get("dataset.root", "null") != "null":
+        found["dataset.root"] = os.path.realpath(found["dataset.root"])
+    return found
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def test_the_courses_file_fills_backbone_and_decoder_and_every_key_is_accounted_
         assert said["left_out"] == classifier
         assert said["left_random"] == ["classifier.weight", "classifier.bias"]
     else:
-        assert said["left_out"] == said["left_random"] == []
+        assert said["left_out"] == []
+        assert {name.partition(".")[0] for name in said["left_random"]} == {"attention"}  # the course had another
     assert run.data.tags["start"] == "binary_segmentation"
     # The backbone is frozen, so what training left in it is what the file has.
     state = torch.load(Path(store().download_artifacts(run.info.run_id, "checkpoints/last.ckpt")), weights_only=True)
@@ -80,14 +81,14 @@ def test_the_decoders_tensors_go_where_they_belong(course_weights: Path) -> None
     """The course's description of its decoder, in plain functions with its own key names, equals ours after loading."""
     import torch.nn.functional as F
 
-    from cvexp.checkpoints import StartingPoint, read_state
+    from cvexp.checkpoints import StartingPoint, read_checkpoint
     from cvexp.models.deeplab import DeepLabV3Plus
 
     decoder = DeepLabV3Plus(64, 512, 256, (6, 12, 18), 0.5).eval()
     classifier = torch.nn.Conv2d(256, 1, 1)
     start = StartingPoint.__new__(StartingPoint)
-    start.state, start.loaded, start.left_random = read_state(course_weights), {}, []
-    start.load_decoder(decoder, classifier)
+    start.state, start.loaded, start.left_random = read_checkpoint(course_weights).tensors, {}, []
+    start.load_decoder(torch.nn.ModuleDict({"decoder": decoder, "classifier": classifier}), of_classes="attention")
     state = {key.removeprefix("decoder."): value for key, value in start.state.items()}
 
     def layer(x: torch.Tensor, conv: str, norm: str, **kwargs: int) -> torch.Tensor:
@@ -136,7 +137,60 @@ def test_a_segmentation_run_starts_another_with_its_decoder(cvexp: Callable[...,
     assert second.data.tags["mlflow.parentRunId"] == first.info.run_id
 
 
+def test_what_means_certain_classes_is_not_taken_for_others(cvexp: Callable[..., Outcome]) -> None:
+    quick = [*TINY_SEGMENTATION, "trainer.max_steps=1", "dataset.classes=[disk,star]"]
+    for task, part in (("multiclass", "classifier"), ("attention", "attention")):
+        assert cvexp(f"task={task}", *quick).code == 0
+        weights = f"backbone.weights=runs:/{runs()[0].info.run_id}/checkpoints/best.ckpt"
+        assert cvexp(f"task={task}", *quick, weights).code == 0
+        assert record(runs()[0])["left_random"] == []
+        assert cvexp(f"task={task}", *quick, weights, "dataset.classes=[disk,square]").code == 0
+        assert {name.partition(".")[0] for name in record(runs()[0])["left_random"]} == {part}
+
+
+@pytest.mark.parametrize("source", ["checkpoints/best.ckpt", "checkpoints"])
+def test_a_registered_model_is_loaded(cvexp: Callable[..., Outcome], source: str) -> None:
+    quick = [*TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass"]
+    assert cvexp(*quick).code == 0
+    (first,) = runs()
+    client = store()
+    client.create_registered_model("shapes")
+    version = client.create_model_version("shapes", f"{first.info.artifact_uri}/{source}", first.info.run_id)
+    client.set_registered_model_alias("shapes", "good", version.version)
+    outcome = cvexp(*quick, "backbone.weights=models:/shapes@good")
+    if source == "checkpoints":
+        assert outcome.code == 1
+        assert "should hold one checkpoint, but holds best.ckpt, last.ckpt" in outcome.message
+        return
+    assert outcome.code == 0, outcome.message
+    assert record(runs()[0])["left_random"] == []
+    assert runs()[0].data.tags["weights_from"] == first.info.run_id
+    assert cvexp(*quick, f"backbone.weights=models:/shapes/{version.version}").code == 0
+    for wrong in ("models:/shapes@bad", "models:/shapes/7", "models:/others@good", "models:/shapes"):
+        outcome = cvexp(*quick, f"backbone.weights={wrong}")
+        assert outcome.code == 1
+        assert f"the registry has no {wrong}" in outcome.message
+
+
 def test_a_run_that_does_not_exist_is_told(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp("task=multiclass", *TINY_SEGMENTATION, "backbone.weights=runs:/0123/checkpoints/best.ckpt")
     assert outcome.code == 1
     assert "there is no run '0123'" in outcome.message
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"model": {"epoch": 3}}, {"cvexp": 5}])
+def test_a_file_without_named_tensors_is_told(tmp_path: Path, content: object) -> None:
+    from cvexp.checkpoints import read_checkpoint
+    from cvexp.errors import UserError
+
+    torch.save(content, tmp_path / "strange.pth")
+    with pytest.raises(UserError, match="no named tensors"):
+        read_checkpoint(tmp_path / "strange.pth")
+
+
+@pytest.mark.parametrize("note", [5, {"config": [1]}, {"config": {"dataset": "x"}}])
+def test_strange_notes_in_a_file_are_no_obstacle(tmp_path: Path, note: object) -> None:
+    from cvexp.checkpoints import read_checkpoint
+
+    torch.save({"cvexp": note, "state_dict": {"a": torch.zeros(3)}}, tmp_path / "strange.ckpt")
+    assert read_checkpoint(tmp_path / "strange.ckpt").dataset == {}

@@ -176,6 +176,12 @@ def test_the_parent_of_a_sweep_with_a_failure_has_failed(cvexp: Callable[..., Ou
     assert "divisor" in by_task["attention"].data.tags["error"]
 
 
+def test_a_job_that_never_had_a_run_fails_the_sweep_too(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp("-m", *TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass", "task.dropout=0,2")
+    assert outcome.code == 1
+    assert {run.data.tags["task"]: run.info.status for run in runs()} == {"sweep": "FAILED", "multiclass": "FINISHED"}
+
+
 def test_a_sweep_over_tasks_takes_keys_that_only_they_have_and_refuses_misspelt_ones(
     cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -171,3 +171,9 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """(..., 3, h, w) uint8 to float32 of about zero mean and unit variance; done on the device, by the batch."""
     mean_, std_ = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     return (images.float() / 255 - mean_) / std_
+
+
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """What `normalize` was given, as far as uint8 tells."""
+    mean_, std_ = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return ((images * std_ + mean_) * 255).round().clamp(0, 255).byte()

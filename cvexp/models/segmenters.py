@@ -46,8 +46,13 @@ class MulticlassSegmenter(nn.Module):
         """(b, 3, h, w) to logits (b, 1 + c, h, w)."""
         return _resize(self.classifier(self.decoder(*self.encoder(images))), images)
 
+    def label(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) to the most probable class of each pixel (b, h, w)."""
+        logits: Tensor = self(images)
+        return logits.argmax(dim=1)
+
     def predict(self, images: Tensor) -> Prediction:
-        """(b, 3, h, w) to the most probable class of each pixel."""
+        """The same, and all else that can be said."""
         return self.read(self(images))
 
     @staticmethod
@@ -120,16 +125,25 @@ class AttentionSegmenter(nn.Module):
         logits, attention = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
         return logits, attention
 
+    def label(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) to the label map (b, h, w) that the masks of all classes make together."""
+        return self.join(self.logits(images)[0])
+
     def predict(self, images: Tensor) -> Prediction:
-        """(b, 3, h, w) to every class's mask, and the label map that they make together."""
-        return self.join(*self.logits(images))
+        """The same, and all else that can be said."""
+        return self.read(*self.logits(images))
+
+    @classmethod
+    def read(cls, logits_bchw: Tensor, attention: Tensor | None = None) -> Prediction:
+        """Masks' logits to labels, masks, and which classes are there: as far as their best pixel is."""
+        presence = logits_bchw.amax(dim=(2, 3)).sigmoid()
+        return Prediction(cls.join(logits_bchw), logits_bchw > 0, presence, attention)
 
     @staticmethod
-    def join(logits_bchw: Tensor, attention: Tensor | None = None) -> Prediction:
+    def join(logits_bchw: Tensor) -> Tensor:
         """Masks' logits to labels: the class with the best score, and the background where none reaches 0.5."""
         best, label = logits_bchw.max(dim=1)
-        presence = logits_bchw.amax(dim=(2, 3)).sigmoid()
-        return Prediction(torch.where(best > 0, label + 1, 0), logits_bchw > 0, presence, attention)
+        return torch.where(best > 0, label + 1, 0)
 
 
 def _resize(logits: Tensor, images: Tensor) -> Tensor:

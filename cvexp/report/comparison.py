@@ -16,6 +16,8 @@ from cvexp.metrics.bootstrap import Interval
 from cvexp.report.console import console, print_line
 from cvexp.tracking import Run
 
+ENOUGH_IMAGES = 20  # below, a percentile interval is far too narrow
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -143,6 +145,8 @@ def sentences(comparison: Comparison) -> list[str]:
     said = []
     for name, pairs, interval in comparison.differences:
         verdict = "" if interval.is_clear else "; zero lies within, so these images don't tell which is better"
+        if (images := len(comparison.images)) < ENOUGH_IMAGES:
+            verdict = f"; {images} images are too few for an interval to be trusted"
         runs = f"{pairs} pair{'s' if pairs > 1 else ''} of runs"
         said.append(f"{name}: {interval.difference:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], {runs}{verdict}")
     return said
@@ -175,7 +179,8 @@ def markdown(comparison: Comparison) -> str:
         "",
         "IoU over all images; mean ± standard deviation over the seeds. `constant` predicts one class everywhere.",
         "",
-        f"Differences of mIoU, with {comparison.confidence:.0%} intervals of a paired bootstrap over the images:",
+        f"Differences of mIoU, with {comparison.confidence:.0%} intervals of a paired bootstrap over the images, not "
+        "over the seeds:",
         "",
         *(f"* {sentence}" for sentence in sentences(comparison)),
         "",

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cvexp.config import Dataset
 from cvexp.data.augment import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
 from cvexp.models.segmenters import Prediction
@@ -49,28 +48,24 @@ class Example:
         return int(np.bincount(values).argmax()) - 1 if len(values) else 0
 
 
-def example(
-    dataset: Dataset, index: Index, position: int, image: Tensor, labels: Tensor, prediction: Prediction, number: int
-) -> Example:
+def example(index: Index, position: int, image: Tensor, labels: Tensor, prediction: Prediction, number: int) -> Example:
     """The picture of a validation image.
 
     Args:
-        dataset: How it was normalised.
         index, position: Where it comes from.
-        image, labels: As the model got them, (3, h, w) and (h, w).
+        image, labels: As the model got them, but not normalised: (3, h, w) uint8 and (h, w).
         prediction: Of its batch.
         number: Its place there.
     """
-    width, height = fit(index.size(int(index.images[position])), dataset.image_size)
-    pixels = image.float().cpu().numpy().transpose(1, 2, 0)
+    width, height = fit(index.size(int(index.images[position])), labels.shape[-1])
+    pixels = image.permute(1, 2, 0).float().div(255).cpu().numpy()
     attention = None
     if prediction.attention is not None:
         maps = prediction.attention[number].float().mean(dim=1)[None]
         attention = interpolate(maps, size=labels.shape, mode="bilinear", align_corners=False)[0].cpu().numpy()
         attention = attention[:, :height, :width]
-    shown = np.clip(pixels * np.array(dataset.std) + np.array(dataset.mean), 0, 1)
     return Example(
-        image=shown[:height, :width].astype(np.float32),
+        image=pixels[:height, :width],
         labels=labels.cpu().numpy().astype(np.uint8)[:height, :width],
         predicted=prediction.labels[number].cpu().numpy().astype(np.uint8)[:height, :width],
         presence=prediction.presence[number].float().cpu().numpy(),

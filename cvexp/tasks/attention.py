@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ def run(config: config.Config, run: Run) -> None:
 class Attention(Segmentation):
     """Binary cross-entropy of the masks of some classes, drawn anew for each image."""
 
+    trained_scores: ClassVar = {"miou": "miou_asked"}  # only of the masks that were asked for
+
     @staticmethod
     def make_model(config: config.Config, classes: int, start: StartingPoint) -> AttentionSegmenter:
         task = config.task
@@ -70,7 +72,7 @@ class Attention(Segmentation):
         model = AttentionSegmenter(
             encoder, decoder, attention, task.decoder_channels if on_encoder else dim, task.placement
         )
-        start.load_decoder(model.decoder, model.classifier)
+        start.load_decoder(model, of_classes="attention")
         return model
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ class Attention(Segmentation):
         logits, attention = self.model.logits(images)  # type: ignore[operator]
         every = torch.arange(logits.shape[1], device=labels.device).expand(len(labels), -1)
         losses, weights = self.losses(logits, labels, every)
-        return self.model.join(logits, attention), losses / weights.clamp(min=1)  # type: ignore[operator]
+        return self.model.read(logits, attention), losses / weights.clamp(min=1)  # type: ignore[operator]
 
     def losses(self, logits: Tensor, labels: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the cross-entropies of each image's masks, and of their pixels; both 0 where all is ignored."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from omegaconf import MISSING
-from torch import nn
+from torch import Tensor, nn
 
 from cvexp import checkpoints, config, data, tracking
 from cvexp.config import require
@@ -23,6 +23,7 @@ from cvexp.data.masks import Masks
 from cvexp.errors import UserError
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
+from cvexp.models.segmenters import Prediction
 from cvexp.report import comparison as report
 from cvexp.report import segmentation as pictures
 from cvexp.report.comparison import Evaluated
@@ -37,7 +38,10 @@ METHODS: dict[str, type[Segmentation]] = {"multiclass": Multiclass, "attention":
 WARM_UP = 3  # images that are not timed
 
 # What runs may differ in without a word: it is what is compared, or it changes nothing that is measured.
-MAY_DIFFER = ("task.name", "backbone.weights", "seed", "name", "resume", "runs", "dataset.", "tracking.", "loader.num")
+MAY_DIFFER = (
+    *("task.name", "backbone.weights", "seed", "name", "resume", "runs", "tracking.", "loader.num"),
+    *(f"dataset.{key}" for key in ("root", "cache", "download", "password")),
+)
 
 
 @dataclass(kw_only=True)
@@ -74,19 +78,20 @@ def run(config: config.Config, run: Run) -> None:
         )
     run.log_data(settings.dataset.name, splits)
     device = training.device(config.trainer)
-    models, evaluated = [], []
+    predictors, evaluated = {}, []
     for finished in chosen:
         model = load_model(finished, len(splits.val.classes), run).to(device).eval()
+        predictor = Predictor(model, finished.config, device)
         one = report.Evaluated(
             run_id=finished.id,
             method=finished.config.task.name,
             start=finished.start,
             seed=finished.config.seed,
-            counts=evaluate(model, settings, splits),
-            milliseconds=time_images(model, settings, splits.val, task.timed_images),
+            counts=evaluate(predictor, settings, splits),
+            milliseconds=time_images(predictor, settings, splits.val, task.timed_images),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
-        models.append(model)
+        predictors[finished.id] = predictor
         evaluated.append(one)
         print_line(f"{one.run_id}  {finished.name}  from {one.start}  seed {one.seed}  mIoU {one.miou:.4f}")
         if abs(finished.metrics["best/miou"] - one.miou) > 1e-3:
@@ -104,8 +109,7 @@ def run(config: config.Config, run: Run) -> None:
     )
     report.print_comparison(comparison)
     report.log_comparison(run, comparison)
-    shown = dict(zip((one.run_id for one in evaluated), models, strict=True))
-    run.log_figure(draw(shown, comparison, settings, splits.val, task.pictured_images), "comparison/grid.png")
+    run.log_figure(draw(predictors, comparison, settings, splits.val, task.pictured_images), "comparison/grid.png")
     print_line(f"tables, counts and pictures: {run.client.get_run(run.id).info.artifact_uri}/comparison")
 
 
@@ -121,21 +125,24 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
             f"runs: there are {len(found)} finished runs to compare, and two are needed; train them with python -m "
             "cvexp -m task=multiclass,attention"
         )
-    if config.runs is not None:
-        for other in found[1:]:
-            if reason := obstacle(found[0], other):
-                raise UserError(f"runs: {found[0].id} and {other.id} can't be compared: {reason}")
-        return found
     newest: dict[tuple[str, str, int], FinishedRun] = {}
     for other in found:
-        if obstacle(found[0], other) is None:
-            newest.setdefault((other.config.task.name, other.start, other.config.seed), other)
+        method, start, seed = key = (other.config.task.name, other.start, other.config.seed)
+        one, reason = found[0], obstacle(found[0], other)
+        if reason is None and key in newest:
+            one, reason = newest[key], f"both are {method} from {start} with seed {seed}; MLflow's UI compares the rest"
+        if reason is None:
+            newest[key] = other
+        elif config.runs is not None:
+            raise UserError(f"runs: {one.id} and {other.id} can't be compared: {reason}")
     if len(newest) < 2:
         reason = obstacle(found[0], found[1]) or "it is of the same task, start and seed"
         raise UserError(
             f"runs: no other finished run can be compared with the newest, {found[0].id}; of {found[1].id}: {reason}; "
             "name others with runs=[...]"
         )
+    if left_out := len(found) - len(newest):
+        print_line(f"{left_out} other finished runs are left out: of other data, or older ones of a like run")
     return [newest[key] for key in sorted(newest, key=lambda key: (list(METHODS).index(key[0]), *key[1:]))]
 
 
@@ -155,8 +162,11 @@ def obstacle(one: FinishedRun, other: FinishedRun) -> str | None:
 
 
 def differing_settings(chosen: list[FinishedRun]) -> list[str]:
-    """Settings that all of these runs have, but not with the same value."""
-    flat = [tracking.flatten(asdict(finished.config)) for finished in chosen]
+    """Settings that all of these runs have, but not with the same value; and what they were trained on."""
+    trained_on = "training data's fingerprint"
+    flat = [
+        {**tracking.flatten(asdict(one.config)), trained_on: one.tags["data.train.fingerprint"][:8]} for one in chosen
+    ]
     shared = set.intersection(*(set(settings) for settings in flat))
     return [
         f"{key} is " + ", ".join(sorted({settings[key] for settings in flat}))
@@ -171,34 +181,51 @@ def load_model(finished: FinishedRun, classes: int, run: Run) -> nn.Module:
     model = method.make_model(finished.config, classes, checkpoints.StartingPoint(finished.config, None))
     with tempfile.TemporaryDirectory() as temporary:
         uri = f"runs:/{finished.id}/checkpoints/best.ckpt"
-        state = checkpoints.read_state(checkpoints.download(uri, run.client, Path(temporary), key="runs"))
+        state = checkpoints.read_checkpoint(checkpoints.download(uri, run.client, Path(temporary), key="runs")).tensors
     model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
     return model
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, settings: config.Config, splits: Splits) -> iou.Counts:
+class Predictor:
+    """A segmenter that takes images (b, 3, h, w) uint8, and sees them as it was trained to."""
+
+    def __init__(self, model: nn.Module, settings: config.Config, device: torch.device) -> None:
+        self.model, self.dataset, self.device = model, settings.dataset, device
+
+    @torch.inference_mode()
+    def label(self, images: Tensor) -> Tensor:
+        """Label maps (b, h, w), on the CPU."""
+        labels: Tensor = self.model.label(self._normalize(images)).cpu()  # type: ignore[operator]
+        return labels
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Prediction:
+        """All that the model says."""
+        prediction: Prediction = self.model.predict(self._normalize(images))  # type: ignore[operator]
+        return prediction
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return augment.normalize(images.to(self.device), self.dataset.mean, self.dataset.std)
+
+
+def evaluate(predictor: Predictor, settings: config.Config, splits: Splits) -> iou.Counts:
     """Counts of every validation image, (images, 1 + c, 3)."""
-    device = next(model.parameters()).device
-    counts = []
-    for images, labels in validation_loader(settings, splits):
-        normal = augment.normalize(images.to(device), settings.dataset.mean, settings.dataset.std)
-        predicted = model.predict(normal).labels.cpu()  # type: ignore[operator]
-        counts.append(iou.count_labels(predicted, labels, len(splits.val.classes), IGNORE).numpy())
-    return np.concatenate(counts)
+    return np.concatenate(
+        [
+            iou.count_labels(predictor.label(images), labels, len(splits.val.classes), IGNORE).numpy()
+            for images, labels in validation_loader(settings, splits)
+        ]
+    )
 
 
-@torch.inference_mode()
-def time_images(model: nn.Module, settings: config.Config, val: Index, number: int) -> float:
+def time_images(predictor: Predictor, settings: config.Config, val: Index, number: int) -> float:
     """Milliseconds for the label map of one image, the median of some; reading the image is not counted."""
-    device = next(model.parameters()).device
     masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
     seconds = []
     for i in range(WARM_UP + number):
-        images = masks[0, i % len(masks)][0][None].to(device)
-        normal = augment.normalize(images, settings.dataset.mean, settings.dataset.std)
+        images = masks[0, i % len(masks)][0][None]
         started = time.perf_counter()
-        model.predict(normal).labels.cpu()  # type: ignore[operator]  # which waits for the device
+        predictor.label(images)
         seconds.append(time.perf_counter() - started)
     return float(np.median(seconds[WARM_UP:]) * 1000)
 
@@ -231,7 +258,7 @@ def differences(evaluated: Sequence[Evaluated], task: Config) -> list[report.Dif
 
 
 def draw(
-    models: dict[str, nn.Module], comparison: report.Comparison, settings: config.Config, val: Index, number: int
+    predictors: dict[str, Predictor], comparison: report.Comparison, settings: config.Config, val: Index, number: int
 ) -> Figure:
     """The best, median and worst images of one run of each method: of the best start that both have, its first seed."""
     shown = comparison.shown_runs()
@@ -242,23 +269,17 @@ def draw(
     rows = []
     for part, positions in parts.items():
         for position in positions:
-            rows.append((part, _row(models, shown, masks, position, settings)))
+            rows.append((part, _row(predictors, shown, masks, position)))
     runs = ", ".join(f"{one.method} from {one.start}, seed {one.seed}" for one in shown)
     return pictures.grid(rows, comparison.classes, runs)
 
 
-@torch.inference_mode()
-def _row(
-    models: dict[str, nn.Module], shown: Sequence[Evaluated], masks: Masks, position: int, settings: config.Config
-) -> dict[str, Any]:
+def _row(predictors: dict[str, Predictor], shown: Sequence[Evaluated], masks: Masks, position: int) -> dict[str, Any]:
     image, labels = masks[0, position]
     row: dict[str, Any] = {}
     for one in shown:
-        model = models[one.run_id]
-        device = next(model.parameters()).device
-        normal = augment.normalize(image[None].to(device), settings.dataset.mean, settings.dataset.std)
-        prediction = model.predict(normal)  # type: ignore[operator]
-        seen = pictures.example(settings.dataset, masks.index, position, normal[0], labels, prediction, 0)
+        prediction = predictors[one.run_id].predict(image[None])
+        seen = pictures.example(masks.index, position, image, labels, prediction, 0)
         miou = float(iou.mean_iou(one.counts[position, 1:]))
         row |= {
             "image": seen.image,

@@ -262,6 +262,7 @@ class DINO(pl.LightningModule):
             self.run_.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cvexp"] = checkpoints.metadata(self.config, self.run_.id)
         if self.layout is not None:  # the next picture starts from it, after an interruption too
             checkpoint["tsne"] = torch.from_numpy(self.layout)
 

@@ -55,7 +55,7 @@ class Multiclass(Segmentation):
         encoder = make_encoder(config, start)
         decoder = make_decoder(config.task, encoder.low_channels, encoder.high_channels)
         model = MulticlassSegmenter(encoder, decoder, classes)
-        start.load_decoder(model.decoder, model.classifier)
+        start.load_decoder(model, of_classes="classifier")
         return model
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

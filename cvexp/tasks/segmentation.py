@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -117,6 +117,8 @@ class Segmentation(pl.LightningModule):
     Shapes: b images of h x w pixels, c classes without the background.
     """
 
+    trained_scores: ClassVar = {"miou": "miou", "pixel_accuracy": "pixel_accuracy"}  # what they are called in training
+
     def __init__(self, config: config.Config, splits: Splits, run: Run) -> None:
         super().__init__()
         assert isinstance(config.task, SegmentationTask)
@@ -131,6 +133,7 @@ class Segmentation(pl.LightningModule):
         start.record()
         if self.task.freeze_backbone:
             self.model.encoder.requires_grad_(False)
+        self.train()  # Lightning trains in the mode that it finds
         self.trained = np.zeros((1 + len(self.classes), 3), dtype=np.int64)  # counts of the epoch
 
     @staticmethod
@@ -198,6 +201,7 @@ class Segmentation(pl.LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cvexp"] = checkpoints.metadata(self.config, self.run_.id)
         checkpoint["trained"] = torch.from_numpy(self.trained)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,11 +221,12 @@ class Segmentation(pl.LightningModule):
         self.count(prediction, labels)
         if self._pictures_now():
             first = batch_idx * self.config.loader.batch_size
+            pixels = augment.denormalize(images, self.config.dataset.mean, self.config.dataset.std)
             chosen = self._pictured()
             for i in range(len(labels)):
                 if first + i in chosen:
-                    seen = (self.splits.val, first + i, images[i], labels[i])
-                    self.shown.append(pictures.example(self.config.dataset, *seen, prediction, i))
+                    seen = (self.splits.val, first + i, pixels[i], labels[i])
+                    self.shown.append(pictures.example(*seen, prediction, i))
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
         """Count the pixels of a batch of the validation."""
@@ -231,9 +236,14 @@ class Segmentation(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.trained.any():
             scores = iou.summarize(self.trained[None], self.classes)
-            names = [name for name in ("miou", "pixel_accuracy") if name in scores]
-            self.run_.log_metrics({f"train/{name}": scores[name] for name in names}, self.global_step)
+            named = {f"train/{own}": scores[name] for name, own in self.trained_scores.items() if name in scores}
+            self.run_.log_metrics(named, self.global_step)
             self.trained = np.zeros_like(self.trained)
+        if not np.concatenate(self.counts)[:, 1:, 2].any():
+            raise UserError(
+                f"dataset: no validation image has any of the classes {list(self.classes)}, so nothing can be scored; "
+                "choose other classes, or other validation images"
+            )
         training.log_validation(self, self.run_, {"loss": self.loss, **self.scores()})
         if self.shown:
             for key, figure in self.draw().items():

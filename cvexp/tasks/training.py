@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from cvexp import config
-from cvexp.checkpoints import metadata
 from cvexp.data.crops import mix
 from cvexp.errors import Interrupted, UserError
 from cvexp.models.schedules import cosine, warmup_cosine
@@ -68,7 +67,7 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
             its validation ends with `log_validation`.
         monitor: The metric that picks best.ckpt; a loss is best when least, everything else when largest.
     """
-    checkpoints = Checkpoints(run, settings, monitor)
+    checkpoints = Checkpoints(run, monitor)
     progress = console.Progress()
     trainer = pl.Trainer(
         max_epochs=settings.trainer.max_epochs,
@@ -190,9 +189,8 @@ class Checkpoints(pl.Callback):
     Before last.ckpt is written, all metrics are: what a checkpoint has behind it is recorded.
     """
 
-    def __init__(self, run: Run, settings: config.Config, monitor: str) -> None:
+    def __init__(self, run: Run, monitor: str) -> None:
         self.run = run
-        self.settings = settings
         self.monitor = monitor
         self.best: dict[str, float] = {}
 
@@ -201,9 +199,6 @@ class Checkpoints(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["cvexp"] = metadata(self.settings, self.run.id)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         metrics = module.validated

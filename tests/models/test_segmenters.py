@@ -53,9 +53,22 @@ def test_prediction_asks_every_class_in_parts_of_any_size(monkeypatch: pytest.Mo
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["multiclass", "attention"])
+def test_the_label_map_alone_equals_that_of_the_whole_prediction(method: str) -> None:
+    model: nn.Module = make_attention("decoder")
+    if method == "multiclass":
+        model = MulticlassSegmenter(model.encoder, model.decoder, CLASSES)  # type: ignore[arg-type]
+    images = torch.randn(2, 3, 64, 48)
+    nn.init.zeros_(model.classifier.bias)  # type: ignore[arg-type, union-attr]
+    nn.init.normal_(model.classifier.weight)  # type: ignore[arg-type, union-attr]
+    labels = model.eval().label(images)  # type: ignore[operator]
+    assert torch.equal(labels, model.predict(images).labels)  # type: ignore[operator]
+    assert len(labels.unique()) > 1
+
+
 def test_masks_are_joined_by_score_and_background_where_none_reaches_one_half() -> None:
     logits = torch.tensor([[-1.0, 2.0, 0.1, -3.0], [-2.0, 1.0, 0.2, 5.0]]).view(1, 2, 1, 4)
-    prediction = AttentionSegmenter.join(logits)
+    prediction = AttentionSegmenter.read(logits)
     assert prediction.labels.flatten().tolist() == [0, 1, 2, 2]
     assert prediction.masks[0, :, 0].tolist() == [[False, True, True, False], [False, True, True, True]]
     torch.testing.assert_close(prediction.presence, torch.tensor([[2.0, 5.0]]).sigmoid())

@@ -71,6 +71,7 @@ def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Call
     assert old.info.run_id not in outcome.message
     assert other_size.info.run_id not in outcome.message
     assert "trainer.max_steps is 1, 2" in outcome.message
+    assert "3 other finished runs are left out" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,27 @@ def test_what_is_not_comparable_is_refused(cvexp: Callable[..., Outcome], settin
     assert words in outcome.message
 
 
+def test_each_model_sees_images_as_it_was_trained_to_and_what_differs_is_told(cvexp: Callable[..., Outcome]) -> None:
+    first = train(cvexp, "task=multiclass", "dataset.train_images=8")
+    second = train(cvexp, "task=attention", "dataset.mean=[0.9,0.1,0.5]", "dataset.std=[0.1,0.2,0.4]")
+    outcome = cvexp(*COMPARE)
+    assert outcome.code == 0, outcome.message
+    for setting in ("dataset.mean", "dataset.std", "dataset.train_images", "training data's fingerprint"):
+        assert f"the runs differ in {setting}" in " ".join(outcome.message.split())
+    for entry in json.loads(artifact(runs()[0], "comparison.json").read_text())["runs"]:
+        run = first if entry["run_id"] == first.info.run_id else second
+        assert entry["miou"] == pytest.approx(run.data.metrics["best/miou"], abs=1e-6)
+    assert "6 images are too few" in artifact(runs()[0], "comparison.md").read_text()
+
+
 def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
     assert "two are needed" in cvexp(*COMPARE).message
     only = train(cvexp, "task=multiclass")
     assert "there are 1 finished runs" in cvexp(*COMPARE).message
+    again = train(cvexp, "task=multiclass")
+    same = cvexp(*COMPARE, f"runs=[{only.info.run_id},{again.info.run_id}]").message
+    assert "both are multiclass from random with seed 0" in same
+    assert "it is of the same task, start and seed" in cvexp(*COMPARE).message
     assert "there is no run '0123'" in cvexp(*COMPARE, f"runs=['0123',{only.info.run_id}]").message
     failed = next(run for run in runs() if run.info.status == "FAILED")
     assert "FAILED" in cvexp(*COMPARE, f"runs=[{failed.info.run_id},{only.info.run_id}]").message

@@ -25,16 +25,22 @@ def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outco
     assert outcome.code == 0, outcome.message
     (run,) = runs()
     wanted = {f"{split}/{name}" for split in ("val", "best") for name in METRICS}
-    wanted |= {"train/loss", "train/miou", "train/pixel_accuracy"}
-    wanted |= {"val/miou_masks"} if task == "attention" else set()
+    wanted |= {"train/loss"}
+    trained = {"train/miou_asked"} if task == "attention" else {"train/miou", "train/pixel_accuracy"}
+    wanted |= trained | ({"val/miou_masks"} if task == "attention" else set())
     assert wanted <= set(run.data.metrics)
     assert len(store().get_metric_history(run.info.run_id, "val/miou")) == 3  # untrained, and each epoch
-    assert len(store().get_metric_history(run.info.run_id, "train/miou")) == 2
+    for name in trained:
+        assert len(store().get_metric_history(run.info.run_id, name)) == 2
     assert run.data.tags["start"] == "random"
     images = store().list_artifacts(run.info.run_id, "images")
     keys = {re.split("[%+]", Path(item.path).name)[0] for item in images}
     assert keys == ({"predictions", "attention"} if task == "attention" else {"predictions"})
     assert checkpoint(run, "best").keys() == checkpoint(run).keys()
+    for name in ("best", "last"):
+        path = store().download_artifacts(run.info.run_id, f"checkpoints/{name}.ckpt")
+        said = torch.load(path, weights_only=True)["cvexp"]
+        assert (said["run_id"], said["config"]["task"]["name"]) == (run.info.run_id, task)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,9 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_decoder_learns(cvexp: Callable
 
     untrained = create_backbone("test_resnet", output_stride=16).state_dict()
     assert all(torch.equal(frozen[key], untrained[key.partition(".backbone.")[2]]) for key in backbone)
+    statistics = [key for key in backbone if key.endswith("running_mean")]
+    assert statistics
+    assert not any(torch.equal(thawed[key], frozen[key]) for key in statistics)  # batch norm goes with what learns
     assert not all(torch.equal(thawed[key], frozen[key]) for key in backbone)
     assert not torch.equal(frozen["model.classifier.weight"], thawed["model.classifier.weight"])
 
@@ -99,14 +108,31 @@ def test_segmentation_starts_from_the_newest_dino_run_of_its_seed(cvexp: Callabl
         assert "weights.json" in {item.path for item in store().list_artifacts(run.info.run_id)}
 
 
-def test_a_dino_run_with_another_width_is_not_taken(cvexp: Callable[..., Outcome]) -> None:
+def test_a_dino_run_of_another_network_or_other_data_is_not_taken(cvexp: Callable[..., Outcome]) -> None:
     dino = [s for s in TINY if not s.startswith("trainer.max")]
     assert cvexp("task=dino", *dino, "trainer.max_steps=1", "+backbone.args.channels=[8,8,8,8]").code == 0
-    outcome = cvexp(
-        "task=multiclass", *TINY_SEGMENTATION, "backbone.weights=latest:dino", "+backbone.args.channels=[8,8,8,16]"
-    )
+    same = "+backbone.args.channels=[8,8,8,8]"
+    for others in (["+backbone.args.channels=[8,8,8,16]"], [], [same, "dataset.root=elsewhere"]):
+        outcome = cvexp("task=multiclass", *TINY_SEGMENTATION, "backbone.weights=latest:dino", *others)
+        assert outcome.code == 1
+        assert "no finished dino run" in outcome.message
+
+
+def test_validation_images_without_any_of_the_classes_are_told(cvexp: Callable[..., Outcome]) -> None:
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for i in range(4):
+            Path(f"mine/{split}").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (40 * i, 90, 20 + 9 * (split == "val"))).save(f"mine/{split}/{i}.jpg")
+            mask = Image.new("L", (64, 64), 0)
+            mask.paste(1 if split == "train" else 0, (8, 8, 40, 40))
+            mask.save(f"mine/{split}/{i}.png")
+    masks = ["dataset.root=mine", "dataset.train_masks=train", "dataset.val_masks=val", "dataset.mask_values={lake: 1}"]
+    tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_"))]
+    outcome = cvexp("task=multiclass", "dataset=folder", *masks, "dataset.empty_images=true", *tiny)
     assert outcome.code == 1
-    assert "no finished dino run" in outcome.message
+    assert "no validation image has any of the classes ['lake']" in outcome.message
 
 
 def test_classes_are_drawn_as_told() -> None:
