@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/python -m cvexp task=compare
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff check
