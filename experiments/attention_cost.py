@@ -5,7 +5,8 @@
 The model is that of `task=attention` with ResNet-18 and the configuration's defaults, on random images: weights don't
 change the time. Any key can be set, such as `task.placement=encoder`.
 
-Expected (two cores, ResNet-18, 128 px, five classes): see the README.
+Expected (two cores, ResNet-18, 128 px, five classes): one class 35 ms; five of one encoding 1.2 times that, five
+encodings 5.0 times; with task.placement=encoder five of one encoding 2.5 times. The answers are equal within 1e-7.
 """
 
 from __future__ import annotations
