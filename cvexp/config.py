@@ -156,6 +156,7 @@ class Config:
     seed: int = MISSING
     name: str | None = MISSING
     resume: str | None = MISSING
+    run: str | None = MISSING
     runs: list[str] | None = MISSING
 
     def __post_init__(self) -> None:
@@ -180,6 +181,9 @@ def check(composed: DictConfig) -> Config:
         got = f"got {OmegaConf.select(composed, error.full_key)!r}: " if error.full_key else ""
         raise UserError(explain(error, keys_of(schema), got)) from error
     assert isinstance(config, Config)
+    for key, tasks in (("run", ("neighbors", "report")), ("runs", ("compare",))):
+        if getattr(config, key) is not None and config.task.name not in tasks:
+            raise UserError(f"{key}: task={config.task.name} takes none; it is for task={' and task='.join(tasks)}")
     return config
 
 

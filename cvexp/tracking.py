@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
@@ -80,9 +80,10 @@ class Run:
         """Record values at a step: what was measured after that many optimiser steps.
 
         A value may be a tensor on a device; it is fetched when it is written. Steps that the run had before it was
-        interrupted are not recorded twice.
+        interrupted are not recorded twice. What MLflow does not take in a name, which may be of a class, becomes "_".
         """
         for name, value in metrics.items():
+            name = re.sub(r"[^\w\-. :/]", "_", name)
             if step > self._logged_until.get(name, -1):
                 self._pending.append((name, value, step))
         if time.monotonic() - self._last_flush > FLUSH_SECONDS:
@@ -100,7 +101,19 @@ class Run:
     def history(self, name: str) -> list[tuple[int, float]]:
         """All (step, value) of a metric, by step."""
         self.flush()
-        return sorted((metric.step, metric.value) for metric in self.client.get_metric_history(self.id, name))
+        return self.history_of(self.id, name)
+
+    def history_of(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """The same of another run; empty where it has no such metric."""
+        return sorted((metric.step, metric.value) for metric in self.client.get_metric_history(run_id, name))
+
+    def artifact_of(self, run_id: str, path: str) -> bytes | None:
+        """The content of an artifact of another run; None where there is none."""
+        folder = path.rpartition("/")[0]
+        if path not in {item.path for item in self.client.list_artifacts(run_id, folder or None)}:
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            return Path(self.client.download_artifacts(run_id, path, temporary)).read_bytes()
 
     def log_image(self, key: str, figure: Figure, step: int) -> None:
         """Record a picture under a key and step; MLflow shows those of one key as a sequence."""
@@ -310,8 +323,8 @@ def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> st
 
 def default_name(config: Config) -> str:
     """A run's name in MLflow: what it does, with what, from where, and the seed."""
-    if config.task.name == "compare":  # its data and models are those of the runs that it compares
-        return "compare"
+    if config.task.name in ("compare", "neighbors", "report"):  # their data and models are those of other runs
+        return config.task.name
     start = {"latest:dino": "dino", "timm": "timm"}.get(config.backbone.weights or "")
     parts = (config.task.name, config.backbone.name.split("_")[0], config.dataset.name, start, f"seed{config.seed}")
     return "-".join(part for part in parts if part)
@@ -439,6 +452,8 @@ def _recorded_config(client: mlflow.MlflowClient, run_id: str) -> DictConfig:
     with tempfile.TemporaryDirectory() as temporary:
         saved = OmegaConf.load(client.download_artifacts(run_id, "config.yaml", temporary))
     assert isinstance(saved, DictConfig)
+    for key in ("run", "runs"):  # no settings of a run; those from before there were jobs lack them
+        saved.setdefault(key, None)
     return saved
 
 
@@ -451,6 +466,7 @@ class FinishedRun(NamedTuple):
         config: What it ran with.
         start: Where its weights came from: "random", "dino", "timm", or a file's name.
         tags, metrics: MLflow's.
+        data: Of each split the fingerprint, and how many images, objects, and objects of each class there are.
     """
 
     id: str
@@ -459,10 +475,25 @@ class FinishedRun(NamedTuple):
     start: str
     tags: dict[str, str]
     metrics: dict[str, float]
+    data: dict[str, tuple[str, dict[str, int]]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Of the data, in order; none where they have no labels."""
+        _, profile = self.data["val"]
+        return [name for name in profile if name not in ("images", "objects")]
 
 
-def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> list[FinishedRun]:
+def find_runs(
+    client: mlflow.MlflowClient, config: Config, tasks: Sequence[str], key: str = "runs"
+) -> list[FinishedRun]:
     """The runs that `runs` names, or all finished ones of these tasks, the newest first.
+
+    Args:
+        client: Of the store.
+        config: The job's.
+        tasks: Of which the runs may be.
+        key: What errors name.
 
     Raises:
         UserError: when a run does not exist, has not finished, or is of another task.
@@ -478,11 +509,11 @@ def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str])
             try:
                 found.append(client.get_run(run_id))
             except MlflowException as error:
-                raise UserError(f"runs: there is no run {run_id!r}; `make ui` shows the runs") from error
+                raise UserError(f"{key}: there is no run {run_id!r}; `make ui` shows the runs") from error
             task, status = found[-1].data.tags.get("task"), found[-1].info.status
             if task not in tasks or status != "FINISHED":
                 raise UserError(
-                    f"runs: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
+                    f"{key}: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
                 )
     finished_runs = []
     for run in found:
@@ -491,7 +522,7 @@ def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str])
         except UserError as error:
             message = f"the run {run.info.run_id} is of another version of cvexp ({error})"
             if config.runs is not None:
-                raise UserError(f"runs: {message}; leave it out, or train it again") from error
+                raise UserError(f"{key}: {message}; leave it out, or train it again") from error
             log.warning("%s, and is left out", message)
             continue
         finished_runs.append(
@@ -502,9 +533,54 @@ def find_runs(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str])
                 start=run.data.tags.get("start", "random"),
                 tags=run.data.tags,
                 metrics=run.data.metrics,
+                data=_recorded_data(run),
             )
         )
     return finished_runs
+
+
+def _recorded_data(run: mlflow.entities.Run) -> dict[str, tuple[str, dict[str, int]]]:
+    """What `Run.log_data` recorded."""
+    found: dict[str, tuple[str, dict[str, int]]] = {}
+    for entry in run.inputs.dataset_inputs if run.inputs else []:
+        split = next(tag.value for tag in entry.tags if tag.key == "mlflow.data.context")
+        found[split] = (run.data.tags[f"data.{split}.fingerprint"], json.loads(entry.dataset.profile or "{}"))
+    return found
+
+
+def find_run(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> FinishedRun:
+    """The run that `run` names, or the newest finished one of these tasks.
+
+    Raises:
+        UserError: when there is none, or it has not finished, or is of another task.
+    """
+    found = newest_run(client, config, tasks)
+    if found is None:
+        raise UserError(
+            f"run: there is no finished run of task={' or '.join(tasks)}; train one, or name a store with "
+            "tracking.folder= or MLFLOW_TRACKING_URI"
+        )
+    return found
+
+
+def newest_run(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> FinishedRun | None:
+    """Like `find_run`, but None when there is none and none is named."""
+    named = None if config.run is None else [config.run]
+    found = find_runs(client, replace(config, runs=named), tasks, key="run")
+    return found[0] if found else None
+
+
+def embedded_epochs(client: mlflow.MlflowClient, run_id: str) -> list[int]:
+    """After which epochs a run recorded an embedding, in order.
+
+    Raises:
+        UserError: when it recorded none.
+    """
+    names = [item.path for item in client.list_artifacts(run_id, "embeddings")]
+    epochs = sorted(int(found[1]) for name in names if (found := re.search(r"epoch-(\d+)\.npz$", name)))
+    if not epochs:
+        raise UserError(f"run: {run_id} has recorded no embedding; name another dino run")
+    return epochs
 
 
 def latest_pretraining(client: mlflow.MlflowClient, config: Config) -> str:

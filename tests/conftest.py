@@ -1,10 +1,15 @@
 """Small data sets, and two ways to run cvexp: in this process, and in one of its own."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +138,6 @@ class Outcome:
 @pytest.fixture
 def cvexp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run `python -m cvexp` in this process, which spares the imports."""
-    import signal
-
     from cvexp.app import main
 
     def run(*arguments: str) -> Outcome:
@@ -179,3 +182,25 @@ def runs(folder: Path = Path("outputs")) -> list[mlflow.entities.Run]:
     """All runs, the newest first."""
     client = store(folder)
     return list(client.search_runs([client.get_experiment_by_name("cvexp").experiment_id]))
+
+
+@contextlib.contextmanager
+def mlflow_server(*arguments: str) -> Iterator[str]:
+    """A real MLflow server on this machine, by its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *arguments]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as server:  # type: ignore[call-overload]
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"{address}/health").close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield address
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
 
 def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
@@ -46,41 +46,17 @@ def test_an_error_that_is_a_bug_ends_the_run_as_failed(
 
 def test_a_server_takes_everything(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """A real MLflow server on this machine that serves the artifacts too: nothing lies where the run can see it."""
-    import socket
-    import subprocess
-    import sys
-    import time
-    import urllib.request
+    with mlflow_server("--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert cvexp(*TINY, "trainer.max_steps=2").code == 0
+        import mlflow
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "mlflow", "server", "--port", address.rsplit(":", 1)[1], "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "server-artifacts"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, start_new_session=True, **quiet) as server:
-        try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"{address}/health").close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-            assert cvexp(*TINY, "trainer.max_steps=2").code == 0
-            import mlflow
-
-            client = mlflow.MlflowClient(address)
-            (run,) = client.search_runs([client.get_experiment_by_name("cvexp").experiment_id])
-            assert run.info.status == "FINISHED"
-            paths = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
-            assert paths == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
-            assert not Path("outputs/mlflow.db").exists()
-        finally:
-            import os
-            import signal
-
-            os.killpg(server.pid, signal.SIGTERM)
+        client = mlflow.MlflowClient(address)
+        (run,) = client.search_runs([client.get_experiment_by_name("cvexp").experiment_id])
+        assert run.info.status == "FINISHED"
+        paths = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
+        assert paths == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+        assert not Path("outputs/mlflow.db").exists()
 
 
 def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
@@ -131,7 +107,7 @@ def test_an_embedding_says_which_crop_each_feature_is_of(cvexp: Callable[..., Ou
     assert cvexp(*TINY, "trainer.max_steps=1").code == 0
     (run,) = runs()
     content = np.load(store().download_artifacts(run.info.run_id, "embeddings/epoch-0001.npz"))
-    assert set(content) == {"features", "labels", "image", "box"}
+    assert set(content) == {"features", "labels", "image", "box", "layout"}
     count = len(content["labels"])
     assert content["features"].shape == (count, 96)
     assert content["box"].shape == (count, 4)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from cvexp.data.index import Index
-from cvexp.report.style import STYLE, color, marker
+from cvexp.report.style import COLUMN, PAGE, STYLE, color, marker
 from cvexp.tracking import Run
 
 FEWEST = 5  # crops of which a t-SNE says anything
 
 
-def log_embedding(run: Run, index: Index, positions: list[int], features: NDArray[np.float32], epoch: int) -> None:
+def log_embedding(
+    run: Run,
+    index: Index,
+    positions: list[int],
+    features: NDArray[np.float32],
+    layout: NDArray[np.float32] | None,
+    epoch: int,
+) -> None:
     """Save features as the artifact `embeddings/epoch-NNNN.npz`; epoch 0 is the untrained backbone.
 
     Args:
         index: Where the crops come from.
         positions: Which of its objects they are, n of them.
         features: (n, d).
+        layout: Their t-SNE, (n, 2); None where there are too few.
         epoch: How many epochs were trained.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -35,8 +46,35 @@ def log_embedding(run: Run, index: Index, positions: list[int], features: NDArra
             labels=index.label[positions],
             image=np.array([index.catalog.file(i) for i in index.image[positions]]),
             box=index.box[positions],
+            layout=np.zeros((0, 2), np.float32) if layout is None else layout,
         )
         run.log_file(path, "embeddings")
+
+
+class Embedding(NamedTuple):
+    """What `log_embedding` wrote of n crops.
+
+    Attributes:
+        features: (n, d).
+        labels: (n,), -1 where there are none.
+        image: (n,), files below the data set's root.
+        box: (n, 4), left, top, width and height in pixels.
+        layout: (n, 2), its t-SNE; (0, 2) where there were too few crops, or it was not kept.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int16]
+    image: NDArray[np.str_]
+    box: NDArray[np.float32]
+    layout: NDArray[np.float32]
+
+
+def read_embedding(client: MlflowClient, run_id: str, epoch: int) -> Embedding:
+    """The embedding that a run recorded after so many epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = np.load(client.download_artifacts(run_id, f"embeddings/epoch-{epoch:04d}.npz", folder))
+        nothing = {"layout": np.zeros((0, 2), np.float32)}  # of runs from before it was kept
+        return Embedding(**{**nothing, **{name: content[name] for name in Embedding._fields if name in content}})
 
 
 def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -59,18 +97,50 @@ def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) 
 
 def draw(points: NDArray[np.float32], index: Index, positions: list[int], epoch: int) -> Figure:
     """A t-SNE layout, coloured by class."""
-    labels = index.label[positions]
     with rc_context(STYLE):
-        figure = Figure(figsize=(7, 6), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 3.5), layout="constrained")
         axes = figure.subplots()
-        for label, name in enumerate(index.classes or ("no label",)):
-            own = points[labels == label] if index.classes else points
-            look: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": 22, "alpha": 0.8}
-            axes.scatter(own[:, 0], own[:, 1], label=name, linewidths=0, **look)
-        state = "untrained" if epoch == 0 else f"after epoch {epoch}"
-        axes.set_title(f"t-SNE of {len(points)} validation crops, {state}")
-        axes.set_xticks([])  # t-SNE's axes have no meaning
-        axes.set_yticks([])
+        _scatter(axes, points, index.label[positions], index.classes, size=9)
+        axes.set_title(f"t-SNE of {len(points)} validation crops, {state_of(epoch)}")
         if index.classes:
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+            _legend(figure, index.classes)
     return figure
+
+
+def draw_epochs(embeddings: Mapping[int, Embedding], classes: Sequence[str]) -> Figure:
+    """The layouts of some epochs side by side."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(PAGE, PAGE / max(len(embeddings), 2) + 0.4), layout="constrained")
+        for axes, (epoch, one) in zip(
+            figure.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items(), strict=True
+        ):
+            _scatter(axes, one.layout, one.labels, classes, size=7)
+            axes.set_title(state_of(epoch))
+        if classes:
+            _legend(figure, classes)
+    return figure
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    handles = figure.axes[0].collections[: len(names)]
+    across = max(1, int(figure.get_figwidth() / (0.35 + 0.06 * max(map(len, names)))))
+    lines = -(-len(names) // across)
+    figure.set_figheight(figure.get_figheight() + 0.16 * lines)
+    figure.legend(
+        handles=handles, labels=names, loc="outside lower center", ncols=min(len(names), across), markerscale=1.5
+    )
+
+
+def state_of(epoch: int) -> str:
+    return "untrained" if epoch == 0 else f"after epoch {epoch}"
+
+
+def _scatter(
+    axes: Axes, points: NDArray[np.float32], labels: NDArray[np.int16], classes: Sequence[str], size: int
+) -> None:
+    for label, name in enumerate(classes or ("no label",)):
+        own = points[labels == label] if classes else points
+        look: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": size, "alpha": 0.8}
+        axes.scatter(own[:, 0], own[:, 1], label=name, linewidths=0, **look)
+    axes.set_xticks([])  # t-SNE's axes have no meaning
+    axes.set_yticks([])

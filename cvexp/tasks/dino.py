@@ -19,14 +19,14 @@ from cvexp.config import require
 from cvexp.data import augment
 from cvexp.data.crops import Crops, mix
 from cvexp.data.index import Index, Splits
-from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.backbone import feature_dim
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
-from cvexp.report import embedding
+from cvexp.report import embedding, explorer
 from cvexp.tasks import training
 from cvexp.tracking import Run
 
@@ -112,6 +112,7 @@ def run(config: config.Config, run: Run) -> None:
     if config.resume is None:
         run.log_data(config.dataset.name, splits)
     training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)
+    explorer.log_explorer(run, splits.val, sample(splits.val, config.task.embed_crops))
 
 
 class DINO(pl.LightningModule):
@@ -141,14 +142,7 @@ class DINO(pl.LightningModule):
         self.layout: NDArray[np.float32] | None = None  # of the last t-SNE
 
     def setup(self, stage: str) -> None:
-        self.batches = ShuffledBatches(
-            len(self.splits.train),
-            self.config.loader.batch_size,
-            self.config.seed,
-            batches_done=lambda: self.global_step,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        self.batches = training.make_batches(self, len(self.splits.train), self.config)
         self.total_steps = training.total_steps(self.config.trainer, len(self.batches))
 
     # Data
@@ -162,7 +156,7 @@ class DINO(pl.LightningModule):
         plain = augment.plain_view(self.task.eval_size)
         val = Crops(self.splits.val, [plain, *_views(self.task)], self.config.seed, _resolution(self.task))
         bank = Crops(self.splits.train, [plain], self.config.seed, _resolution(self.task))
-        chosen = _sample(self.splits.train, self.task.knn_bank)
+        chosen = sample(self.splits.train, self.task.knn_bank)
         return [
             make_loader(val, FixedBatches(list(range(len(val))), self.config.loader.batch_size), self.config.loader),
             make_loader(bank, FixedBatches(chosen, self.config.loader.batch_size), self.config.loader),
@@ -250,15 +244,16 @@ class DINO(pl.LightningModule):
             warning = collapse.collapse_warning(measures, self.task.out_dim, features.shape[1])
             training.warn(self, self.run_, f"collapse: {warning}" if warning else None)
         if self._embeds_now():
-            chosen = _sample(self.splits.val, self.task.embed_crops)
+            chosen = sample(self.splits.val, self.task.embed_crops)
             self.embed(features[chosen].cpu().numpy(), chosen)
 
     def embed(self, features: NDArray[np.float32], chosen: list[int]) -> None:
         """Record the features of some validation crops, and draw their t-SNE."""
         val, epoch = self.splits.val, self.epochs_done
-        embedding.log_embedding(self.run_, val, chosen, features, epoch)
         if len(features) >= embedding.FEWEST:
             self.layout = embedding.layout(features, self.layout)
+        embedding.log_embedding(self.run_, val, chosen, features, self.layout, epoch)
+        if self.layout is not None:
             self.run_.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -303,7 +298,7 @@ def _resolution(task: Config) -> float:
     return max(size / math.sqrt(scale) for size, scale in kinds)
 
 
-def _sample(index: Index, most: int) -> list[int]:
+def sample(index: Index, most: int) -> list[int]:
     """At most so many positions of an index, the same ones each time."""
     order = np.random.RandomState(mix(0, len(index)) % 2**32).permutation(len(index))
     return sorted(order[:most].tolist())

@@ -15,10 +15,23 @@ from torch import nn
 
 from cvexp import config
 from cvexp.data.crops import mix
+from cvexp.data.loaders import ShuffledBatches
 from cvexp.errors import Interrupted, UserError
 from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report import console, curves
 from cvexp.tracking import Run
+
+
+def make_batches(module: pl.LightningModule, samples: int, settings: config.Config) -> ShuffledBatches:
+    """The batches of an epoch, which go on where the module's run is, and are this process' share of them."""
+    return ShuffledBatches(
+        samples,
+        settings.loader.batch_size,
+        settings.seed,
+        batches_done=lambda: module.global_step,
+        rank=module.trainer.global_rank,
+        world_size=module.trainer.world_size,
+    )
 
 
 def total_steps(trainer: config.Trainer, batches_per_epoch: int) -> int:
@@ -138,6 +151,9 @@ class Schedule(pl.Callback):
     def __init__(self, settings: config.Config) -> None:
         self.optimizer = settings.optimizer
         self.seed = settings.seed
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        trainer.should_stop = trainer.global_step >= module.total_steps  # a run that was stopped after its last step
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(mix(self.seed, trainer.global_step))

@@ -164,3 +164,14 @@ def test_a_run_that_still_goes_on_is_not_taken_over(cvexp: Callable[..., Outcome
     assert process.returncode == 128 + signal.SIGTERM
     assert f"resume={runs()[0].info.run_id}" in output
     assert runs()[0].info.status == "KILLED"
+
+
+def test_a_run_stopped_after_its_last_step_goes_on_without_training(cvexp: Callable[..., Outcome]) -> None:
+    assert cvexp(*TINY, "trainer.max_epochs=3", "trainer.max_steps=1").code == 0
+    (run,) = runs()
+    trained = weights(run)
+    store().set_terminated(run.info.run_id, "KILLED")
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 0, outcome.message
+    assert [step for step, _ in histories(Path("outputs"), run)["train/loss"]] == [0]
+    assert all(torch.equal(trained[key], value) for key, value in weights(run).items())

@@ -1,0 +1,151 @@
+"""Nearest neighbours: a table, a picture, and how often they are of the same class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+
+from cvexp.metrics.neighbors import Neighbors
+from cvexp.report.console import console
+from cvexp.report.embedding import Embedding, state_of
+from cvexp.report.style import PAGE, SMALL, STYLE, color
+from cvexp.tracking import Run
+
+SIDE = (0.5, 0.62)  # inches of a picture: the least and the largest
+ROWS = 5  # queries in a picture
+
+
+class Query(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        name: Its place in the embedding, or the file's name.
+        label: Its class; -1 where that is not known.
+        picture: The crop.
+    """
+
+    name: str
+    label: int
+    picture: Image.Image
+
+
+def log_precision(
+    run: Run,
+    classes: Sequence[str],
+    labels: NDArray[np.int16],
+    trained: NDArray[np.float64],
+    untrained: NDArray[np.float64],
+    k: int,
+    epoch: int,
+) -> None:
+    """Print and record precision@k by class, beside chance and what the untrained backbone gives.
+
+    Args:
+        run: Where it is recorded.
+        classes: Names.
+        labels: Of each crop, (n,).
+        trained, untrained: Of each crop the share of its neighbours of the same class, (n,).
+        k: How many neighbours each had.
+        epoch: Of the trained features.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for label, name in enumerate(classes):
+        own = labels == label
+        if own.any():
+            chance = (own.sum() - 1) / max(len(labels) - 1, 1)
+            rows.append((name, int(own.sum()), trained[own].mean(), untrained[own].mean(), chance))
+    counts = np.array([row[1] for row in rows])
+    overall = [float((np.array([row[column] for row in rows]) * counts).sum() / counts.sum()) for column in (2, 3, 4)]
+    total: tuple[Any, ...] = ("all", int(counts.sum()), *overall)
+    table = Table(title=f"neighbours of the same class, of {k}", title_justify="left")
+    for column in ("", "crops", "trained", "untrained", "chance"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, count, *values in [*rows, total]:
+        table.add_row(name, str(count), *(f"{value:.3f}" for value in values))
+    console.print(table)
+    keys = ("crops", "precision", "untrained", "chance")
+    every, *by_class = ((name, dict(zip(keys, values, strict=True))) for name, *values in [total, *rows])
+    precision = {"epoch": epoch, "k": k, "classes": dict(by_class), "all": every[1]}
+    run.log_json(precision, "neighbors/precision.json")
+    for which, key in (("precision", "precision"), ("precision_untrained", "untrained")):
+        run.log_metrics({which: every[1][key], **{f"{which}/{name}": own[key] for name, own in by_class}}, step=0)
+
+
+def log_table(
+    run: Run, queries: Sequence[Query], found: Neighbors, embedding: Embedding, classes: Sequence[str]
+) -> None:
+    """Record each query's neighbours, a line each, as `neighbors/neighbors.csv`."""
+    lines = io.StringIO()
+    table = csv.writer(lines)
+    table.writerow(
+        ["query", "query_class", "rank", "neighbor", "class", "distance", "image", "left", "top", "width", "height"]
+    )
+    for query, indices, cosines in zip(queries, found.indices, found.cosines, strict=True):
+        for rank, (i, cosine) in enumerate(zip(indices, cosines, strict=True), start=1):
+            place = [embedding.image[i], *(f"{value:g}" for value in embedding.box[i])]
+            names = _name(classes, query.label), _name(classes, int(embedding.labels[i]))
+            table.writerow([query.name, names[0], rank, int(i), names[1], f"{1 - cosine:.6f}", *place])
+    run.log_text(lines.getvalue(), "neighbors/neighbors.csv")
+
+
+def draw(
+    queries: Sequence[Query],
+    found: Neighbors,
+    crops: Mapping[int, Image.Image],
+    labels: NDArray[np.int16],
+    classes: Sequence[str],
+    epoch: int,
+) -> Figure:
+    """A row for each query: the query, then its neighbours, framed in their classes' colours.
+
+    Args:
+        queries: What was asked.
+        found: The answers.
+        crops: The neighbours' pictures by their place in the embedding.
+        labels: Of all crops.
+        classes: Names.
+        epoch: Of the embedding.
+    """
+    columns = 1 + found.indices.shape[1]
+    side = min(max(PAGE / columns, SIDE[0]), SIDE[1])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(side * columns, 2.2), (side + 0.22) * len(queries) + 0.4), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
+        axes = figure.subplots(len(queries), columns, squeeze=False)
+        for row, query, indices, cosines in zip(axes, queries, found.indices, found.cosines, strict=True):
+            _show(row[0], query.picture, query.label, _caption(query.name, classes, query.label))
+            for at, i, cosine in zip(row[1:], indices, cosines, strict=True):
+                label = int(labels[i])
+                _show(at, crops[int(i)], label, _caption(f"{1 - cosine:.3f}", classes, label))
+        axes[0, 0].set_title("query", fontweight="bold")
+        for rank, at in enumerate(axes[0, 1:], start=1):
+            at.set_title(f"{rank}")
+        figure.suptitle(f"cosine distances {state_of(epoch)}")
+    return figure
+
+
+def _show(axes: Axes, picture: Image.Image, label: int, caption: str) -> None:
+    axes.imshow(picture.resize((160, 160)))
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.set_xlabel(caption, fontsize=SMALL, labelpad=1.5)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=color(label) if label >= 0 else "#888888", linewidth=1.5)
+
+
+def _caption(words: str, classes: Sequence[str], label: int) -> str:
+    return f"{_name(classes, label)}\n{words}".strip()
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label >= 0 else ""
