@@ -23,12 +23,14 @@ class Prediction(NamedTuple):
     Attributes:
         labels: (b, h, w) int64: 0 background, then the classes.
         masks: (b, c, h, w) bool: each class's own mask; they may overlap, unlike the labels.
-        presence: (b, c) float: how probable it is that the class is in the image.
+        probability: (b, c, h, w) float: how probable each class is at each pixel.
+        presence: (b, c) float: how probable it is that the class is in the image; the largest of these.
         attention: (b, c, heads, h', w'), or None.
     """
 
     labels: Tensor
     masks: Tensor
+    probability: Tensor
     presence: Tensor
     attention: Tensor | None
 
@@ -61,7 +63,7 @@ class MulticlassSegmenter(nn.Module):
         probability = logits.softmax(dim=1)
         labels = probability.argmax(dim=1)
         masks = F.one_hot(labels, probability.shape[1]).movedim(-1, 1)[:, 1:].bool()
-        return Prediction(labels, masks, presence=probability[:, 1:].amax(dim=(2, 3)), attention=None)
+        return Prediction(labels, masks, probability[:, 1:], probability[:, 1:].amax(dim=(2, 3)), attention=None)
 
 
 class AttentionSegmenter(nn.Module):
@@ -136,8 +138,8 @@ class AttentionSegmenter(nn.Module):
     @classmethod
     def read(cls, logits_bchw: Tensor, attention: Tensor | None = None) -> Prediction:
         """Masks' logits to labels, masks, and which classes are there: as far as their best pixel is."""
-        presence = logits_bchw.amax(dim=(2, 3)).sigmoid()
-        return Prediction(cls.join(logits_bchw), logits_bchw > 0, presence, attention)
+        probability = logits_bchw.sigmoid()
+        return Prediction(cls.join(logits_bchw), logits_bchw > 0, probability, probability.amax(dim=(2, 3)), attention)
 
     @staticmethod
     def join(logits_bchw: Tensor) -> Tensor:

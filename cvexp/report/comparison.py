@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mlflow import MlflowClient
 from rich.table import Table
 
 from cvexp.metrics import iou
@@ -103,12 +105,6 @@ class Comparison:
 
         best = max(shared or starts, key=score)
         return [groups[method, best][0] for method in methods if (method, best) in groups]
-
-    def order_of_images(self, runs: Sequence[Evaluated]) -> list[int]:
-        """Positions of the images that have an mIoU by that, the mean over these runs, the best first."""
-        scores = np.mean([iou.mean_iou(one.counts[:, 1:]) for one in runs], axis=0)
-        order = np.argsort(-scores, kind="stable")
-        return [int(i) for i in order if not np.isnan(scores[i])]
 
 
 def rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -216,6 +212,26 @@ def log_comparison(run: Run, comparison: Comparison) -> None:
             columns=["intersection", "predicted", "labelled"],
         )
         run.log_file(path, "comparison")
+
+
+def read_comparison(client: MlflowClient, run_id: str) -> Comparison:
+    """What `log_comparison` recorded; the scores are computed again, from the counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = json.loads(Path(client.download_artifacts(run_id, "comparison/comparison.json", folder)).read_text())
+        saved = np.load(client.download_artifacts(run_id, "comparison/counts.npz", folder))
+        counts = dict(zip(saved["run_ids"].tolist(), saved["counts"], strict=True))
+        images = saved["images"].tolist()
+    keys = ("run_id", "method", "start", "seed", "milliseconds", "parameters")
+    return Comparison(
+        classes=said["classes"],
+        images=images,
+        evaluated=[Evaluated(counts=counts[one["run_id"]], **{key: one[key] for key in keys}) for one in said["runs"]],
+        differences=[
+            Difference(one["name"], one["pairs"], Interval(one["difference"], one["low"], one["high"]))
+            for one in said["differences"]
+        ],
+        confidence=said["confidence"],
+    )
 
 
 def _plain(one: Evaluated, classes: Sequence[str]) -> dict[str, Any]:

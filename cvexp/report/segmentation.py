@@ -18,9 +18,10 @@ from torch.nn.functional import interpolate
 from cvexp.data.augment import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
 from cvexp.models.segmenters import Prediction
-from cvexp.report.style import STYLE, color
+from cvexp.report.style import PAGE, SMALL, STYLE, color
 
-SIDE = 1.9  # inches of a picture
+SIDE = (0.55, 0.78)  # inches of a picture: the least and the largest
+ASKED = 8  # classes in one figure
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,26 @@ class Example:
         labels: (h, w), 0 background, then the classes, 255 ignored.
         predicted: (h, w).
         presence: (c,), how probable it is that each class is there.
-        attention: (c, h, w), the mean over the heads, or None.
+        probability: (c, h, w), the same of each pixel.
+        attention: (c, heads, h', w') of what the model saw, which may be more than the image; or None.
+        seen: The height and width of that in pixels.
     """
 
     image: NDArray[np.float32]
     labels: NDArray[np.uint8]
     predicted: NDArray[np.uint8]
     presence: NDArray[np.float32]
-    attention: NDArray[np.float32] | None
+    probability: NDArray[np.float16]
+    attention: Tensor | None
+    seen: tuple[int, int]
+
+    def attention_of(self, label: int, head: int | None = None) -> NDArray[np.float32]:
+        """Where the attention of a class lies, (h, w): of one head, or the mean over all."""
+        assert self.attention is not None
+        small = self.attention[label].mean(dim=0) if head is None else self.attention[label, head]
+        large = interpolate(small[None, None], size=self.seen, mode="bilinear", align_corners=False)[0, 0].numpy()
+        height, width = self.image.shape[:2]
+        return large[:height, :width]
 
     @property
     def shown_class(self) -> int:
@@ -59,17 +72,14 @@ def example(index: Index, position: int, image: Tensor, labels: Tensor, predicti
     """
     width, height = fit(index.size(int(index.images[position])), labels.shape[-1])
     pixels = image.permute(1, 2, 0).float().div(255).cpu().numpy()
-    attention = None
-    if prediction.attention is not None:
-        maps = prediction.attention[number].float().mean(dim=1)[None]
-        attention = interpolate(maps, size=labels.shape, mode="bilinear", align_corners=False)[0].cpu().numpy()
-        attention = attention[:, :height, :width]
     return Example(
         image=pixels[:height, :width],
         labels=labels.cpu().numpy().astype(np.uint8)[:height, :width],
         predicted=prediction.labels[number].cpu().numpy().astype(np.uint8)[:height, :width],
         presence=prediction.presence[number].float().cpu().numpy(),
-        attention=attention,
+        probability=prediction.probability[number, :, :height, :width].half().cpu().numpy(),
+        attention=None if prediction.attention is None else prediction.attention[number].float().cpu(),
+        seen=(labels.shape[0], labels.shape[1]),
     )
 
 
@@ -89,16 +99,69 @@ def predictions(examples: Sequence[Example], classes: Sequence[str], when: str) 
 def attention(examples: Sequence[Example], classes: Sequence[str], when: str) -> Figure:
     """Where the attention of each class lies in each image, whether the class is there or not."""
     with rc_context(STYLE):
-        figure, axes = _axes(len(examples), 1 + len(classes))
+        figure, axes = _axes([e.image for e in examples], 1 + len(classes), above=0.3)
         for row, e in zip(axes, examples, strict=True):
             _show(row[0], e.image)
-            assert e.attention is not None
             for i, name in enumerate(classes):
-                show_attention(row[1 + i], e.image, e.attention[i])
+                show_attention(row[1 + i], e.image, e.attention_of(i))
                 there = bool((e.labels == i + 1).any())
                 title = f"{name}: {'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
-                row[1 + i].set_title(title, fontsize=8, color="black" if there else "gray")
-        figure.suptitle(f"attention, mean of the heads, {when}; brighter is more", fontsize=11)
+                row[1 + i].set_title(title, fontsize=SMALL, color="black" if there else "gray")
+        figure.suptitle(f"attention, mean of the heads, {when}; brighter is more")
+    return figure
+
+
+def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], title: str) -> Figure:
+    """Image, label and prediction, and where each head looks for two classes: the largest there, and one that is not.
+
+    Args:
+        captioned: Examples, each with a word for its row.
+        classes: Names.
+        title: Of all.
+    """
+    assert captioned[0][1].attention is not None
+    number = captioned[0][1].attention.shape[1]
+    rows: list[tuple[str | None, dict[str, Any]]] = []
+    for caption, e in captioned:
+        there = np.unique(e.labels[(e.labels != BACKGROUND) & (e.labels != IGNORE)])
+        absent = [i for i in range(len(classes)) if not (e.labels == i + 1).any()]
+        row: dict[str, Any] = {"image": e.image, "label": e.labels, "prediction": e.predicted}
+        for place, label in (
+            ("there", e.shown_class if len(there) else None),
+            ("not there", absent[0] if absent else None),
+        ):
+            for head in range(number):
+                column = f"{place}\nhead {head + 1}" if number > 1 else place
+                if label is None:
+                    row[column] = Captioned(e.image, "all are there" if len(there) else "none is there")
+                else:
+                    row[column] = Captioned((e.image, e.attention_of(label, head)), classes[label])
+        rows.append((caption, row))
+    return grid(rows, classes, title)
+
+
+def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
+    """One image, of which every class is asked: where the attention lies, and the mask that is answered.
+
+    Of many classes those that are there are shown, and as many others as there is room for.
+    """
+    there = [bool((e.labels == i + 1).any()) for i in range(len(classes))]
+    shown = sorted(sorted(range(len(classes)), key=lambda i: not there[i])[:ASKED])
+    with rc_context(STYLE):
+        figure, axes = _axes([e.image] * 3, 1 + len(shown), beside=0.3)
+        whole: dict[str, NDArray[Any]] = {"image": e.image, "label": e.labels, "prediction": e.predicted}
+        for at, (name, picture) in zip(axes[:, 0], whole.items(), strict=True):
+            _show(at, picture)
+            at.set_ylabel(name, fontsize=SMALL)
+        for column, i in zip(axes.T[1:], shown, strict=True):
+            show_attention(column[0], e.image, e.attention_of(i))
+            _show(column[1], np.repeat(e.probability[i][..., None], 3, axis=-1))
+            _show(column[2], np.where(e.probability[i] > 0.5, i + 1, BACKGROUND).astype(np.uint8))
+            column[0].set_title(f"{classes[i]}?\n{'there' if there[i] else 'not there'}", fontsize=7)
+            column[2].set_xlabel(f"answer: {e.presence[i]:.2f}", fontsize=SMALL)
+        for at, word in zip(axes[:, 1], ("attention", "probability", "mask"), strict=True):
+            at.set_ylabel(word, fontsize=SMALL)
+        figure.suptitle(title)
     return figure
 
 
@@ -107,34 +170,35 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
 
     Args:
         rows: A caption or None, and the pictures: an image (h, w, 3), a label map (h, w) uint8, a pair of an image and
-            an attention map (h, w), or one of these in a `Captioned`.
+            an attention map (h, w), or one of these in a `Captioned`; the first is an image.
         classes: Their names.
         title: Of all.
     """
     columns = list(rows[0][1])
+    captions = any(isinstance(picture, Captioned) for picture in rows[0][1].values())
     with rc_context(STYLE):
-        figure, axes = _axes(len(rows), len(columns))
+        figure, axes = _axes([shown[columns[0]] for _, shown in rows], len(columns), 0.12 if captions else 0, 0.15)
         for (caption, shown), row in zip(rows, axes, strict=True):
             for name, at in zip(columns, row, strict=True):
                 picture = shown[name]
                 if isinstance(picture, Captioned):
-                    at.set_xlabel(picture.caption, fontsize=8)
+                    at.set_xlabel(picture.caption, fontsize=SMALL, labelpad=1.5)
                     picture = picture.picture
                 if isinstance(picture, tuple):
                     show_attention(at, *picture)
                 else:
                     _show(at, picture)
             if caption:
-                row[0].set_ylabel(caption, fontsize=9)
+                row[0].set_ylabel(caption, fontsize=7)
         for name, at in zip(columns, axes[0], strict=True):
-            at.set_title(name, fontsize=10)
-        figure.suptitle(title, fontsize=11)
+            at.set_title(name, fontsize=7)
+        figure.suptitle(title)
         handles = [Patch(color=color(i), label=name) for i, name in enumerate(classes)]
-        beside = Patch(facecolor="white", edgecolor="gray", hatch="///", label="ignored")
-        across = max(2, 2 * len(columns))
-        lines = -(-(len(handles) + 1) // across)
-        figure.legend(handles=[*handles, beside], loc="outside lower center", ncols=across, fontsize=9)
-        figure.set_figheight(figure.get_figheight() + 0.25 * lines)
+        handles.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
+        across = max(2, int(figure.get_figwidth() / (0.33 + 0.05 * len("".join(classes)) / len(classes))))
+        tight: dict[str, Any] = {"fontsize": 7, "handlelength": 1.4, "handletextpad": 0.5, "columnspacing": 1.2}
+        figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // across))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(across, len(handles)), **tight)
     return figure
 
 
@@ -144,9 +208,15 @@ def show_attention(axes: Axes, image: NDArray[np.float32], weights: NDArray[np.f
     axes.imshow(weights, cmap="inferno", alpha=0.75, vmin=float(weights.min()), vmax=float(weights.max()) + 1e-12)
 
 
-def _axes(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
-    figure = Figure(figsize=(SIDE * columns, SIDE * rows + 0.4), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+def _axes(
+    images: Sequence[NDArray[Any]], columns: int, above: float = 0, beside: float = 0
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with a row for each of these images, (h, w, 3), and inches for words above each and beside all."""
+    side = min(max((PAGE - beside) / columns, SIDE[0]), SIDE[1])
+    heights = [side * image.shape[0] / image.shape[1] + above for image in images]
+    figure = Figure(figsize=(side * columns + beside, sum(heights) + 0.4), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
+    return figure, figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
 
 
 def _show(axes: Axes, picture: NDArray[Any]) -> None:

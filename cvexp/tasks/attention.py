@@ -116,6 +116,17 @@ class Attention(Segmentation):
         total = np.concatenate(self.mask_counts).sum(axis=0)
         return {**super().scores(), "miou_masks": float(iou.mean_iou(total))}
 
+    def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
+        several = max((e for _, e in examples), key=lambda e: len(np.unique(e.labels[e.labels != IGNORE])))
+        when = "best checkpoint"
+        one_each = examples[:: len(examples) // 3]
+        return {
+            **super().draw_best(examples),
+            "attention": pictures.attention([e for _, e in examples], self.classes, when),
+            "heads": pictures.heads(one_each, self.classes, f"attention of each head, {when}"),
+            "one_after_another": pictures.one_after_another(several, self.classes, f"one class after another, {when}"),
+        }
+
     def draw(self) -> dict[str, Any]:
         attention = pictures.attention(self.shown, self.classes, self._when())
         return {**super().draw(), "attention": attention}

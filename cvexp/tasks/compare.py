@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from omegaconf import MISSING
-from torch import Tensor, nn
+from torch import nn
 
 from cvexp import checkpoints, config, data, tracking
 from cvexp.config import require
 from cvexp.data import augment
-from cvexp.data.index import IGNORE, Index, Splits
+from cvexp.data.index import Index
 from cvexp.data.masks import Masks
 from cvexp.errors import UserError
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
-from cvexp.models.segmenters import Prediction
 from cvexp.report import comparison as report
 from cvexp.report import segmentation as pictures
 from cvexp.report.comparison import Evaluated
@@ -31,7 +29,7 @@ from cvexp.report.console import print_line
 from cvexp.tasks import training
 from cvexp.tasks.attention import Attention
 from cvexp.tasks.multiclass import Multiclass
-from cvexp.tasks.segmentation import Segmentation, validation_loader
+from cvexp.tasks.segmentation import Predictor, Segmentation, best_median_worst, evaluate
 from cvexp.tracking import FinishedRun, Run
 
 METHODS: dict[str, type[Segmentation]] = {"multiclass": Multiclass, "attention": Attention}
@@ -109,7 +107,8 @@ def run(config: config.Config, run: Run) -> None:
     )
     report.print_comparison(comparison)
     report.log_comparison(run, comparison)
-    run.log_figure(draw(predictors, comparison, settings, splits.val, task.pictured_images), "comparison/grid.png")
+    for name, figure in draw(predictors, comparison, settings, splits.val, task.pictured_images).items():
+        run.log_figure(figure, f"comparison/{name}.png")
     print_line(f"tables, counts and pictures: {run.client.get_run(run.id).info.artifact_uri}/comparison")
 
 
@@ -186,38 +185,6 @@ def load_model(finished: FinishedRun, classes: int, run: Run) -> nn.Module:
     return model
 
 
-class Predictor:
-    """A segmenter that takes images (b, 3, h, w) uint8, and sees them as it was trained to."""
-
-    def __init__(self, model: nn.Module, settings: config.Config, device: torch.device) -> None:
-        self.model, self.dataset, self.device = model, settings.dataset, device
-
-    @torch.inference_mode()
-    def label(self, images: Tensor) -> Tensor:
-        """Label maps (b, h, w), on the CPU."""
-        labels: Tensor = self.model.label(self._normalize(images)).cpu()  # type: ignore[operator]
-        return labels
-
-    @torch.inference_mode()
-    def predict(self, images: Tensor) -> Prediction:
-        """All that the model says."""
-        prediction: Prediction = self.model.predict(self._normalize(images))  # type: ignore[operator]
-        return prediction
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return augment.normalize(images.to(self.device), self.dataset.mean, self.dataset.std)
-
-
-def evaluate(predictor: Predictor, settings: config.Config, splits: Splits) -> iou.Counts:
-    """Counts of every validation image, (images, 1 + c, 3)."""
-    return np.concatenate(
-        [
-            iou.count_labels(predictor.label(images), labels, len(splits.val.classes), IGNORE).numpy()
-            for images, labels in validation_loader(settings, splits)
-        ]
-    )
-
-
 def time_images(predictor: Predictor, settings: config.Config, val: Index, number: int) -> float:
     """Milliseconds for the label map of one image, the median of some; reading the image is not counted."""
     masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
@@ -259,19 +226,25 @@ def differences(evaluated: Sequence[Evaluated], task: Config) -> list[report.Dif
 
 def draw(
     predictors: dict[str, Predictor], comparison: report.Comparison, settings: config.Config, val: Index, number: int
-) -> Figure:
-    """The best, median and worst images of one run of each method: of the best start that both have, its first seed."""
+) -> dict[str, Figure]:
+    """The best, median and worst images of one run of each method: of the best start that both have, its first seed.
+
+    `grid` has all that are asked for, `examples` one of each kind.
+    """
     shown = comparison.shown_runs()
-    order = comparison.order_of_images(shown)
-    middle = (len(order) - number) // 2
-    parts = {"best": order[:number], "median": order[middle : middle + number], "worst": order[-number:]}
+    parts = best_median_worst([one.counts for one in shown], number)
     masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
     rows = []
     for part, positions in parts.items():
         for position in positions:
             rows.append((part, _row(predictors, shown, masks, position)))
     runs = ", ".join(f"{one.method} from {one.start}, seed {one.seed}" for one in shown)
-    return pictures.grid(rows, comparison.classes, runs)
+    kinds = [part for part, _ in rows]
+    examples = [rows[kinds.index(part)] for part in parts]
+    return {
+        "grid": pictures.grid(rows, comparison.classes, runs),
+        "examples": pictures.grid(examples, comparison.classes, runs),
+    }
 
 
 def _row(predictors: dict[str, Predictor], shown: Sequence[Evaluated], masks: Masks, position: int) -> dict[str, Any]:
@@ -288,6 +261,6 @@ def _row(predictors: dict[str, Predictor], shown: Sequence[Evaluated], masks: Ma
         }
         if seen.attention is not None:
             asked = masks.index.classes[seen.shown_class]
-            overlay = (seen.image, seen.attention[seen.shown_class])
-            row["attention's weights"] = pictures.Captioned(overlay, f"asked: {asked}")
+            overlay = (seen.image, seen.attention_of(seen.shown_class))
+            row["attention map"] = pictures.Captioned(overlay, f"asked: {asked}")
     return row

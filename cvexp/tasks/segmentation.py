@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from cvexp import checkpoints, config, data
 from cvexp.config import require
 from cvexp.data import augment
 from cvexp.data.index import IGNORE, Splits
-from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
+from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.data.masks import Masks
 from cvexp.errors import UserError
 from cvexp.metrics import iou
@@ -68,6 +69,8 @@ class SegmentationTask(config.Task):
         config.require_one_of("task.monitor", self.monitor, known)
 
 
+BEST_SHOWN = 2  # images of each kind
+
 MEASURES = ("miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1")
 
 
@@ -83,7 +86,9 @@ def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
         )
     if config.resume is None:
         run.log_data(config.dataset.name, splits)
-    training.train(module(config, splits, run), config, run, monitor=task.monitor)
+    trained = module(config, splits, run)
+    training.train(trained, config, run, monitor=task.monitor)
+    trained.picture_best()
 
 
 def make_encoder(config: config.Config, start: checkpoints.StartingPoint) -> Encoder:
@@ -156,14 +161,7 @@ class Segmentation(pl.LightningModule):
     # Data
 
     def setup(self, stage: str) -> None:
-        self.batches = ShuffledBatches(
-            len(self.splits.train.images),
-            self.config.loader.batch_size,
-            self.config.seed,
-            batches_done=lambda: self.global_step,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        self.batches = training.make_batches(self, len(self.splits.train.images), self.config)
         self.total_steps = training.total_steps(self.config.trainer, len(self.batches))
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -253,6 +251,28 @@ class Segmentation(pl.LightningModule):
         """Pictures of the chosen validation images, by MLflow's key."""
         return {"predictions": pictures.predictions(self.shown, self.classes, self._when())}
 
+    def picture_best(self) -> None:
+        """Record pictures of what best.ckpt says of its best, median and worst validation images."""
+        state = checkpoints.read_checkpoint(self.run_.folder / "checkpoints" / "best.ckpt").tensors
+        self.load_state_dict(state)
+        device = training.device(self.config.trainer)  # Lightning has taken the module off it
+        predictor = Predictor(self.model.to(device).eval(), self.config, device)
+        counts = evaluate(predictor, self.config, self.splits)
+        masks = Masks(self.splits.val, augment.PlainLabelledView(self.config.dataset.image_size), self.config.seed)
+        examples = []
+        for word, positions in best_median_worst([counts], BEST_SHOWN).items():
+            for position in positions:
+                image, labels = masks[0, position]
+                seen = pictures.example(self.splits.val, position, image, labels, predictor.predict(image[None]), 0)
+                examples.append((f"{word}\nmIoU {float(iou.mean_iou(counts[position, 1:])):.2f}", seen))
+        for name, figure in self.draw_best(examples).items():
+            self.run_.log_figure(figure, f"pictures/{name}.png")
+
+    def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
+        """Pictures of captioned examples, by name."""
+        rows = [(word, {"image": e.image, "label": e.labels, "prediction": e.predicted}) for word, e in examples]
+        return {"best_median_worst": pictures.grid(rows, self.classes, "validation images, best checkpoint")}
+
     def _when(self) -> str:
         epoch = math.ceil(self.global_step / len(self.batches))
         return "untrained" if epoch == 0 else f"after epoch {epoch}"
@@ -272,3 +292,50 @@ def validation_loader(config: config.Config, splits: Splits) -> DataLoader[Any]:
     masks = Masks(splits.val, augment.PlainLabelledView(config.dataset.image_size), config.seed)
     batches = FixedBatches(list(range(len(masks))), config.loader.batch_size)
     return make_loader(masks, batches, config.loader)
+
+
+class Predictor:
+    """A segmenter that takes images (b, 3, h, w) uint8, and sees them as it was trained to."""
+
+    def __init__(self, model: nn.Module, settings: config.Config, device: torch.device) -> None:
+        self.model, self.dataset, self.device = model, settings.dataset, device
+
+    @torch.inference_mode()
+    def label(self, images: Tensor) -> Tensor:
+        """Label maps (b, h, w), on the CPU."""
+        labels: Tensor = self.model.label(self._normalize(images)).cpu()  # type: ignore[operator]
+        return labels
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Prediction:
+        """All that the model says."""
+        prediction: Prediction = self.model.predict(self._normalize(images))  # type: ignore[operator]
+        return prediction
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return augment.normalize(images.to(self.device), self.dataset.mean, self.dataset.std)
+
+
+def evaluate(predictor: Predictor, settings: config.Config, splits: Splits) -> iou.Counts:
+    """Counts of every validation image, (images, 1 + c, 3)."""
+    return np.concatenate(
+        [
+            iou.count_labels(predictor.label(images), labels, len(splits.val.classes), IGNORE).numpy()
+            for images, labels in validation_loader(settings, splits)
+        ]
+    )
+
+
+def best_median_worst(counts: Sequence[iou.Counts], number: int) -> dict[str, list[int]]:
+    """Positions of images that have a class, by the mean of the runs' mIoU of that image.
+
+    Args:
+        counts: Of each run, (images, 1 + c, 3).
+        number: Of each kind; fewer where there are not enough images.
+    """
+    scores = np.mean([iou.mean_iou(one[:, 1:]) for one in counts], axis=0)
+    labelled = set(np.flatnonzero(counts[0][:, 1:, 2].sum(axis=1)).tolist())
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if i in labelled]
+    number = max(1, min(number, len(order) // 3))
+    middle = (len(order) - number) // 2
+    return {"best": order[:number], "median": order[middle : middle + number], "worst": order[-number:]}

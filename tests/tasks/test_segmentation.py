@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,9 @@ def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outco
     images = store().list_artifacts(run.info.run_id, "images")
     keys = {re.split("[%+]", Path(item.path).name)[0] for item in images}
     assert keys == ({"predictions", "attention"} if task == "attention" else {"predictions"})
+    drawn = {Path(item.path).stem for item in store().list_artifacts(run.info.run_id, "pictures")}
+    of_attention = {"attention", "heads", "one_after_another"} if task == "attention" else set()
+    assert drawn == {"best_median_worst"} | of_attention
     assert checkpoint(run, "best").keys() == checkpoint(run).keys()
     for name in ("best", "last"):
         path = store().download_artifacts(run.info.run_id, f"checkpoints/{name}.ckpt")
@@ -201,3 +205,11 @@ def test_class_weights_equal_pytorchs_weighted_mean() -> None:
     losses, weights = module.losses(logits, labels)
     expected = torch.nn.functional.cross_entropy(logits, labels, module.weights, ignore_index=255)
     torch.testing.assert_close(losses.sum() / weights.sum(), expected)
+
+
+def test_images_without_any_class_are_not_pictured() -> None:
+    from cvexp.tasks.segmentation import best_median_worst
+
+    per_image = [(9, 9, 9), (0, 1, 0), (5, 9, 9), (1, 9, 9), (0, 0, 0)]  # the second has a false pixel and no label
+    counts = np.array([[(100, 100, 100), own] for own in per_image])
+    assert best_median_worst([counts], 1) == {"best": [0], "median": [2], "worst": [3]}
