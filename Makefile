@@ -6,8 +6,10 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/python -m cvexp +experiment=demo
+	$(BIN)/python -m cvexp task=neighbors
 	$(BIN)/python -m cvexp -m +experiment=demo_segmentation task=multiclass,attention backbone.weights=latest:dino
 	$(BIN)/python -m cvexp task=compare
+	$(BIN)/python -m cvexp task=report
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal

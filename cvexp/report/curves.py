@@ -1,26 +1,88 @@
-"""Curves of metrics over a run."""
+"""Curves of metrics over runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from cvexp.report.style import COLORS, STYLE
+from cvexp.report.style import COLORS, COLUMN, PAGE, STYLE
 
 Series = Sequence[tuple[int, float]]
+
+
+class Curve(NamedTuple):
+    """A metric of a run: (step, value) pairs of the training and of the validation, either of which may be empty."""
+
+    label: str
+    train: Series
+    val: Series
+    steps_per_epoch: float
 
 
 def losses(train: Series, val: Series, steps_per_epoch: int) -> Figure:
     """Training and validation loss over the epochs, from (step, value) pairs."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.8), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
         axes = figure.subplots()
         for series, label, color, fmt in ((train, "training", COLORS[0], "-"), (val, "validation", COLORS[1], "-o")):
             steps = [step / steps_per_epoch for step, _ in series]
-            axes.plot(steps, [value for _, value in series], fmt, label=label, color=color, markersize=5)
+            axes.plot(steps, [value for _, value in series], fmt, label=label, color=color)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("loss (nats)")
         axes.legend()
     return figure
+
+
+def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> Figure:
+    """Several runs in one figure, a panel for each metric: validation as lines with dots, training dashed.
+
+    Of a training metric the raw values are thin, and a smoothed line (exponential mean of about a tenth of them) lies
+    over them.
+
+    Args:
+        panels: The curves by the name of the axis; runs of equal labels have equal colours.
+        stacked: Whether the panels lie below each other, for a narrow column, rather than side by side.
+    """
+    labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
+    with rc_context(STYLE):
+        rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+        figure = Figure(figsize=(COLUMN, 1.6 * rows) if stacked else (PAGE, 2.1), layout="constrained")
+        every = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (name, curves) in zip(every, panels.items(), strict=True):
+            for curve in curves:
+                color = COLORS[labels.index(curve.label) % len(COLORS)]
+                steps, values = _arrays(curve.train, curve.steps_per_epoch)
+                axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.6)
+                axes.plot(steps, smooth(values), "--", color=color, linewidth=1)
+                steps, values = _arrays(curve.val, curve.steps_per_epoch)
+                axes.plot(steps, values, "-o", color=color, label=curve.label)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylabel(name)
+        if len(labels) > 1:
+            handles, names = figure.axes[0].get_legend_handles_labels()
+            unique = dict(zip(names, handles, strict=True))
+            figure.legend([*unique.values()], [*unique], loc="outside lower center", ncols=min(len(unique), 4))
+    return figure
+
+
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The exponential moving average, corrected for its start, whose weights reach back over a tenth of the values."""
+    decay = 1 - 1 / max(len(values) / 10, 1)
+    mean, weight, smoothed = 0.0, 0.0, np.empty_like(values)
+    for i, value in enumerate(values):
+        mean, weight = decay * mean + (1 - decay) * value, decay * weight + 1 - decay
+        smoothed[i] = mean / weight
+    return smoothed
+
+
+def _arrays(series: Series, steps_per_epoch: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    pairs = np.array(series, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0] / steps_per_epoch, pairs[:, 1]

@@ -1,0 +1,154 @@
+"""The report of finished runs, end to end on small data."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from pypdf import PdfReader
+
+from cvexp.metrics import iou
+from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store
+
+QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
+SMALL = [setting for setting in TINY_SEGMENTATION if not setting.startswith("trainer.max")]
+
+
+def page() -> str:
+    return Path(store().download_artifacts(runs()[0].info.run_id, "report/report.html")).read_text()
+
+
+def text(page: str) -> str:
+    """The words of a page, without its markup and style."""
+    return unescape(re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)))
+
+
+def cells(html: str) -> list[list[str]]:
+    """The rows of all tables."""
+    rows = re.findall(r"<tr>(.*?)</tr>", html, flags=re.DOTALL)
+    return [[unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, flags=re.DOTALL)] for row in rows]
+
+
+def test_the_whole_story(cvexp: Callable[..., Outcome]) -> None:
+    """A pretraining, both segmenters from it, neighbours, the comparison, and the report of them."""
+    same_data = [setting for setting in SMALL if not setting.startswith("task.")]
+    dino = [setting for setting in TINY if setting.startswith("task.")]
+    assert cvexp("task=dino", *same_data, *dino, "trainer.max_epochs=1").code == 0
+    for task in ("multiclass", "attention"):
+        assert cvexp(f"task={task}", *SMALL, *QUICK, "backbone.weights=latest:dino").code == 0
+    assert cvexp("task=neighbors", "task.k=2").code == 0
+    outcome = cvexp("task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1")
+    assert outcome.code == 0, outcome.message
+    outcome = cvexp("task=report", "task.title='One * title # of $ mine'")
+    assert outcome.code == 0, outcome.message
+    check_numbers()
+    check_pdf()
+    attention = next(run for run in runs() if run.data.tags["task"] == "attention")
+    store().log_metric(attention.info.run_id, "best/miou", 0.777, step=99)
+    assert cvexp("task=report").code == 0
+    (row,) = (row for row in cells(page()) if row and row[0] == attention.info.run_id[:8])
+    assert row[-4] == "0.777"
+    if shutil.which("chromium"):  # else the next test tells
+        check_in_browser(Path("outputs/report.html"))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt install chromium")
+def test_nothing_sticks_out_of_a_page(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (1500, 800), "teal").save(content, "PNG")
+    picture = Picture(content.getvalue(), "what is shown", "What it is.", wide=True)
+    table = Table([f"a column's name {i}" for i in range(12)], [["0.123 ± 0.001"] * 12], "Numbers.", wide=True)
+    commands = Table(["runs", "command"], [["a-run (01234567)", f"python -m cvexp run={'0' * 500}"]], "", code=True)
+    blocks = [picture, table, commands, Paragraph("x" * 500), Paragraph("python -m cvexp " * 20, code=True)]
+    path = tmp_path / "page.html"
+    path.write_text(html(Document("A title", ["In short."], [Section("Section", blocks)])))
+    check_in_browser(path)
+
+
+def check_numbers() -> None:
+    """They are those of MLflow, and of the counts."""
+    _, comparison, neighbors, attention, multiclass, dino = runs()
+    html = page()
+    rows = cells(html)
+    for run in (attention, multiclass):
+        (row,) = (row for row in rows if row and row[0] == run.info.run_id[:8])
+        names = ("miou", "miou_all", "pixel_accuracy", "presence_f1")
+        assert row[-4:] == [f"{run.data.metrics[f'best/{name}']:.3f}" for name in names]
+    saved = np.load(store().download_artifacts(comparison.info.run_id, "comparison/counts.npz"))
+    methods = [store().get_run(run_id).data.tags["task"] for run_id in saved["run_ids"]]
+    assert re.findall(r'<th [^>]*class="number">(\w+) from dino</th>', html) == methods
+    (row,) = (row for row in rows if row and row[0] == "mIoU")
+    assert row[1:3] == [f"{iou.mean_iou(counts[:, 1:].sum(axis=0)):.3f}" for counts in saved["counts"]]
+    losses = [f"{value:.3f}" for value in (dino.data.metrics["best/loss"], dino.data.metrics["val/loss"])]
+    assert next(row for row in rows if row and row[0].startswith("validation loss"))[2:] == losses
+    said = text(html)
+    for run in (comparison, neighbors, attention, multiclass, dino):
+        assert run.info.run_id[:8] in said
+        assert run.data.tags["command"] in said
+    assert dino.data.tags["data.val.fingerprint"][:8] in said
+    assert f"torch {dino.data.tags['version.torch']}" in said
+    assert "too few images to judge" in said  # of six
+    images = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', html)
+    assert len(images) == 7
+    assert all(len(words) > 20 for words in images)
+
+
+def check_pdf() -> None:
+    """It says the same, and is short."""
+    content = Path("outputs/report.pdf").read_bytes()
+    assert content == Path(store().download_artifacts(runs()[0].info.run_id, "report/report.pdf")).read_bytes()
+    pages = PdfReader(io.BytesIO(content)).pages
+    assert 2 <= len(pages) <= 3
+    words = re.sub(r"\s+", "", "".join(page.extract_text() for page in pages))
+    assert "One*title#of$mine" in words
+    numbers = {cell for row in cells(page()) for cell in row if re.fullmatch(r"[01]\.\d{3}", cell)}
+    assert len(numbers) > 10
+    assert all(number in words for number in numbers)
+
+
+def test_what_is_missing_is_named_with_its_command(cvexp: Callable[..., Outcome]) -> None:
+    assert cvexp("task=report").code == 0
+    said = text(page())
+    for command in ("task=dino", "task=multiclass,attention backbone.weights=null,latest:dino", "task=compare"):
+        assert f"python -m cvexp {'-m ' if ',' in command else ''}{command}" in said
+    assert cvexp(*TINY, "trainer.max_steps=1").code == 0
+    run_id = runs()[0].info.run_id
+    assert cvexp("task=report").code == 0
+    assert f"python -m cvexp task=neighbors run={run_id}" in text(page())
+
+
+def test_a_segmenter_may_start_from_another(cvexp: Callable[..., Outcome]) -> None:
+    """Which is no pretraining to report of; and of the other method there is no run."""
+    start = []
+    for _ in range(2):
+        assert cvexp("task=multiclass", *SMALL, *QUICK, *start).code == 0
+        start = [f"backbone.weights=runs:/{runs()[0].info.run_id}/checkpoints/best.ckpt"]
+    outcome = cvexp("task=report")
+    assert outcome.code == 0, outcome.message
+    said = text(page())
+    for command in ("python -m cvexp task=dino", "python -m cvexp task=attention", "python -m cvexp task=compare"):
+        assert command in said
+
+
+def check_in_browser(path: Path) -> None:
+    """Nothing is missing, nothing sticks out, and nothing is asked of a network."""
+    wrong: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for width in (360, 1280):
+            tab = browser.new_page(viewport={"width": width, "height": 800})
+            tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
+            tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+            tab.on("pageerror", lambda error: wrong.append(str(error)))
+            tab.goto(path.absolute().as_uri())
+            assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+    assert wrong == []
