@@ -95,7 +95,7 @@ def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
 
     assert artifacts("checkpoints") == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert artifacts("embeddings") == {f"embeddings/epoch-000{epoch}.npz" for epoch in range(3)}
-    assert artifacts("curves") == {"curves/loss.png"}
+    assert artifacts("curves") == {"curves/curves.png"}
     pictures = [path for path in artifacts("images") if path.endswith(".png")]
     assert len(pictures) == 3
     assert all(path.startswith("images/tsne") for path in pictures)

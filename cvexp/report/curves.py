@@ -25,23 +25,8 @@ class Curve(NamedTuple):
     steps_per_epoch: float
 
 
-def losses(train: Series, val: Series, steps_per_epoch: int) -> Figure:
-    """Training and validation loss over the epochs, from (step, value) pairs."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
-        axes = figure.subplots()
-        for series, label, color, fmt in ((train, "training", COLORS[0], "-"), (val, "validation", COLORS[1], "-o")):
-            steps = [step / steps_per_epoch for step, _ in series]
-            axes.plot(steps, [value for _, value in series], fmt, label=label, color=color)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel("loss (nats)")
-        axes.legend()
-    return figure
-
-
 def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> Figure:
-    """Several runs in one figure, a panel for each metric: validation as lines with dots, training dashed.
+    """Runs in one figure, a panel for each metric: validation as lines with dots, training dashed.
 
     Of a training metric the raw values are thin, and a smoothed line (exponential mean of about a tenth of them) lies
     over them.
@@ -69,7 +54,10 @@ def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> 
         if len(labels) > 1:
             handles, names = figure.axes[0].get_legend_handles_labels()
             unique = dict(zip(names, handles, strict=True))
-            figure.legend([*unique.values()], [*unique], loc="outside lower center", ncols=min(len(unique), 4))
+        else:
+            _, smoothed, validation = figure.axes[0].lines
+            unique = {"training, smoothed": smoothed, "validation": validation}
+        figure.legend([*unique.values()], [*unique], loc="outside lower center", ncols=min(len(unique), 4))
     return figure
 
 

@@ -21,6 +21,12 @@ from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report import console, curves
 from cvexp.tracking import Run
 
+CURVES = {  # of a run's picture: the validation metric, and what training may call it
+    "loss (nats)": ("val/loss", ["train/loss"]),
+    "mIoU": ("val/miou", ["train/miou", "train/miou_asked"]),
+    "kNN accuracy": ("val/knn_top1", []),
+}
+
 
 def make_batches(module: pl.LightningModule, samples: int, settings: config.Config) -> ShuffledBatches:
     """The batches of an epoch, which go on where the module's run is, and are this process' share of them."""
@@ -103,8 +109,14 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     if last is None:
         trainer.validate(module, verbose=False)  # what it is before it has learned anything
     trainer.fit(module, ckpt_path=last, weights_only=True)
-    figure = curves.losses(run.history("train/loss"), run.history("val/loss"), len(module.batches))
-    run.log_figure(figure, "curves/loss.png")
+    panels = {
+        words: [
+            curves.Curve("", [p for name in train for p in run.history(name)], run.history(val), len(module.batches))
+        ]
+        for words, (val, train) in CURVES.items()
+        if val in checkpoints.best
+    }
+    run.log_figure(curves.compare(panels), "curves/curves.png")
     untrained = {name: run.history(name)[0][1] for name in checkpoints.best if name.startswith("val/")}
     console.print_summary(run, checkpoints.best, untrained)
 

@@ -28,7 +28,7 @@ def test_mlflow_shows_pictures_the_explorer_and_the_comparison_of_two_runs(cvexp
         tab = browser.new_page(viewport={"width": 1400, "height": 900})
         tab.goto(f"{address}/#/experiments/{experiment}/runs/{first}/artifacts/explorer.html")
         tab.frame_locator("iframe").locator("body[data-ready]").wait_for(timeout=60_000)
-        for folder, name, height in (("curves", "loss.png", 400), ("images", picture, 600)):
+        for folder, name, height in (("curves", "curves.png", 400), ("images", picture, 600)):
             tab.get_by_text(folder, exact=True).click()
             tab.get_by_text(name, exact=True).click()
             tab.wait_for_function(f"[...document.images].some(i => i.naturalHeight > {height})", timeout=60_000)
