@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cvexp import tracking
 from cvexp.config import Config
 from cvexp.errors import UserError
+from cvexp.finished import latest_pretraining
 from cvexp.models.backbone import create_backbone
 
 log = logging.getLogger("cvexp")
@@ -173,7 +174,7 @@ class StartingPoint:
         """The file that `backbone.weights` names."""
         weights = str(self.config.weights)
         if weights == "latest:dino":  # a run that was interrupted before its first checkpoint has chosen already
-            source = run.source or tracking.latest_pretraining(run.client, config)
+            source = run.source or latest_pretraining(run.client, config)
             weights = f"runs:/{source}/checkpoints/best.ckpt"
         if weights.startswith("models:/"):
             return self._fetch_registered(weights, run, folder)

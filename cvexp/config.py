@@ -12,7 +12,7 @@ import math
 import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -81,8 +81,13 @@ class Dataset:
 
 @dataclass(kw_only=True)
 class Task:
-    """What every task has; each adds its own keys."""
+    """What every task has; each adds its own keys.
 
+    Attributes:
+        works_on: Which key, `run` or `runs`, names the finished runs that a job works on; None of a task of its own.
+    """
+
+    works_on: ClassVar[str | None] = None
     name: str = MISSING  # the module in cvexp/tasks
 
 
@@ -181,9 +186,9 @@ def check(composed: DictConfig) -> Config:
         got = f"got {OmegaConf.select(composed, error.full_key)!r}: " if error.full_key else ""
         raise UserError(explain(error, keys_of(schema), got)) from error
     assert isinstance(config, Config)
-    for key, tasks in (("run", ("neighbors", "report")), ("runs", ("compare",))):
-        if getattr(config, key) is not None and config.task.name not in tasks:
-            raise UserError(f"{key}: task={config.task.name} takes none; it is for task={' and task='.join(tasks)}")
+    for key in ("run", "runs"):
+        if getattr(config, key) is not None and config.task.works_on != key:
+            raise UserError(f"{key}: task={config.task.name} takes none; it is for jobs on finished runs")
     return config
 
 

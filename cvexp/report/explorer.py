@@ -31,10 +31,11 @@ from PIL import Image
 
 from cvexp.data.crops import read_crop
 from cvexp.data.index import Index
+from cvexp.finished import embedded_epochs
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.style import color, marker
-from cvexp.tracking import Run, embedded_epochs
+from cvexp.tracking import Run
 
 NEIGHBORS = 8
 BYTES_OF_EPOCHS, BYTES_OF_PICTURES = 4_500_000, 2_800_000  # as base64; with Bokeh's 1.5 MB the page stays below 10 MB

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from cvexp.data import augment
 from cvexp.data.index import Index
 from cvexp.data.masks import Masks
 from cvexp.errors import UserError
+from cvexp.finished import FinishedRun, find_runs
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
 from cvexp.report import comparison as report
@@ -30,7 +31,7 @@ from cvexp.tasks import training
 from cvexp.tasks.attention import Attention
 from cvexp.tasks.multiclass import Multiclass
 from cvexp.tasks.segmentation import Predictor, Segmentation, best_median_worst, evaluate
-from cvexp.tracking import FinishedRun, Run
+from cvexp.tracking import Run
 
 METHODS: dict[str, type[Segmentation]] = {"multiclass": Multiclass, "attention": Attention}
 WARM_UP = 3  # images that are not timed
@@ -44,6 +45,7 @@ MAY_DIFFER = (
 
 @dataclass(kw_only=True)
 class Config(config.Task):
+    works_on: ClassVar[str | None] = "runs"
     samples: int = MISSING
     confidence: float = MISSING
     timed_images: int = MISSING
@@ -118,7 +120,7 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
     Raises:
         UserError: when there are no two, or those named can't be compared.
     """
-    found = tracking.find_runs(run.client, config, list(METHODS))
+    found = find_runs(run.client, config, list(METHODS))
     if len(found) < 2:
         raise UserError(
             f"runs: there are {len(found)} finished runs to compare, and two are needed; train them with python -m "

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 from PIL import Image, ImageOps
 
-from cvexp import checkpoints, config, data, tracking
+from cvexp import checkpoints, config, data
 from cvexp.config import require, require_one_of
 from cvexp.data import augment
 from cvexp.data.crops import read_crop
 from cvexp.data.images import read_image
 from cvexp.data.index import Index
 from cvexp.errors import UserError
+from cvexp.finished import FinishedRun, embedded_epochs, find_run
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.models.backbone import create_backbone
 from cvexp.report import neighbors as report
@@ -27,11 +29,12 @@ from cvexp.report.console import print_line
 from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.neighbors import Query
 from cvexp.tasks import dino, training
-from cvexp.tracking import FinishedRun, Run
+from cvexp.tracking import Run
 
 
 @dataclass(kw_only=True)
 class Config(config.Task):
+    works_on: ClassVar[str | None] = "run"
     k: int = MISSING
     queries: list[int] | None = MISSING
     queries_per_class: int = MISSING
@@ -51,9 +54,9 @@ def run(config: config.Config, run: Run) -> None:
     """
     task = config.task
     assert isinstance(task, Config)
-    finished = tracking.find_run(run.client, config, ["dino"])
+    finished = find_run(run.client, config, ["dino"])
     run.set_tag("of_run", finished.id)
-    epochs = tracking.embedded_epochs(run.client, finished.id)
+    epochs = embedded_epochs(run.client, finished.id)
     epoch = epochs[-1] if task.epoch is None else task.epoch
     require_one_of("task.epoch", str(epoch), map(str, epochs))
     if task.images and epoch != epochs[-1]:

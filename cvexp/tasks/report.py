@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from cvexp import config, tracking
+from cvexp import config, finished
+from cvexp.finished import FinishedRun
 from cvexp.metrics.bootstrap import Interval
 from cvexp.report import comparison as compared
 from cvexp.report import curves, embedding
@@ -20,7 +22,7 @@ from cvexp.report.comparison import Comparison
 from cvexp.report.console import print_line
 from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html, pdf, png
 from cvexp.tasks import dino as dino_task
-from cvexp.tracking import FinishedRun, Run
+from cvexp.tracking import Run
 
 SEGMENTERS = ["multiclass", "attention"]
 SHOWN = 8  # segmentation runs, where no comparison names them
@@ -38,6 +40,7 @@ Blocks = list[Paragraph | Table | Picture]
 
 @dataclass(kw_only=True)
 class Config(config.Task):
+    works_on: ClassVar[str | None] = "run"
     title: str = MISSING
 
 
@@ -79,23 +82,23 @@ def run(config: config.Config, run: Run) -> None:
 def find(run: Run, config: config.Config) -> Found:
     """The newest comparison, or the one that `run` names; its runs; and the pretrainings that they start from."""
     client = run.client
-    comparison_run = tracking.newest_run(client, config, ["compare"])
+    comparison_run = finished.newest_run(client, config, ["compare"])
     comparison = None
     every = replace(config, runs=None)
-    segmenters = tracking.find_runs(client, every, SEGMENTERS)
+    segmenters = finished.find_runs(client, every, SEGMENTERS)
     if comparison_run is not None:
         comparison = compared.read_comparison(client, comparison_run.id)
         ids = [one.run_id for one in comparison.evaluated]
         segmenters = sorted((one for one in segmenters if one.id in ids), key=lambda one: ids.index(one.id))
     else:
         segmenters = segmenters[:SHOWN]
-    pretrainings = tracking.find_runs(client, every, ["dino"])
+    pretrainings = finished.find_runs(client, every, ["dino"])
     uses = Counter(one.tags.get("weights_from") for one in segmenters)
     used = sorted((one for one in pretrainings if one.id in uses), key=lambda one: -uses[one.id])
     pretrainings = used or pretrainings[:1]
     neighbors = [
         one
-        for one in tracking.find_runs(client, every, ["neighbors"])
+        for one in finished.find_runs(client, every, ["neighbors"])
         if pretrainings and one.tags.get("of_run") == pretrainings[0].id
     ]
     return Found(comparison_run, comparison, segmenters, pretrainings, neighbors[0] if neighbors else None)
@@ -232,7 +235,7 @@ def _pretraining(found: Found, run: Run) -> Blocks:
 
 
 def _embeddings(dino: FinishedRun, run: Run) -> Blocks:
-    epochs = tracking.embedded_epochs(run.client, dino.id)
+    epochs = finished.embedded_epochs(run.client, dino.id)
     chosen = sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]})
     embeddings = {epoch: embedding.read_embedding(run.client, dino.id, epoch) for epoch in chosen}
     if not all(len(one.layout) for one in embeddings.values()):
