@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cvexp.metrics.names import safe_name
+
 Counts = NDArray[np.int64]
 
 
@@ -107,7 +109,7 @@ def summarize(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
 
     Returns:
         `miou` (mean over the classes), `miou_all` (with the background), `pixel_accuracy`, `miou_image` (the course's
-        formula), `presence_f1`, and `iou/CLASS` for each class and the background.
+        formula), `presence_f1`, and `iou/CLASS` for each class and the background, with `safe_name` of its name.
     """
     total = counts.sum(axis=0)
     scores = {
@@ -116,6 +118,9 @@ def summarize(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
         "pixel_accuracy": float(total[:, 0].sum() / total[:, 2].sum()) if total[:, 2].any() else float("nan"),
         "miou_image": image_iou(counts[:, 1:]),
         "presence_f1": presence_f1(counts[:, 1:]),
-        **{f"iou/{name}": float(value) for name, value in zip(("background", *classes), iou(total), strict=True)},
+        **{
+            f"iou/{safe_name(name)}": float(value)
+            for name, value in zip(("background", *classes), iou(total), strict=True)
+        },
     }
     return {name: value for name, value in scores.items() if not np.isnan(value)}
