@@ -14,9 +14,12 @@ import re
 import secrets
 import signal
 import sys
+import traceback
 import warnings
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -26,9 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cvexp import arguments, completion
 from cvexp.config import check, explain, keys_of, nearest
 from cvexp.errors import Interrupted, UserError
-from cvexp.sweep import Sweep
+from cvexp.redaction import hide_secrets
+from cvexp.sweep import Sweep, swept_settings
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the repository
@@ -41,37 +46,40 @@ log = logging.getLogger("cvexp")
 
 def main() -> None:
     """Run Hydra, and turn what goes wrong into one message and an exit status."""
+    sys.excepthook = _print_traceback
+    if "--version" in sys.argv[1:]:
+        print(f"cvexp {version('cvexp')}")
+        return
+    if script := completion.script(sys.argv[1:]):
+        print(script)
+        return
     os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and the message is ours to give
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.argv[1:] = _for_sweep(sys.argv[1:])
+    sys.argv = ["cvexp", *arguments.for_hydra(sys.argv[1:], CONF)]
     try:
         _hydra_main()
         Sweep.close(failed=False)
     except EXPECTED as error:
         if WANTS_TRACEBACK:
             raise
-        sys.exit(f"cvexp: error: {describe(error)}")
+        _exit(error)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signal_number)
     finally:
-        with contextlib.suppress(Exception):  # the store may be what failed, and was told
+        with contextlib.suppress(Exception):  # the store may be what failed, and that was reported
             Sweep.close(failed=True)
 
 
-def _for_sweep(arguments: list[str]) -> list[str]:
-    """Let a sweep over a group set keys that only the swept options have, such as `task.dropout=0`.
+def _exit(error: Exception) -> NoReturn:
+    """End with one message; of several processes, the first one prints it."""
+    sys.exit(f"cvexp: error: {describe(error)}" if os.environ.get("RANK", "0") == "0" else 1)
 
-    Hydra first composes what all jobs share, without the swept groups, and there refuses these keys (hydra#2888). With
-    ++ it takes them; the schema finds those that are misspelt.
-    """
-    if not {"-m", "--multirun"} & set(arguments):
-        return arguments
-    pairs = [argument.partition("=") for argument in arguments]
-    swept = {group for group, _, value in pairs if "," in value and (CONF / group).is_dir()}
-    return ["".join(("++" * (key.partition(".")[0] in swept - {key}), key, *rest)) for key, *rest in pairs]
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(hide_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
@@ -88,7 +96,7 @@ def _hydra_main(composed: DictConfig) -> None:
         if WANTS_TRACEBACK:
             raise
         if not is_sweep:  # Hydra would announce the error once more
-            sys.exit(f"cvexp: error: {describe(error)}")
+            _exit(error)
         log.error("job %s failed: %s", HydraConfig.get().job.num, describe(error))
         raise
     except Exception:
@@ -99,29 +107,46 @@ def _hydra_main(composed: DictConfig) -> None:
 
 def _run(composed: DictConfig) -> None:
     config = check(composed)
-    from cvexp import tracking  # imports MLflow
+    from cvexp import recorded, store, tracking  # import MLflow
 
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # what it tells is told better by us
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # of its own use of PyTorch
     hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
     if config.resume is not None:
-        config = tracking.saved_config(config, composed, list(hydra_config.overrides.task))
+        with store.failures_explained("check it, and try again"):
+            config = recorded.saved_config(config, composed, overrides)
     task = importlib.import_module(f"cvexp.tasks.{config.task.name}")
-    with tracking.open_run(config, folder=Path(hydra_config.runtime.output_dir)) as run:
+    with tracking.open_run(config, Path(hydra_config.runtime.output_dir), swept_settings(overrides)) as run:
         task.run(config, run)
 
 
 def describe(error: Exception) -> str:
-    """One message for people: what was got, where, and the remedy."""
+    """One message for people: what was received, where, and the remedy."""
+    return hide_secrets(_describe(error))
+
+
+def _describe(error: Exception) -> str:
     if isinstance(error, UserError):
         # An error from a loader's worker process arrives as the text of its traceback.
         return re.split(r"(?:cvexp\.errors\.)?UserError: ", str(error))[-1].strip()
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        place = error.filename2 or error.filename  # of a copy, where it was to be written
+        where = f"{place}: " if place else ""
         remedy = _REMEDIES.get(error.errno or 0, "mend this, or choose another place with tracking.folder=PATH")
         return f"{where}{error.strerror}; {remedy}"
     return _describe_composition(error)
 
+
+PLUGINS = {  # of Hydra, by what they are chosen with
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/rq": "hydra-rq-launcher",
+    "hydra/launcher/submitit": "hydra-submitit-launcher",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+}
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another place with tracking.folder=PATH; an interrupted run goes on with "
@@ -136,6 +161,9 @@ def _describe_composition(error: Exception) -> str:
     """What Hydra or OmegaConf found wrong with the command line."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        for prefix, package in PLUGINS.items():
+            if f"{group}/{option}".startswith(prefix):
+                return f"{group}={option}: this needs a package; install it with: pip install {package}"
         return f"{group}: there is no option {option!r}; {nearest(option, error.options or [])}"
     for cause in (error, error.__cause__):
         if isinstance(cause, OmegaConfBaseException):

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor, nn
 
 from cvexp import tracking
-from cvexp.config import Config
+from cvexp.config import Config, without_passwords
 from cvexp.errors import UserError
 from cvexp.finished import latest_pretraining
 from cvexp.models.backbone import create_backbone
@@ -44,7 +44,7 @@ PREFIXES = (
 
 def metadata(config: Config, run_id: str) -> dict[str, Any]:
     """What a checkpoint says of its run, in plain containers, which safe loading accepts."""
-    return {"config": asdict(config), "run_id": run_id}
+    return {"config": without_passwords(asdict(config)), "run_id": run_id}
 
 
 class StartingPoint:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import os
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,7 +116,7 @@ class Trainer:
     max_epochs: int = MISSING
     max_steps: int | None = MISSING
     accelerator: str = MISSING
-    devices: Any = MISSING  # "auto", a number, or a list of numbers
+    devices: Any = MISSING  # 1, or a list with the number of a GPU; "auto" is 1
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
@@ -123,7 +124,13 @@ class Trainer:
     def __post_init__(self) -> None:
         require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "positive or null")
-        require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1")
+        is_one = self.devices in ("auto", 1, "1") or (isinstance(self.devices, list) and len(self.devices) == 1)
+        if not is_one or self.num_nodes != 1 or self.strategy != "auto" or os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(
+                f"trainer: got strategy={self.strategy}, devices={self.devices}, num_nodes={self.num_nodes} and "
+                f"{os.environ.get('WORLD_SIZE', '1')} processes, but training in several processes is not ready yet; "
+                "start one process with trainer=default"
+            )
         known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
         require_one_of("trainer.precision", self.precision, known)
 
@@ -203,6 +210,14 @@ def _schema_of(package: str, group: str, composed: DictConfig) -> Any:
     return OmegaConf.structured(module.Config)
 
 
+def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with None in place of each password."""
+    return {
+        key: without_passwords(value) if isinstance(value, Mapping) else None if key == "password" else value
+        for key, value in values.items()
+    }
+
+
 def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
     """All dotted keys of a config, groups included."""
     keys: list[str] = []
@@ -219,7 +234,5 @@ def explain(error: OmegaConfBaseException, keys: Iterable[str], got: str = "") -
     key = error.full_key or str(error.key)
     first = (error.msg or str(error)).splitlines()[0]
     if isinstance(error, AttributeError | KeyError):  # ConfigAttributeError, ConfigKeyError
-        if (parent := key.rpartition(".")[0]).endswith(".args"):  # where any key may be added
-            return f"{key}: there is no such key yet; add it with +{key}=VALUE, or see the keys of {parent} in the YAML"
         return f"{key}: there is no such key or group; {nearest(key, keys)}"
     return f"{key}: {got}{first}"

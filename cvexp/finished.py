@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from functools import cached_property
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
 from cvexp.config import Config, check
 from cvexp.errors import UserError
-from cvexp.tracking import experiment_id, flatten, recorded_config
+from cvexp.recorded import recorded_config
+from cvexp.store import experiment_id
+from cvexp.tracking import flatten
 
 log = logging.getLogger("cvexp")
 
 
-class FinishedRun(NamedTuple):
+class FinishedRun:
     """A run that a job works on.
 
     Attributes:
         id: MLflow's.
         name: In MLflow.
-        config: What it ran with.
+        task: Its task.
         start: Where its weights came from: "random", "dino", "timm", or a file's name.
-        tags, metrics: MLflow's.
+        tags, params, metrics: MLflow's.
         data: Of each split the fingerprint, and how many images, objects, and objects of each class there are.
     """
 
-    id: str
-    name: str
-    config: Config
-    start: str
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    data: dict[str, tuple[str, dict[str, int]]]
+    def __init__(self, client: mlflow.MlflowClient, run: mlflow.entities.Run, local: Config) -> None:
+        """
+        Args:
+            client: Of the store.
+            run: MLflow's.
+            local: The configuration of this process.
+        """
+        self.id = str(run.info.run_id)
+        self.name = str(run.info.run_name)
+        self.tags: dict[str, str] = run.data.tags
+        self.params: dict[str, str] = run.data.params
+        self.metrics: dict[str, float] = run.data.metrics
+        self.task = self.tags.get("task", "")
+        self.start = self.tags.get("start", "random")
+        self.data = _recorded_data(run)
+        self._client, self._local = client, local
+
+    @cached_property
+    def config(self) -> Config:
+        """What it ran with; fetched when it is first needed.
+
+        Raises:
+            UserError: when it can't be read, or is of another version of cvexp.
+        """
+        try:
+            return check(recorded_config(self._client, self.id, self._local))
+        except UserError as error:
+            raise UserError(f"the run {self.id} can't be used: {error}") from error
+
+    @property
+    def seed(self) -> int:
+        return int(self.params["seed"])
+
+    def is_readable(self) -> bool:
+        """Whether its configuration can be used; a warning says why not."""
+        try:
+            return bool(self.config)
+        except UserError as error:
+            log.warning("left out: %s", error)
+            return False
 
     @property
     def classes(self) -> list[str]:
-        """Of the data, in order; none where they have no labels."""
-        _, profile = self.data["val"]
+        """Of the data, in order; none where they have no labels, or were not recorded."""
+        _, profile = self.data.get("val", ("", {}))
         return [name for name in profile if name not in ("images", "objects")]
 
 
@@ -62,52 +98,48 @@ def find_runs(
         UserError: when a run does not exist, has not finished, or is of another task.
     """
     if config.runs is None:
-        finished = client.search_runs(
-            [experiment_id(client, config.tracking)], "attributes.status = 'FINISHED'", max_results=10000
-        )
-        found = [run for run in finished if run.data.tags.get("task") in tasks]
-    else:
-        found = []
-        for run_id in config.runs:
-            try:
-                found.append(client.get_run(run_id))
-            except MlflowException as error:
-                raise UserError(f"{key}: there is no run {run_id!r}; `make ui` shows the runs") from error
-            task, status = found[-1].data.tags.get("task"), found[-1].info.status
-            if task not in tasks or status != "FINISHED":
-                raise UserError(
-                    f"{key}: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
-                )
-    finished_runs = []
-    for run in found:
+        return list(_search(client, config, tasks))
+    found = []
+    for run_id in config.runs:
         try:
-            recorded = check(recorded_config(client, run.info.run_id))
-        except UserError as error:
-            message = f"the run {run.info.run_id} is of another version of cvexp ({error})"
-            if config.runs is not None:
-                raise UserError(f"{key}: {message}; leave it out, or train it again") from error
-            log.warning("%s, and is left out", message)
-            continue
-        finished_runs.append(
-            FinishedRun(
-                id=str(run.info.run_id),
-                name=str(run.info.run_name),
-                config=recorded,
-                start=run.data.tags.get("start", "random"),
-                tags=run.data.tags,
-                metrics=run.data.metrics,
-                data=_recorded_data(run),
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(f"{key}: there is no run {run_id!r}; `make ui` shows the runs") from error
+        task, status = run.data.tags.get("task"), run.info.status
+        if task not in tasks or status != "FINISHED":
+            raise UserError(
+                f"{key}: {run_id} is a run of task={task} and {status}; give finished runs of {' or '.join(tasks)}"
             )
-        )
-    return finished_runs
+        found.append(FinishedRun(client, run, config))
+    return found
+
+
+def _search(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> Iterator[FinishedRun]:
+    """The finished runs of some tasks, the newest first; fetched page by page, as most callers need only the first."""
+    experiments = [experiment_id(client, config.tracking)]
+
+    def pages(task: str) -> Iterator[mlflow.entities.Run]:
+        query = f"attributes.status = 'FINISHED' and tags.task = '{task}'"
+        token, size = None, 20
+        while True:
+            page = client.search_runs(experiments, query, max_results=size, page_token=token)
+            yield from page
+            token, size = page.token, 1000
+            if not token:
+                return
+
+    for run in heapq.merge(*map(pages, tasks), key=lambda run: -run.info.start_time):
+        yield FinishedRun(client, run, config)
 
 
 def _recorded_data(run: mlflow.entities.Run) -> dict[str, tuple[str, dict[str, int]]]:
     """What `Run.log_data` recorded."""
     found: dict[str, tuple[str, dict[str, int]]] = {}
     for entry in run.inputs.dataset_inputs if run.inputs else []:
-        split = next(tag.value for tag in entry.tags if tag.key == "mlflow.data.context")
-        found[split] = (run.data.tags[f"data.{split}.fingerprint"], json.loads(entry.dataset.profile or "{}"))
+        split = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), "")
+        if f"data.{split}.fingerprint" in run.data.tags:
+            profile = json.loads(entry.dataset.profile or "{}")
+            found[split] = (run.data.tags[f"data.{split}.fingerprint"], profile)
     return found
 
 
@@ -128,9 +160,9 @@ def find_run(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) 
 
 def newest_run(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -> FinishedRun | None:
     """Like `find_run`, but None when there is none and none is named."""
-    named = None if config.run is None else [config.run]
-    found = find_runs(client, replace(config, runs=named), tasks, key="run")
-    return found[0] if found else None
+    if config.run is not None:
+        return find_runs(client, replace(config, runs=[config.run]), tasks, key="run")[0]
+    return next((run for run in _search(client, config, tasks) if run.is_readable()), None)
 
 
 def embedded_epochs(client: mlflow.MlflowClient, run_id: str) -> list[int]:
@@ -148,18 +180,20 @@ def embedded_epochs(client: mlflow.MlflowClient, run_id: str) -> list[int]:
 
 def latest_pretraining(client: mlflow.MlflowClient, config: Config) -> str:
     """The id of the newest finished dino run with this backbone and data set, of the same seed where there is one."""
-    finished = "attributes.status = 'FINISHED' and params.`task.name` = 'dino'"
-    found = client.search_runs([experiment_id(client, config.tracking)], finished, max_results=10000)  # newest first
     wanted = _identity(flatten(asdict(config)))
-    same = [run for run in found if _identity(run.data.params) == wanted]
-    of_seed = [run for run in same if run.data.params["seed"] == str(config.seed)]
-    if not same:
+    first = None
+    for run in _search(client, config, ["dino"]):
+        if _identity(run.params) == wanted:
+            if run.seed == config.seed:
+                return run.id
+            first = first or run.id
+    if first is None:
         described = ", ".join(f"{key}={value}" for key, value in wanted.items())
         raise UserError(
             f"backbone.weights=latest:dino: there is no finished dino run with {described}; pretrain with python -m "
             "cvexp task=dino, or give other weights"
         )
-    return str((of_seed or same)[0].info.run_id)
+    return first
 
 
 def _identity(params: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gzip
 import json
 import logging
 import os
@@ -25,11 +27,13 @@ from mlflow.entities import Dataset as MLflowDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from omegaconf import DictConfig, OmegaConf
-from sqlalchemy.exc import SQLAlchemyError
+from omegaconf import OmegaConf
 
-from cvexp.config import Config, Tracking, check
+from cvexp.config import Config, Tracking, without_passwords
 from cvexp.errors import Interrupted, UserError
+from cvexp.metrics.names import safe_name
+from cvexp.redaction import hide_secrets
+from cvexp.store import FAILURES, connect, experiment_id, failures_explained, read_artifact
 from cvexp.sweep import VARIABLE as SWEEP_VARIABLE
 
 if TYPE_CHECKING:
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cvexp")
 
+FILES = "data/files.json.gz"  # the artifact with a digest of each file of the data
+LARGEST_FILES = 2**28  # bytes, unpacked
+NAMED_FILES = 3  # in a message, of each kind
 FLUSH_SECONDS = 5.0  # a write takes some milliseconds however many metrics it holds
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 
@@ -80,22 +87,22 @@ class Run:
         """Record values at a step: what was measured after that many optimiser steps.
 
         A value may be a tensor on a device; it is fetched when it is written. Steps that the run had before it was
-        interrupted are not recorded twice. What MLflow does not take in a name, which may be of a class, becomes "_".
+        interrupted are not recorded twice. A name that contains a class has it from `safe_name`.
         """
         for name, value in metrics.items():
-            name = re.sub(r"[^\w\-. :/]", "_", name)
             if step > self._logged_until.get(name, -1):
                 self._pending.append((name, value, step))
         if time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is gathered."""
+        """Write what is gathered; what the store does not take stays gathered."""
         now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value, step in self._pending]
-        for first in range(0, len(metrics), 1000):  # MLflow's limit
-            self.client.log_batch(self.id, metrics=metrics[first : first + 1000])
-        self._pending.clear()
+        while batch := self._pending[:1000]:  # MLflow's limit
+            self.client.log_batch(
+                self.id, metrics=[Metric(name, float(value), now, step) for name, value, step in batch]
+            )
+            del self._pending[: len(batch)]
         self._last_flush = time.monotonic()
 
     def history(self, name: str) -> list[tuple[int, float]]:
@@ -144,29 +151,68 @@ class Run:
         self.client.log_text(self.id, text, path)
 
     def log_data(self, name: str, splits: Splits) -> None:
-        """Record the data set: source, fingerprint and counts of both splits, and what was left out."""
+        """Record the data set: source, fingerprint and counts of both splits, its files, and what was left out.
+
+        A run that goes on has recorded it, unless it was killed before; then its data must still be the same.
+
+        Raises:
+            UserError: naming some of the files, when the data have changed since the run began.
+        """
+        recorded = self.client.get_run(self.id).data.tags
+        if all(recorded.get(f"data.{index.split}.fingerprint") == index.fingerprint() for index in splits):
+            return
+        if any(f"data.{index.split}.fingerprint" in recorded for index in splits):
+            raise UserError(
+                f"dataset: the data in {splits.val.root} have changed since the run {self.id} began"
+                f"{self._changed_files(splits)}; restore them, or start a new run"
+            )
         inputs = []
         for index in splits:
-            fingerprint = index.fingerprint()
             dataset = MLflowDataset(
                 name=f"{name}-{index.split}",
-                digest=fingerprint[:36],  # MLflow's limit
+                digest=index.fingerprint()[:36],  # MLflow's limit
                 source_type="local",
                 source=json.dumps({"uri": str(index.root.absolute())}),
                 profile=json.dumps({"images": len(index.images), "objects": len(index), **index.counts()}),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", index.split)]))
-            self.set_tag(f"data.{index.split}.fingerprint", fingerprint)
         self.client.log_inputs(self.id, inputs)
+        files = {index.split: index.file_digests() for index in splits}
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / Path(FILES).name
+            path.write_bytes(gzip.compress(json.dumps(files).encode(), mtime=0))
+            self.log_file(path, str(Path(FILES).parent))
         left_out = [str(problem) for index in splits for problem in index.problems]
         self.log_metrics({"data/left_out": len(left_out)}, step=0)
-        self.flush()  # a run that is killed and goes on doesn't come here again
+        self.flush()
         if left_out:
             self.log_text("\n".join(left_out) + "\n", "data/left_out.txt")
+        for index in splits:  # last, as they say that all of it is recorded
+            self.set_tag(f"data.{index.split}.fingerprint", index.fingerprint())
+
+    def _changed_files(self, splits: Splits) -> str:
+        """Some of the files that differ from those recorded, in words; nothing where they were not recorded."""
+        try:
+            recorded = read_artifact(self.client, self.id, FILES, _read_files)
+        except UserError:  # of an older version, or damaged: what differs can't be said
+            return ""
+        changes = []
+        for index in splits:
+            now, before = index.file_digests(), recorded.get(index.split, {})
+            for word, files in (
+                ("changed", [file for file in now.keys() & before.keys() if now[file] != before[file]]),
+                ("new", now.keys() - before.keys()),
+                ("gone", before.keys() - now.keys()),
+            ):
+                shown = ", ".join(sorted(files)[:NAMED_FILES])
+                more = f" and {len(files) - NAMED_FILES} more" if len(files) > NAMED_FILES else ""
+                if files:
+                    changes.append(f"{index.split}: {word} {shown}{more}")
+        return f" ({'; '.join(changes) or 'the same files, but other classes'})"
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag, which replaces an older one of the same key."""
-        self.client.set_tag(self.id, key, value[:5000])
+        self.client.set_tag(self.id, key, hide_secrets(value)[:5000])
 
     def link_source(self, run_id: str) -> str:
         """Record the run that the weights come from, as the parent unless that is a sweep; give its short name.
@@ -205,49 +251,117 @@ class Run:
                 self._images.add((found[1], int(found[2])))
 
 
+def _read_files(path: Path) -> dict[str, dict[str, str]]:
+    """What `Run.log_data` recorded of each split: the digest of each file."""
+    with gzip.open(path) as stream:
+        content: dict[str, dict[str, str]] = json.loads(stream.read(LARGEST_FILES))
+    return {str(split): dict(files) for split, files in content.items()}
+
+
 @contextlib.contextmanager
-def open_run(config: Config, folder: Path) -> Iterator[Run]:
+def open_run(config: Config, folder: Path, swept: Mapping[str, str]) -> Iterator[Run]:
     """A new run, or the interrupted one that `config.resume` names; it ends as what happened in the block.
 
     FINISHED; KILLED, after Ctrl-C or SIGTERM; FAILED, after any error, with its text in the tag `error`.
+
+    Args:
+        config: The run's.
+        folder: Hydra's folder of a new run.
+        swept: The settings that the jobs of a sweep differ in, for the name of a new run.
+
+    Raises:
+        UserError: also when the store fails, or a worker process of a loader is killed.
     """
     client = connect(config.tracking)
     if config.resume is None:
-        run_id = _create_run(client, config, folder)
+        with failures_explained("check it, and start again"):
+            run_id = _create_run(client, config, folder, swept)
     else:
         run_id = config.resume
-        folder = Path(client.get_run(run_id).data.tags["cvexp.folder"])
-    with _only_process(folder, run_id):
+        folder = _recorded_folder(client, config)
+    with (
+        _only_process(folder, run_id),
+        failures_explained(f"once it works again, the run goes on with: python -m cvexp resume={run_id}"),
+        _killed_worker_explained(run_id),
+    ):
         run = Run(client, run_id, folder, config.tracking)
         if config.resume is not None:
+            _log_parameters(client, run_id, config)  # it may have been killed before
             run.remember_what_is_logged()
             client.update_run(run_id, status="RUNNING")
             client.delete_tag(run_id, "error") if "error" in client.get_run(run_id).data.tags else None
         monitor = SystemMetricsMonitor(
             run_id, resume_logging=config.resume is not None, tracking_uri=client.tracking_uri
         )
+        if config.tracking.system_metrics:
+            monitor.start()
         status = "FAILED"
         try:
-            if config.tracking.system_metrics:
-                monitor.start()
             yield run
             status = "FINISHED"
         except (KeyboardInterrupt, Interrupted):
             status = "KILLED"
             raise
         except BaseException as error:
-            with contextlib.suppress(Exception):  # the store may be what failed; the first error is the one to tell
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.filename = error.filename or str(run.folder)
+            with contextlib.suppress(*FAILURES):  # the store may be what failed; the first error is the one to report
                 run.set_tag("error", f"{type(error).__name__}: {error}")
             raise
         finally:
-            if config.tracking.system_metrics:
-                monitor.finish()
-            with contextlib.ExitStack() as closing:
-                if status != "FINISHED":
-                    closing.enter_context(contextlib.suppress(Exception))
-                run.flush()
-                run.upload_checkpoints()
-                client.set_terminated(run_id, status)
+            _close(run, status, monitor if config.tracking.system_metrics else None)
+
+
+def _close(run: Run, status: str, monitor: SystemMetricsMonitor | None) -> None:
+    """End a run: each step is tried, whatever becomes of the others.
+
+    Raises:
+        Exception: the first failure, unless the run ends for another reason, which is the one to report.
+    """
+    failures: list[Exception] = []
+    for step in (monitor.finish if monitor else None, run.flush, run.upload_checkpoints):
+        try:
+            if step is not None:
+                step()
+        except Exception as error:  # whatever it is, the next steps still matter
+            failures.append(error)
+    is_whole = status != "FINISHED" or not failures
+    try:
+        run.client.set_terminated(run.id, status if is_whole else "FAILED")
+    except Exception as error:  # the same
+        failures.append(error)
+    if status == "FINISHED" and failures:
+        raise failures[0]
+
+
+@contextlib.contextmanager
+def _killed_worker_explained(run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"DataLoader worker \(pid.*\) (.*)", str(error))
+        if found is None:
+            raise
+        raise UserError(
+            f"loader: a worker process {found[1].rstrip('. ')}; if the machine ran out of memory, lower "
+            f"loader.num_workers or loader.batch_size. The run goes on with: python -m cvexp resume={run_id}"
+        ) from error
+
+
+def _recorded_folder(client: mlflow.MlflowClient, config: Config) -> Path:
+    """The folder of an interrupted run.
+
+    Raises:
+        UserError: when it does not lie in the tracking folder: a tag of a store may be anybody's.
+    """
+    recorded = client.get_run(str(config.resume)).data.tags.get("cvexp.folder", "")
+    folder, tracking = Path(recorded).resolve(), Path(config.tracking.folder).resolve()
+    if not recorded or not folder.is_relative_to(tracking):
+        raise UserError(
+            f"resume: the run {config.resume} has its folder at {recorded!r} (tag cvexp.folder), which is not in "
+            f"tracking.folder={config.tracking.folder}; name the folder that it was started with, on its own machine"
+        )
+    return folder
 
 
 def open_sweep(tracking: Tracking, overrides: list[str]) -> tuple[mlflow.MlflowClient, str]:
@@ -256,7 +370,7 @@ def open_sweep(tracking: Tracking, overrides: list[str]) -> tuple[mlflow.MlflowC
     tags = {"task": "sweep", "command": _command()}
     run = client.create_run(experiment_id(client, tracking), run_name="sweep", tags=tags)
     swept = (override.lstrip("+").partition("=") for override in overrides)
-    params = [Param(f"sweep.{key}", value[:6000]) for key, _, value in swept if "password" not in key]
+    params = [Param(safe_name(f"sweep.{key}"), hide_secrets(value)[:6000]) for key, _, value in swept]
     client.log_batch(run.info.run_id, params=params)
     return client, str(run.info.run_id)
 
@@ -270,81 +384,49 @@ def close_sweep(client: mlflow.MlflowClient, run_id: str, failed: bool) -> None:
     client.set_terminated(run_id, status)
 
 
-def connect(tracking: Tracking) -> mlflow.MlflowClient:
-    """A client of the server that MLFLOW_TRACKING_URI names, else of SQLite in `tracking.folder`.
-
-    It is passed on to whatever needs it: `mlflow.set_tracking_uri` would set the variable for the next job of a sweep.
-
-    Raises:
-        UserError: when the server doesn't answer.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow"):  # what they tell of tables and migrations is no news
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it would make a stranger of the new run's parent
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        client = mlflow.MlflowClient(uri)
-        try:
-            client.get_experiment_by_name(tracking.experiment)
-        except MlflowException as error:
-            raise UserError(
-                f"MLFLOW_TRACKING_URI: {uri} doesn't answer ({_first_line(error)}); start it, correct the address, or "
-                "unset the variable to record in tracking.folder="
-            ) from error
-    else:
-        folder = Path(tracking.folder).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        # SQLite waits this many seconds for other writers; several runs may start, and log, at the same time.
-        uri = f"sqlite:///{folder / 'mlflow.db'}?timeout=120"
-        with FileLock(folder / "mlflow.lock"):  # processes that make the tables at the same time break the file
-            try:
-                client = mlflow.MlflowClient(uri)
-                if client.get_experiment_by_name(tracking.experiment) is None:
-                    client.create_experiment(tracking.experiment, (folder / "artifacts").as_uri())
-            except (MlflowException, SQLAlchemyError) as error:
-                raise UserError(
-                    f"{folder / 'mlflow.db'}: MLflow can't use this store ({_first_line(error)}); mend it, or choose "
-                    "another with tracking.folder=PATH"
-                ) from error
-    return client
-
-
-def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path) -> str:
-    name = config.name or default_name(config)
+def _create_run(client: mlflow.MlflowClient, config: Config, folder: Path, swept: Mapping[str, str]) -> str:
+    name = config.name or default_name(config, swept)
     experiment = experiment_id(client, config.tracking)
-    run = client.create_run(experiment, run_name=name, tags=_tags(config, folder))
-    recorded = _without_passwords(asdict(config))
-    params = [Param(key, value[:6000]) for key, value in flatten(recorded).items()]
+    run_id = str(client.create_run(experiment, run_name=name, tags=_tags(config, folder)).info.run_id)
+    # First of all: a run that is killed from here on can go on.
+    client.log_text(run_id, OmegaConf.to_yaml(without_passwords(asdict(config))), "config.yaml")
+    _log_parameters(client, run_id, config)
+    return run_id
+
+
+def _log_parameters(client: mlflow.MlflowClient, run_id: str, config: Config) -> None:
+    """Record every key of the configuration that is not recorded yet; a recorded one can't be changed."""
+    logged = client.get_run(run_id).data.params
+    values = {safe_name(key): value for key, value in flatten(without_passwords(asdict(config))).items()}
+    params = [Param(key, value[:6000]) for key, value in values.items() if key not in logged]
     for first in range(0, len(params), 100):  # MLflow's limit
-        client.log_batch(run.info.run_id, params=params[first : first + 100])
-    client.log_text(run.info.run_id, OmegaConf.to_yaml(recorded), "config.yaml")
-    return str(run.info.run_id)
+        client.log_batch(run_id, params=params[first : first + 100])
 
 
-def default_name(config: Config) -> str:
-    """A run's name in MLflow: what it does, with what, from where, and the seed."""
+NAMED_ANYWAY = ("task", "backbone", "backbone.name", "dataset", "seed")
+
+
+def default_name(config: Config, swept: Mapping[str, str]) -> str:
+    """A run's name in MLflow: what it does, with what, from where, the seed, and what else a sweep varies.
+
+    Args:
+        config: The run's.
+        swept: The settings that the jobs of a sweep differ in.
+    """
     if config.task.works_on is not None:  # its data and models are those of other runs
-        return config.task.name
-    start = {"latest:dino": "dino", "timm": "timm"}.get(config.backbone.weights or "")
-    parts = (config.task.name, config.backbone.name.split("_")[0], config.dataset.name, start, f"seed{config.seed}")
-    return "-".join(part for part in parts if part)
-
-
-def experiment_id(client: mlflow.MlflowClient, tracking: Tracking) -> str:
-    experiment = client.get_experiment_by_name(tracking.experiment)
-    if experiment is None:  # on a server
-        with contextlib.suppress(MlflowException):  # another run may just have created it
-            client.create_experiment(tracking.experiment)
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        assert experiment is not None
-    return str(experiment.experiment_id)
-
-
-def _without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_passwords(value) if isinstance(value, Mapping) else None if key == "password" else value
-        for key, value in values.items()
-    }
+        parts = [config.task.name]
+    else:
+        start = {"latest:dino": "dino", "timm": "timm"}.get(config.backbone.weights or "")
+        known = (config.task.name, config.backbone.name, config.dataset.name, start, f"seed{config.seed}")
+        parts = [part for part in known if part]
+        if config.backbone.weights is None or start:
+            swept = {key: value for key, value in swept.items() if key != "backbone.weights"}
+    last = [key.rpartition(".")[2] for key in swept]
+    for key, value in swept.items():
+        if key not in NAMED_ANYWAY:
+            short = key.rpartition(".")[2]
+            parts.append(f"{short if last.count(short) == 1 else key}={value}")
+    return "-".join(parts)[:250]
 
 
 def _tags(config: Config, folder: Path) -> dict[str, str]:
@@ -365,12 +447,11 @@ def _tags(config: Config, folder: Path) -> dict[str, str]:
 
 
 def _command() -> str:
-    return " ".join(["python -m cvexp", *(_argument(word.removeprefix("++")) for word in sys.argv[1:])])
+    return hide_secrets(" ".join(["python -m cvexp", *(_argument(word.removeprefix("++")) for word in sys.argv[1:])]))
 
 
 def _argument(argument: str) -> str:
-    """A word of the command line as it may be recorded, and typed again."""
-    argument = re.sub(r"(password=).+", r"\1...", argument)
+    """A word of the command line as it can be typed again."""
     return repr(argument) if re.search(r"[\s\[{(*$&;<>|]", argument) else argument
 
 
@@ -401,68 +482,3 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UserError(f"resume: the run {run_id} is still going on in another process; stop that first") from error
-
-
-def saved_config(config: Config, composed: DictConfig, overrides: list[str]) -> Config:
-    """The configuration that the run `config.resume` was started with.
-
-    Args:
-        config: The one composed now; where the store is, and which run.
-        composed: The same as YAML.
-        overrides: What the command line says; it may repeat the run's settings, but not change them.
-
-    Raises:
-        UserError: when there is no such run, it has ended well, or an override differs from the run's setting.
-    """
-    client = connect(config.tracking)
-    try:
-        run = client.get_run(str(config.resume))
-    except MlflowException as error:
-        raise UserError(
-            f"resume: there is no run {config.resume!r} in {client.tracking_uri.partition('?')[0]}; `make ui` shows "
-            "the runs, and MLFLOW_TRACKING_URI or tracking.folder= names another store"
-        ) from error
-    if run.info.status == "FINISHED":
-        raise UserError(f"resume: the run {config.resume} has finished; there is nothing to go on with")
-    saved = recorded_config(client, str(config.resume))
-    saved.resume = config.resume
-    old, new = flatten(_plain(saved)), flatten(_plain(composed))
-    said = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
-    if "experiment" in said:  # it may set any key
-        said = list(new)
-    changed = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if any(key == word or key.startswith(f"{word}.") for word in said)
-        and old.get(key) != new.get(key)
-        and not key.endswith(".password")
-    )
-    if changed:
-        differences = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
-        raise UserError(
-            f"resume: the configuration differs from that of the run {config.resume} ({differences}); leave these out "
-            f"(resume={config.resume} alone goes on as it was), or start a new run"
-        )
-    if "password" in saved.dataset:  # the only key that is not recorded
-        saved.dataset.password = OmegaConf.select(composed, "dataset.password")
-    return check(saved)
-
-
-def recorded_config(client: mlflow.MlflowClient, run_id: str) -> DictConfig:
-    """What a run was started with."""
-    with tempfile.TemporaryDirectory() as temporary:
-        saved = OmegaConf.load(client.download_artifacts(run_id, "config.yaml", temporary))
-    assert isinstance(saved, DictConfig)
-    for key in ("run", "runs"):  # no settings of a run; those from before there were jobs lack them
-        saved.setdefault(key, None)
-    return saved
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]

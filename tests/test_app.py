@@ -1,7 +1,9 @@
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,72 @@ def test_a_sweep_makes_a_run_and_a_folder_for_each_job(cvexp: Callable[..., Outc
     assert len({run.data.tags["cvexp.folder"] for run in jobs}) == 2
 
 
+def test_a_sweep_names_its_jobs_by_what_they_differ_in(cvexp: Callable[..., Outcome]) -> None:
+    sweep = ["optimizer.lr=0.001,0.002", "optimizer.args.eps=1e-8,1e-7", "seed=3"]
+    assert cvexp("-m", *TINY, "trainer.max_steps=1", *sweep).code == 0
+    names = sorted(run.info.run_name for run in runs() if run.data.tags["task"] != "sweep")
+    start = "dino-test_resnet-shapes-seed3"
+    assert names == [f"{start}-lr={lr}-eps={eps}" for lr in ("0.001", "0.002") for eps in ("1e-7", "1e-8")]
+    assert cvexp(*TINY, "trainer.max_steps=1").code == 0
+    assert runs()[0].info.run_name == "dino-test_resnet-shapes-seed0"  # the next one is alone again
+
+
+def test_keys_of_free_dictionaries_are_given_plainly(cvexp: Callable[..., Outcome]) -> None:
+    arguments = ["backbone.args.drop_rate=0.1", "optimizer.args.eps=1e-7", "+optimizer.args.amsgrad=true"]
+    assert cvexp(*TINY, "trainer.max_steps=1", *arguments).code == 0
+    (run,) = runs()
+    assert run.data.params["backbone.args.drop_rate"] == "0.1"
+    assert run.data.params["optimizer.args.eps"] == "1e-07"
+    assert run.data.params["optimizer.args.betas"] == "[0.9, 0.999]"
+    assert run.data.params["optimizer.args.amsgrad"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("key", "node"), [("dataset.mask_values.cat=1", "dataset"), ("task.class_weights.cat=2", "task")]
+)
+def test_free_dictionaries_that_are_null_take_keys_too(key: str, node: str) -> None:
+    arguments = ["task=multiclass", "dataset=folder", "dataset.root=x", key, "--cfg", "job"]
+    result = subprocess.run([sys.executable, "-m", "cvexp", *arguments], capture_output=True, text=True, check=True)
+    name, _, value = key.partition("=")
+    assert yaml.safe_load(result.stdout)[node][name.split(".")[1]] == {"cat": int(value)}
+
+
+PROGRAMS = [[sys.executable, "-m", "cvexp"], [str(Path(sys.executable).with_name("cvexp"))]]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_version_is_ours(program: list[str]) -> None:
+    result = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"cvexp {version('cvexp')}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs Bash")
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("word", "completed"),
+    [
+        ("backb", ["backbone.", "backbone="]),
+        ("backbone=resnet", ["resnet18", "resnet50", "resnet_mini"]),
+        ("loader.b", ["loader.batch_size="]),
+    ],
+)
+def test_bash_completes_it(program: list[str], word: str, completed: list[str]) -> None:
+    line = " ".join([*program, "seed=1", word])
+    code = f"""
+        eval "$({" ".join(program)} -sc install=bash)"
+        complete -p cvexp python > /dev/null || exit 1
+        COMP_WORDBREAKS=$' \\t\\n"=' COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({line})
+        _cvexp_complete
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+        eval "$({" ".join(program)} -sc uninstall=bash)"
+        complete -p cvexp 2> /dev/null && exit 1
+        exit 0
+    """
+    result = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == completed
+
+
 def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("trainer.")]
     assert cvexp(*tiny, "trainer=debug").code == 0
@@ -86,7 +154,7 @@ def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
 
 @pytest.mark.parametrize("backbone", ["test_convnext", "test_vit"])
 def test_other_families_of_backbones_train(cvexp: Callable[..., Outcome], backbone: str) -> None:
-    args = ["+backbone.args.dynamic_img_size=true"] if backbone == "test_vit" else []
+    args = ["backbone.args.dynamic_img_size=true"] if backbone == "test_vit" else []
     tiny = [argument for argument in TINY if not argument.startswith("backbone.")]
     tiny += ["task.global_size=64", "task.local_size=32"]  # ConvNeXt can't take less
     outcome = cvexp(*tiny, f"backbone.name={backbone}", "backbone.args={}", *args, "trainer.max_steps=2")

@@ -33,8 +33,16 @@ ON_COMMAND_LINE = {
     "unknown class": (["dataset.classes=[disc]"], "'disc'", "disk"),
     "no class": (["dataset.classes=[]"], "dataset.classes: got []", "at least one"),
     "unknown backbone": (["backbone.name=resnet1888"], "'resnet1888'", "did you mean"),
-    "argument of another backbone": (["+backbone.args.patches=3"], "backbone.args", "patches"),
-    "added argument without +": (["optimizer.args.momentum=3"], "optimizer.args.momentum", "+optimizer.args.momentum"),
+    "argument of another backbone": (["backbone.args.patches=3"], "backbone.args", "patches"),
+    "misspelt free dictionary": (["optimizer.arg.momentum=3"], "optimizer.arg: there is no", "did you mean optimizer"),
+    "several processes": (["trainer=ddp"], "trainer: got strategy=ddp", "not ready", "trainer=default"),
+    "several devices": (["trainer.devices=2"], "trainer: got strategy=auto, devices=2", "not ready"),
+    "launcher not installed": (["-m", "hydra/launcher=ray", "seed=0,1"], "pip install hydra-ray-launcher"),
+    "sweeper not installed": (["-m", "hydra/sweeper=optuna", "seed=0,1"], "pip install hydra-optuna-sweeper"),
+    "launcher of another name": (
+        ["-m", "hydra/launcher=submitit_slurm", "seed=0"],
+        "pip install hydra-submitit-launcher",
+    ),
     "unknown optimiser": (["optimizer.name=Adamm"], "'Adamm'", "Adam"),
     "no objects that large": (["dataset.min_crop_size=4000"], "no object", "dataset.min_crop_size"),
     "missing weights": (["backbone.weights=nowhere.pth"], "'nowhere.pth'", "timm"),
@@ -68,7 +76,7 @@ def test_on_the_command_line(cvexp: Callable[..., Outcome], mistake: str) -> Non
     own = {argument.partition("=")[0] for argument in arguments}
     of_other_task = "task." if "task" in own else ()
     tiny = [a for a in TINY if a.partition("=")[0] not in own and not a.startswith(of_other_task)]
-    assert_told(cvexp(*tiny, *arguments), *words)
+    assert_told(cvexp(*arguments, *tiny), *words)
 
 
 def assert_told(outcome: Outcome, *words: str) -> None:
@@ -234,9 +242,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing(cvexp: Callable[..., Outcome], small_disk: Path) -> None:
     arguments = [*TINY, "dataset.root=data", f"tracking.folder={small_disk}"]
     outcome = cvexp(*arguments)
-    assert_told(outcome, "No space left on device", "free some space")
+    assert_told(outcome, "No space left on device", "free some space", f"{small_disk}/")
+    assert runs(small_disk)[0].info.status in ("FAILED", "RUNNING")  # the database may have no room for it
     for path in small_disk.glob("artifacts/*/artifacts/checkpoints/*"):
         torch.load(path, weights_only=True)  # whole, or not there
+
+
+def test_a_loss_that_is_no_number(cvexp: Callable[..., Outcome]) -> None:
+    assert_told(cvexp(*TINY, "optimizer.lr=1e30", "optimizer.clip_norm=null"), "validation loss is nan", "optimizer.lr")
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+def test_of_several_processes_the_first_reports(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_told(cvexp(*TINY), "2 processes", "not ready")
+    monkeypatch.setenv("RANK", "1")
+    assert cvexp(*TINY).message.strip() == "1"  # the exit status, and no words
+    assert not Path("outputs/mlflow.db").exists()
 
 
 def test_a_traceback_is_shown_on_request(coco_root: Path) -> None:

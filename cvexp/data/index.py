@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -114,6 +115,20 @@ class Index:
         for array in (self.images, self.checksums, self.image, self.label, self.box, self.value_of):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def file_digests(self) -> dict[str, str]:
+        """A digest of each chosen image, by its file: of its bytes, and of all its objects with their masks."""
+        catalog = self.catalog
+        values = self.value_of[catalog.label] if len(self.value_of) else catalog.label
+        ends = catalog.runs.offsets
+        digests = {}
+        for image, checksum in zip(self.images.tolist(), self.checksums.tolist(), strict=True):
+            objects = slice(int(catalog.first[image]), int(catalog.first[image + 1]))
+            digest = zlib.crc32(catalog.runs.content[ends[objects.start] : ends[objects.stop]].tobytes())
+            for array in (values, catalog.box, catalog.crowd, catalog.area):
+                digest = zlib.crc32(np.ascontiguousarray(array[objects]).tobytes(), digest)
+            digests[catalog.file(image)] = f"{checksum:08x}{digest:08x}"
+        return digests
 
 
 class Splits(NamedTuple):

@@ -10,13 +10,14 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
+from cvexp.redaction import hide_secrets
 from cvexp.tracking import Run
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False)
+    console.print(hide_secrets(text), style=style, markup=False)
 
 
 class Progress(pl.callbacks.ProgressBar):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cvexp.data.index import Index
 from cvexp.report.style import COLUMN, PAGE, STYLE, color, marker
+from cvexp.store import read_artifact
 from cvexp.tracking import Run
 
 FEWEST = 5  # crops of which a t-SNE says anything
@@ -70,11 +71,23 @@ class Embedding(NamedTuple):
 
 
 def read_embedding(client: MlflowClient, run_id: str, epoch: int) -> Embedding:
-    """The embedding that a run recorded after so many epochs."""
-    with tempfile.TemporaryDirectory() as folder:
-        content = np.load(client.download_artifacts(run_id, f"embeddings/epoch-{epoch:04d}.npz", folder))
-        nothing = {"layout": np.zeros((0, 2), np.float32)}  # of runs from before it was kept
-        return Embedding(**{**nothing, **{name: content[name] for name in Embedding._fields if name in content}})
+    """The embedding that a run recorded after so many epochs.
+
+    Raises:
+        UserError: when there is none, or it is damaged.
+    """
+    return read_artifact(client, run_id, f"embeddings/epoch-{epoch:04d}.npz", _read)
+
+
+def _read(path: Path) -> Embedding:
+    nothing = {"layout": np.zeros((0, 2), np.float32)}  # of runs from before it was kept
+    with np.load(path) as content:
+        embedding = Embedding(**{**nothing, **{name: content[name] for name in Embedding._fields if name in content}})
+    count = len(embedding.features)
+    lengths = [len(array) for array in (embedding.labels, embedding.image, embedding.box)]
+    if embedding.features.ndim != 2 or lengths != [count] * 3 or embedding.layout.shape not in ((0, 2), (count, 2)):
+        raise ValueError("its arrays do not belong together")
+    return embedding
 
 
 def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) -> NDArray[np.float32]:

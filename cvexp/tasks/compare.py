@@ -121,6 +121,8 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
         UserError: when there are no two, or those named can't be compared.
     """
     found = find_runs(run.client, config, list(METHODS))
+    while config.runs is None and found and not found[0].is_readable():
+        del found[0]
     if len(found) < 2:
         raise UserError(
             f"runs: there are {len(found)} finished runs to compare, and two are needed; train them with python -m "
@@ -128,11 +130,11 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
         )
     newest: dict[tuple[str, str, int], FinishedRun] = {}
     for other in found:
-        method, start, seed = key = (other.config.task.name, other.start, other.config.seed)
+        method, start, seed = key = (other.task, other.start, other.seed)
         one, reason = found[0], obstacle(found[0], other)
         if reason is None and key in newest:
             one, reason = newest[key], f"both are {method} from {start} with seed {seed}; MLflow's UI compares the rest"
-        if reason is None:
+        if reason is None and (config.runs is not None or other.is_readable()):
             newest[key] = other
         elif config.runs is not None:
             raise UserError(f"runs: {one.id} and {other.id} can't be compared: {reason}")
@@ -149,16 +151,15 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
 
 def obstacle(one: FinishedRun, other: FinishedRun) -> str | None:
     """Why two runs can't be compared; None when they can."""
-    first, second = one.config.dataset, other.config.dataset
-    if first.classes != second.classes:
-        return f"they have other classes, {first.classes} and {second.classes}"
-    if first.image_size != second.image_size:
-        return f"they see images of another size, {first.image_size} and {second.image_size} px"
+    first, second = one.params, other.params
+    classes, size = "dataset.classes", "dataset.image_size"
+    if first[classes] != second[classes]:
+        return f"they have other classes, {first[classes]} and {second[classes]}"
+    if first[size] != second[size]:
+        return f"they see images of another size, {first[size]} and {second[size]} px"
     if one.tags.get("data.val.fingerprint") != other.tags.get("data.val.fingerprint"):
-        return (
-            f"they have other validation images or labels, of dataset={first.name} in {first.root} and "
-            f"dataset={second.name} in {second.root}"
-        )
+        places = [f"dataset={params['dataset.name']} in {params['dataset.root']}" for params in (first, second)]
+        return f"they have other validation images or labels, of {' and '.join(places)}"
     return None
 
 
@@ -166,7 +167,8 @@ def differing_settings(chosen: list[FinishedRun]) -> list[str]:
     """Settings that all of these runs have, but not with the same value; and what they were trained on."""
     trained_on = "training data's fingerprint"
     flat = [
-        {**tracking.flatten(asdict(one.config)), trained_on: one.tags["data.train.fingerprint"][:8]} for one in chosen
+        {**tracking.flatten(asdict(one.config)), trained_on: one.tags.get("data.train.fingerprint", "unknown")[:8]}
+        for one in chosen
     ]
     shared = set.intersection(*(set(settings) for settings in flat))
     return [

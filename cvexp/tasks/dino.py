@@ -109,8 +109,7 @@ def run(config: config.Config, run: Run) -> None:
         raise UserError(
             f"task.monitor: got 'val/knn_top1', which needs labels, and {splits.val.root} has none; choose val/loss"
         )
-    if config.resume is None:
-        run.log_data(config.dataset.name, splits)
+    run.log_data(config.dataset.name, splits)
     training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)
     explorer.log_explorer(run, splits.val, sample(splits.val, config.task.embed_crops))
 
@@ -228,6 +227,7 @@ class DINO(pl.LightningModule):
             self._mean_probability += share * p_tbk.mean((0, 1))
 
     def on_validation_epoch_end(self) -> None:
+        training.check_loss(self, self._loss)
         features, bank = (torch.cat(values) for values in self._features)
         labels, bank_labels = (torch.cat(values) for values in self._labels)
         classes = len(self.splits.val.classes)

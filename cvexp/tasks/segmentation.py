@@ -84,8 +84,7 @@ def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
             f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
             "the decoder's batch norm needs at least 2 images in a batch"
         )
-    if config.resume is None:
-        run.log_data(config.dataset.name, splits)
+    run.log_data(config.dataset.name, splits)
     trained = module(config, splits, run)
     training.train(trained, config, run, monitor=task.monitor)
     trained.picture_best()

@@ -91,7 +91,7 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     trainer = pl.Trainer(
         max_epochs=settings.trainer.max_epochs,
         accelerator=settings.trainer.accelerator,
-        devices=settings.trainer.devices,
+        devices=1 if settings.trainer.devices == "auto" else settings.trainer.devices,
         num_nodes=settings.trainer.num_nodes,
         strategy=settings.trainer.strategy,
         precision=_precision(settings.trainer),  # type: ignore[arg-type]
@@ -136,14 +136,19 @@ def _precision(trainer: config.Trainer) -> str:
 
 def log_validation(module: Any, run: Run, metrics: Mapping[str, float]) -> None:
     """Record validation metrics, and leave them in `module.validated` for the callbacks."""
+    check_loss(module, metrics["loss"])
     named = {f"val/{name}": value for name, value in metrics.items()}
-    if not math.isfinite(metrics["loss"]):
-        raise UserError(
-            f"the validation loss is {metrics['loss']} after {module.global_step} steps; lower optimizer.lr, or raise "
-            "precision with trainer.precision=32-true; the last good epoch is in checkpoints/last.ckpt"
-        )
     run.log_metrics(named, module.global_step)
     module.validated = named
+
+
+def check_loss(module: pl.LightningModule, loss: float) -> None:
+    """Raise a UserError where a validation loss is not finite: then nothing else can be measured either."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the validation loss is {loss} after {module.global_step} steps; lower optimizer.lr, or raise precision "
+            "with trainer.precision=32-true; the last good epoch is in checkpoints/last.ckpt"
+        )
 
 
 def warn(module: pl.LightningModule, run: Run, warning: str | None) -> None:
@@ -251,6 +256,9 @@ class Checkpoints(pl.Callback):
             trainer.strategy.barrier()
             if trainer.is_global_zero:
                 unfinished.replace(path)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk does not say which file it has no room for
+            raise
         finally:
             if trainer.is_global_zero:
                 unfinished.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What people type, as Hydra takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from cvexp.redaction import VARIABLE
+
+
+def for_hydra(arguments: list[str], conf: Path) -> list[str]:
+    """Rewrite a command line for Hydra.
+
+    * A password moves into an environment variable, since Hydra writes its arguments into files.
+    * Keys inside a free dictionary, such as ``backbone.args.drop_rate=0.1``, need no ``+``.
+    * A sweep over a group may set keys that only the swept options have, such as ``task.dropout=0``. Hydra first
+      composes what all jobs share, without the swept groups, and refuses these keys there (hydra#2888).
+
+    With ``++`` Hydra accepts any key; the schema then finds those that are misspelt.
+
+    Args:
+        arguments: Without the program's name.
+        conf: The folder of the configuration groups.
+    """
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    pairs = [_without_password(argument).partition("=") for argument in arguments]
+    swept = {group for group, _, value in pairs if is_sweep and "," in value and (conf / group).is_dir()}
+    rewritten = []
+    for key, equals, value in pairs:
+        group, *inner = key.split(".")
+        is_free = len(inner) >= 2 and (conf / group).is_dir()
+        is_of_swept = group in swept and bool(inner)
+        rewritten.append("".join(("++" * (is_free or is_of_swept), key, equals, value)))
+    return rewritten
+
+
+def _without_password(argument: str) -> str:
+    """Move the value of a password into the environment, and refer to it there."""
+    key, _, value = argument.partition("=")
+    if not re.fullmatch(r"\+{0,2}[\w.]*password", key) or value in ("", "null") or value.startswith("${"):
+        return argument
+    if value[0] in "'\"":
+        with contextlib.suppress(HydraException):  # then the quotes belong to the password
+            value = str(OverridesParser.create().parse_override(argument).value())
+    os.environ[VARIABLE] = value
+    return f"{key}=${{oc.env:{VARIABLE}}}"

@@ -1,0 +1,141 @@
+"""No password reaches a file that a run leaves, MLflow, or the console."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cvexp.redaction import VARIABLE, hide_secrets
+from tests.conftest import TINY, Outcome, finish, runs, start
+
+PASSWORD = "dl_lab"  # of the course's archive
+NO_CLASSES = [argument for argument in TINY if not argument.startswith("dataset.")]
+
+
+@pytest.fixture(autouse=True)
+def _no_password_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("http://me:hunter2@host:5000/api failed", "http://***@host:5000/api failed"),
+        ("postgresql://me:a@b@host/db", "postgresql://***@host/db"),
+        ("models:/net@champion and runs:/1/x@y", "models:/net@champion and runs:/1/x@y"),
+        ("https://host/a@b", "https://host/a@b"),
+    ],
+)
+def test_user_info_is_hidden(text: str, hidden: str) -> None:
+    assert hide_secrets(text) == hidden
+
+
+@pytest.mark.parametrize("password", ["hunter2", "a@b/c", "50%25"])
+def test_the_password_of_the_server_is_hidden_wherever_it_is(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:{password}@host")
+    assert password not in hide_secrets(f"refused someone:{password}, {password} and http://someone:{password}@host/x")
+
+
+@pytest.mark.parametrize(
+    ("argument", "password"),
+    [
+        ("dataset.password=dl_lab", "dl_lab"),
+        ("++dataset.password='a b'", "a b"),
+        ('dataset.password="it\'s"', "it's"),
+        ("dataset.password=0123", "0123"),
+        ("dataset.password=a,b&c$(d)", "a,b&c$(d)"),
+        ("dataset.password='", "'"),
+    ],
+)
+def test_a_password_leaves_the_command_line(argument: str, password: str) -> None:
+    from cvexp.app import CONF
+    from cvexp.arguments import for_hydra
+
+    (rewritten,) = for_hydra([argument], CONF)
+    assert rewritten.lstrip("+") == f"dataset.password=${{oc.env:{VARIABLE}}}"
+    assert os.environ[VARIABLE] == password
+
+
+def everything_below(folder: Path) -> bytes:
+    return b"\0".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def course_copy(course: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in course.glob("*.zip"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_password_of_the_data_is_in_no_file_and_on_no_console(course: Path, sweep: bool) -> None:
+    """Of a run, a sweep, and the checkpoints of both; it is a word that nothing else contains."""
+    root = course_copy(course, Path("course"))
+    arguments = [*NO_CLASSES, "dataset=course", f"dataset.root={root}", "dataset.limit=12", "trainer.max_steps=1"]
+    sweeping = ["-m", "seed=0,1"] if sweep else []
+    output = finish(start(*sweeping, *arguments, f"dataset.password={PASSWORD}"))
+    assert PASSWORD not in output
+    finished = [run for run in runs() if run.info.status == "FINISHED"]
+    assert len(finished) == (3 if sweep else 1)
+    left = everything_below(Path("outputs"))
+    assert b"CVEXP_PASSWORD" in left  # what was searched has the command
+    assert PASSWORD.encode() not in left
+    assert list(Path("outputs").rglob("best.ckpt"))
+
+
+def test_a_password_from_a_configuration_file_is_not_copied(course: Path) -> None:
+    root = course_copy(course, Path("course"))
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/own.yaml").write_text(
+        f"# @package _global_\ndefaults:\n  - override /dataset: course\ndataset:\n  password: {PASSWORD}\n"
+    )
+    arguments = [*NO_CLASSES, f"dataset.root={root}", "dataset.limit=12", "trainer.max_steps=1"]
+    finish(start("--config-dir", "conf", "-m", "+experiment=own", "seed=0,1", *arguments))
+    assert PASSWORD.encode() not in everything_below(Path("outputs"))
+
+
+def test_a_wrong_password_is_not_repeated(course: Path, cvexp: Callable[..., Outcome]) -> None:
+    root = course_copy(course, Path("course"))
+    outcome = cvexp(*NO_CLASSES, "dataset=course", f"dataset.root={root}", "dataset.password=correct-horse")
+    assert outcome.code == 1
+    assert "dataset.password" in outcome.message
+    assert "correct-horse" not in outcome.message + runs()[0].data.tags["error"] + runs()[0].data.tags["command"]
+
+
+def test_user_info_of_the_server_is_nowhere(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that goes away, with its address in the errors of MLflow."""
+    from cvexp.tasks import training
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:hunter2@127.0.0.1:9")
+    outcome = cvexp(*TINY)
+    assert "127.0.0.1:9" in outcome.message
+    assert "hunter2" not in outcome.message
+    assert "someone" not in outcome.message
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("http://someone:hunter2@127.0.0.1:9 is wrong")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        cvexp(*TINY)
+    assert runs()[0].data.tags["error"] == "ZeroDivisionError: http://***@127.0.0.1:9 is wrong"
+
+
+def test_a_traceback_hides_user_info() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "from cvexp import app\n"
+        "try: app.main()\n"
+        "except SystemExit: pass\n"
+        "raise RuntimeError('http://someone:hunter2@host is wrong')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeError: http://***@host is wrong" in result.stderr
