@@ -23,7 +23,7 @@ SCALES = (1.0, 0.9, 0.8)  # of pictures, whose letters become too small below
 TEMPLATES = Path(__file__).parent
 
 
-NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?")
+NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?( \([\d.]+ to [\d.]+\))?")
 
 
 @dataclass(frozen=True)
