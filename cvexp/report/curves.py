@@ -59,7 +59,7 @@ def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> 
             axes.set_ylabel(name)
         handles = []
         if len(labels) > 1:
-            handles = [Line2D([], [], color=color(i), label=drawable(label)) for i, label in enumerate(labels)]
+            handles = [Line2D([], [], color=color(i), label=drawable(label, 40)) for i, label in enumerate(labels)]
         look = "black" if handles else color(0)
         if any(len(curve.train) for curve in every):
             handles.append(Line2D([], [], color=look, linestyle="--", linewidth=1, label="training, smoothed"))

@@ -99,13 +99,13 @@ def predictions(examples: Sequence[Example], classes: Sequence[str], when: str) 
 def attention(examples: Sequence[Example], classes: Sequence[str], when: str) -> Figure:
     """Where the attention of each class lies in each image, whether the class is there or not."""
     with rc_context(STYLE):
-        figure, axes = _axes([e.image for e in examples], 1 + len(classes), above=0.3)
+        figure, axes = _axes([e.image for e in examples], 1 + len(classes), above=0.4)
         for row, e in zip(axes, examples, strict=True):
             _show(row[0], e.image)
             for i, name in enumerate(classes):
                 show_attention(row[1 + i], e.image, e.attention_of(i))
                 there = bool((e.labels == i + 1).any())
-                title = f"{drawable(name, NARROW)}: {'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
+                title = f"{drawable(name, NARROW)}\n{'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
                 row[1 + i].set_title(title, fontsize=SMALL, color="black" if there else "gray")
         figure.suptitle(f"attention, mean of the heads, {when}; brighter is more")
     return figure

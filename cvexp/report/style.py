@@ -59,7 +59,7 @@ def shorten(name: str, max_length: int = 40) -> str:
     return name if len(name) <= max_length else f"{name[:head]}…{name[len(name) - (max_length - head - 1) :]}"
 
 
-def drawable(name: str, max_length: int = 40) -> str:
+def drawable(name: str, max_length: int = 24) -> str:
     """A name for a figure: `shorten`, with □ for characters that the font lacks; Matplotlib would warn of each."""
     known = _characters()
     return "".join(c if ord(c) in known else "□" for c in shorten(name, max_length))
@@ -71,8 +71,11 @@ def _characters() -> frozenset[int]:
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist], **look: Any) -> None:
-    """A legend below a figure, which grows by its lines."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    across = max(1, min(len(handles), int(figure.get_figwidth() / (0.4 + 0.065 * longest))))
+    """A legend below a figure, which grows by its lines; labels that are wider than the figure are shortened."""
+    width, handle_width, letter_width = figure.get_figwidth(), 0.4, 0.065  # inches
+    labels = [shorten(str(handle.get_label()), int((width - handle_width) / letter_width)) for handle in handles]
+    for handle, label in zip(handles, labels, strict=True):
+        handle.set_label(label)
+    across = max(1, min(len(handles), int(width / (handle_width + letter_width * max(map(len, labels))))))
     figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // across))
     figure.legend(handles=handles, loc="outside lower center", ncols=across, **look)

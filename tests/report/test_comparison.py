@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from rich.console import Console
 
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import Interval
@@ -60,7 +59,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the terminal shows, 300 characters wide."""
     shown = io.StringIO()
     monkeypatch.setattr(report.console, "file", shown)
-    monkeypatch.setattr(Console, "width", 300)
+    monkeypatch.setattr(report.console, "_width", 300)
+    monkeypatch.setattr(report.console, "_height", 40)
     return shown
 
 

@@ -168,9 +168,7 @@ WORSE = "Pretraining made the features worse: kNN accuracy"
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ([0.614, 0.4, 0.455], f"{WORSE} 0.455 at the best epoch, 0.614 untrained."),
         ([0.614, 0.5, 0.455], f"{WORSE} 0.500 at the best epoch and 0.455 at the last epoch, 0.614 untrained."),
-        ([0.614, 0.7, 0.455], f"{WORSE} 0.455 at the last epoch, 0.614 untrained."),
         ([0.614, 0.614, 0.614], ""),
     ],
 )
@@ -181,9 +179,8 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
     outcome = cvexp(*TINY, "task.monitor=val/knn_top1")
     assert outcome.code == 0, outcome.message
     pretraining = runs()[0]
-    (summary,) = (i for i, line in enumerate(outcome.message.splitlines()) if pretraining.info.run_id in line)
-    line_above = outcome.message.splitlines()[summary - 1]
-    assert line_above == said if said else WORSE not in outcome.message
+    above, _, _ = outcome.message.partition(f"run {pretraining.info.run_id}")  # the title of the closing table
+    assert above.endswith(f"{said}\n") if said else WORSE not in outcome.message
     assert pretraining.data.tags.get("warning", "") == said
     outcome = cvexp("task=neighbors", "task.k=2")
     assert outcome.code == 0, outcome.message
