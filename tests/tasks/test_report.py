@@ -192,7 +192,7 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
     with_run = f"{said.removesuffix('.')} (run {pretraining.info.run_id[:8]})."
     assert (with_run in text(header)) == bool(said)
     assert text(body).count(WORSE) == bool(said)  # once, not again as the run's warning
-    assert (said in text(body).partition("DINO trained")[0]) == bool(said)
+    assert (WORSE in text(body).partition("DINO trained")[0]) == bool(said)
 
 
 def test_worse_features_are_stated_beside_a_collapse(
