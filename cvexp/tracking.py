@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from cvexp.config import Config, Tracking, without_passwords
 from cvexp.errors import Interrupted, UserError
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
-from cvexp.store import FAILURES, connect, experiment_id, failures_explained, read_artifact
+from cvexp.store import FAILURES, Content, connect, experiment_id, failures_explained, read_artifact
 from cvexp.sweep import VARIABLE as SWEEP_VARIABLE
 
 if TYPE_CHECKING:
@@ -114,13 +114,16 @@ class Run:
         """The same of another run; empty where it has no such metric."""
         return sorted((metric.step, metric.value) for metric in self.client.get_metric_history(run_id, name))
 
-    def artifact_of(self, run_id: str, path: str) -> bytes | None:
-        """The content of an artifact of another run; None where there is none."""
+    def artifact_of(self, run_id: str, path: str, parse: Callable[[Path], Content]) -> Content | None:
+        """An artifact of another run as `parse` reads it; None where there is none.
+
+        Raises:
+            UserError: when it is damaged.
+        """
         folder = path.rpartition("/")[0]
         if path not in {item.path for item in self.client.list_artifacts(run_id, folder or None)}:
             return None
-        with tempfile.TemporaryDirectory() as temporary:
-            return Path(self.client.download_artifacts(run_id, path, temporary)).read_bytes()
+        return read_artifact(self.client, run_id, path, parse)
 
     def log_image(self, key: str, figure: Figure, step: int) -> None:
         """Record a picture under a key and step; MLflow shows those of one key as a sequence."""

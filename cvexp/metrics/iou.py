@@ -100,6 +100,21 @@ def presence_f1(counts: Counts) -> float:
     return float(2 * right / (2 * right + wrong)) if right + wrong else float("nan")
 
 
+def count_constant(counts: Counts, label: int) -> Counts:
+    """The counts that predicting one label for every pixel would give.
+
+    Args:
+        counts: (images, 1 + c, 3) of any prediction of the same images, the background first.
+        label: 0 for background, then the classes.
+    """
+    labelled = counts[..., 2]
+    constant = np.zeros_like(counts)
+    constant[..., 2] = labelled
+    constant[:, label, 0] = labelled[:, label]
+    constant[:, label, 1] = labelled.sum(axis=1)
+    return constant
+
+
 def summarize(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
     """All scores of a data set by name; those that are not defined are left out.
 

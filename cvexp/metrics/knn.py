@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,3 +41,23 @@ def knn_top1(
     """The fraction of queries that `knn_predict` classifies right."""
     predicted = knn_predict(bank_nd, bank_labels_n, queries_md, classes, k)
     return (predicted == query_labels_m).float().mean().item()
+
+
+def worse_than_untrained(untrained: float | None, trained: Mapping[str, float]) -> str | None:
+    """A warning in words where pretraining lowered the kNN accuracy; None where it did not.
+
+    Args:
+        untrained: The accuracy before the first step; None where the data have no labels.
+        trained: Accuracies after training, by when they were measured, such as "at the best epoch".
+    """
+    if untrained is None:
+        return None
+    worse: dict[str, float] = {}
+    for when, accuracy in trained.items():
+        if accuracy < untrained and accuracy not in worse.values():  # the best epoch may be the last
+            worse[when] = accuracy
+    if not worse:
+        return None
+    digits = 3 if all(round(accuracy, 3) < round(untrained, 3) for accuracy in worse.values()) else 6
+    measured = " and ".join(f"{accuracy:.{digits}f} {when}" for when, accuracy in worse.items())
+    return f"Pretraining made the features worse: kNN accuracy {measured}, {untrained:.{digits}f} untrained."

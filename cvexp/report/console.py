@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cvexp.redaction import hide_secrets
+from cvexp.report.style import shorten
 from cvexp.tracking import Run
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # a class may be called [red] or :cat:
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    console.print(hide_secrets(text), style=style, markup=False)
+    console.print(hide_secrets(text), style=style)
 
 
 class Progress(pl.callbacks.ProgressBar):
@@ -60,7 +61,9 @@ class Progress(pl.callbacks.ProgressBar):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        shown = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in module.validated.items())
+        shown = "  ".join(
+            f"{shorten(name.removeprefix('val/'))} {value:.3f}" for name, value in module.validated.items()
+        )
         seconds = time.perf_counter() - self.started
         steps = trainer.global_step - self.first_step
         remaining = seconds / max(steps, 1) * (module.total_steps - trainer.global_step)
@@ -90,8 +93,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def print_summary(run: Run, best: dict[str, float], untrained: dict[str, float]) -> None:
-    """What a run found, where it lies, and what to do next."""
+def print_summary(run: Run, best: dict[str, float], untrained: dict[str, float], warning: str | None) -> None:
+    """What a run found, where it lies, and what to do next; a warning comes first."""
+    if warning:
+        print_line(warning, style="bold yellow")
     table = Table(title=f"run {run.id}", title_justify="left")
     table.add_column("")
     table.add_column("untrained", justify="right")
@@ -99,7 +104,7 @@ def print_summary(run: Run, best: dict[str, float], untrained: dict[str, float])
     for name, value in best.items():
         if name.startswith("val/"):
             before = untrained.get(name)
-            table.add_row(name, "" if before is None else f"{before:.3f}", f"{value:.3f}")
+            table.add_row(shorten(name), "" if before is None else f"{before:.3f}", f"{value:.3f}")
     console.print(table)
     print_line(f"artifacts  {run.client.get_run(run.id).info.artifact_uri}")
     print_line("look       make ui, or: " + run.ui_command)

@@ -8,16 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cvexp.report.style import COLORS, COLUMN, PAGE, STYLE
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable
 
 Series = Sequence[tuple[int, float]]
 
 
 class Curve(NamedTuple):
-    """A metric of a run: (step, value) pairs of the training and of the validation, either of which may be empty."""
+    """A metric of a run: (step, value) pairs of the training and of the validation, either of which may be empty.
+
+    Runs that differ only in their seed have the same label.
+    """
 
     label: str
     train: Series
@@ -32,32 +36,37 @@ def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> 
     over them.
 
     Args:
-        panels: The curves by the name of the axis; runs of equal labels have equal colours.
+        panels: The curves by the name of the axis; runs of equal labels share a colour and a legend entry.
         stacked: Whether the panels lie below each other, for a narrow column, rather than side by side.
     """
-    labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
+    every = [curve for curves in panels.values() for curve in curves]
+    labels = list(dict.fromkeys(curve.label for curve in every))
     with rc_context(STYLE):
         rows, columns = (len(panels), 1) if stacked else (1, len(panels))
-        figure = Figure(figsize=(COLUMN, 1.6 * rows) if stacked else (PAGE, 2.1), layout="constrained")
-        every = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, (name, curves) in zip(every, panels.items(), strict=True):
+        figure = Figure(figsize=(COLUMN, 1.6 * rows) if stacked else (PAGE, 1.9), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (name, curves) in zip(grid.flat, panels.items(), strict=True):
             for curve in curves:
-                color = COLORS[labels.index(curve.label) % len(COLORS)]
+                own = color(labels.index(curve.label))
                 steps, values = _arrays(curve.train, curve.steps_per_epoch)
-                axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.6)
-                axes.plot(steps, smooth(values), "--", color=color, linewidth=1)
+                axes.plot(steps, values, color=own, alpha=0.2, linewidth=0.6)
+                dash = {"marker": "_", "markersize": 8} if len(steps) == 1 else {}  # a line needs two points
+                axes.plot(steps, smooth(values), "--", color=own, linewidth=1, **dash)
                 steps, values = _arrays(curve.val, curve.steps_per_epoch)
-                axes.plot(steps, values, "-o", color=color, label=curve.label)
+                axes.plot(steps, values, "-o", color=own)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylabel(name)
+        handles = []
         if len(labels) > 1:
-            handles, names = figure.axes[0].get_legend_handles_labels()
-            unique = dict(zip(names, handles, strict=True))
-        else:
-            _, smoothed, validation = figure.axes[0].lines
-            unique = {"training, smoothed": smoothed, "validation": validation}
-        figure.legend([*unique.values()], [*unique], loc="outside lower center", ncols=min(len(unique), 4))
+            handles = [Line2D([], [], color=color(i), label=drawable(label, 40)) for i, label in enumerate(labels)]
+        look = "black" if handles else color(0)
+        if any(len(curve.train) for curve in every):
+            handles.append(Line2D([], [], color=look, linestyle="--", linewidth=1, label="training, smoothed"))
+        if any(len(curve.val) for curve in every):
+            handles.append(Line2D([], [], color=look, marker="o", label="validation"))
+        if handles:
+            add_legend(figure, handles)
     return figure
 
 

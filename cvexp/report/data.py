@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
 from cvexp.report.console import console, print_line
+from cvexp.report.style import shorten
 
 MOST_SHOWN = 20
 
@@ -67,7 +68,7 @@ def print_data(name: str, splits: Splits) -> None:
         for row in said["classes"]:
             own = said["classes"][row]
             numbers = [f"{own[key]}" for key in ("images", "instances", "crops")]
-            table.add_row(index.split, row, *numbers, f"{own['pixels'] / total:.2%}")
+            table.add_row(index.split, shorten(row), *numbers, f"{own['pixels'] / total:.2%}")
         table.add_row(index.split, "all", str(said["images"]), "", str(said["crops"]), "", end_section=True)
     console.print(table)
     for index in splits:

@@ -23,7 +23,7 @@ SCALES = (1.0, 0.9, 0.8)  # of pictures, whose letters become too small below
 TEMPLATES = Path(__file__).parent
 
 
-NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?")
+NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?( \([\d.]+ to [\d.]+\))?")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,17 @@ def png(figure: Drawing) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
+
+
+def read_png(path: Path) -> bytes:
+    """The content of a PNG file, checked to be one.
+
+    Raises:
+        OSError: when it is none, or is damaged.
+    """
+    with Image.open(path, formats=["PNG"]) as image:
+        image.load()
+    return path.read_bytes()
 
 
 def html(document: Document) -> str:

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from cvexp.data.index import Index
-from cvexp.report.style import COLUMN, PAGE, STYLE, color, marker
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable, marker
 from cvexp.store import read_artifact
 from cvexp.tracking import Run
 
@@ -135,13 +135,7 @@ def draw_epochs(embeddings: Mapping[int, Embedding], classes: Sequence[str]) -> 
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
-    handles = figure.axes[0].collections[: len(names)]
-    across = max(1, int(figure.get_figwidth() / (0.35 + 0.06 * max(map(len, names)))))
-    lines = -(-len(names) // across)
-    figure.set_figheight(figure.get_figheight() + 0.16 * lines)
-    figure.legend(
-        handles=handles, labels=names, loc="outside lower center", ncols=min(len(names), across), markerscale=1.5
-    )
+    add_legend(figure, figure.axes[0].collections[: len(names)], markerscale=1.5)
 
 
 def state_of(epoch: int) -> str:
@@ -154,6 +148,6 @@ def _scatter(
     for label, name in enumerate(classes or ("no label",)):
         own = points[labels == label] if classes else points
         look: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": size, "alpha": 0.8}
-        axes.scatter(own[:, 0], own[:, 1], label=name, linewidths=0, **look)
+        axes.scatter(own[:, 0], own[:, 1], label=drawable(name), linewidths=0, **look)
     axes.set_xticks([])  # t-SNE's axes have no meaning
     axes.set_yticks([])

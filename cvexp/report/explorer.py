@@ -34,7 +34,7 @@ from cvexp.data.index import Index
 from cvexp.finished import embedded_epochs
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding, read_embedding
-from cvexp.report.style import color, marker
+from cvexp.report.style import color, marker, shorten
 from cvexp.tracking import Run
 
 NEIGHBORS = 8
@@ -79,7 +79,7 @@ def page(embeddings: dict[int, Embedding], crops: Sequence[Image.Image], classes
     side, columns, pictures = sprite(crops)
     data = {
         "epochs": list(embeddings),
-        "classes": list(classes) or ["no label"],
+        "classes": [shorten(name) for name in classes] or ["no label"],
         "colors": [color(label) for label in range(max(len(classes), 1))],
         "marks": [MARKS[marker(label)] for label in range(max(len(classes), 1))],
         "labels": labels.clip(min=0).tolist(),

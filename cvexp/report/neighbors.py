@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from cvexp.metrics.names import safe_name
 from cvexp.metrics.neighbors import Neighbors
 from cvexp.report.console import console
 from cvexp.report.embedding import Embedding, state_of
-from cvexp.report.style import PAGE, SMALL, STYLE, color
+from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, color, drawable, shorten
 from cvexp.tracking import Run
 
 SIDE = (0.5, 0.62)  # inches of a picture: the least and the largest
@@ -47,6 +48,7 @@ def log_precision(
     untrained: NDArray[np.float64],
     k: int,
     epoch: int,
+    warning: str | None,
 ) -> None:
     """Print and record precision@k by class, beside chance and what the untrained backbone gives.
 
@@ -57,6 +59,7 @@ def log_precision(
         trained, untrained: Of each crop the share of its neighbours of the same class, (n,).
         k: How many neighbours each had.
         epoch: Of the trained features.
+        warning: That the features are worse than the untrained ones.
     """
     rows: list[tuple[Any, ...]] = []
     for label, name in enumerate(classes):
@@ -71,14 +74,16 @@ def log_precision(
     for column in ("", "crops", "trained", "untrained", "chance"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name, count, *values in [*rows, total]:
-        table.add_row(name, str(count), *(f"{value:.3f}" for value in values))
+        table.add_row(shorten(name), str(count), *(f"{value:.3f}" for value in values))
     console.print(table)
     keys = ("crops", "precision", "untrained", "chance")
     every, *by_class = ((name, dict(zip(keys, values, strict=True))) for name, *values in [total, *rows])
-    precision = {"epoch": epoch, "k": k, "classes": dict(by_class), "all": every[1]}
+    precision = {"epoch": epoch, "k": k, "warning": warning, "classes": dict(by_class), "all": every[1]}
     run.log_json(precision, "neighbors/precision.json")
     for which, key in (("precision", "precision"), ("precision_untrained", "untrained")):
-        run.log_metrics({which: every[1][key], **{f"{which}/{name}": own[key] for name, own in by_class}}, step=0)
+        run.log_metrics(
+            {which: every[1][key], **{f"{which}/{safe_name(name)}": own[key] for name, own in by_class}}, step=0
+        )
 
 
 def log_table(
@@ -123,7 +128,7 @@ def draw(
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
         axes = figure.subplots(len(queries), columns, squeeze=False)
         for row, query, indices, cosines in zip(axes, queries, found.indices, found.cosines, strict=True):
-            _show(row[0], query.picture, query.label, _caption(query.name, classes, query.label))
+            _show(row[0], query.picture, query.label, _caption(drawable(query.name, NARROW), classes, query.label))
             for at, i, cosine in zip(row[1:], indices, cosines, strict=True):
                 label = int(labels[i])
                 _show(at, crops[int(i)], label, _caption(f"{1 - cosine:.3f}", classes, label))
@@ -144,7 +149,7 @@ def _show(axes: Axes, picture: Image.Image, label: int, caption: str) -> None:
 
 
 def _caption(words: str, classes: Sequence[str], label: int) -> str:
-    return f"{_name(classes, label)}\n{words}".strip()
+    return f"{drawable(_name(classes, label), NARROW)}\n{words}".strip()
 
 
 def _name(classes: Sequence[str], label: int) -> str:

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from cvexp.data.augment import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
 from cvexp.models.segmenters import Prediction
-from cvexp.report.style import PAGE, SMALL, STYLE, color
+from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, add_legend, color, drawable
 
 SIDE = (0.55, 0.78)  # inches of a picture: the least and the largest
 ASKED = 8  # classes in one figure
@@ -99,13 +99,13 @@ def predictions(examples: Sequence[Example], classes: Sequence[str], when: str) 
 def attention(examples: Sequence[Example], classes: Sequence[str], when: str) -> Figure:
     """Where the attention of each class lies in each image, whether the class is there or not."""
     with rc_context(STYLE):
-        figure, axes = _axes([e.image for e in examples], 1 + len(classes), above=0.3)
+        figure, axes = _axes([e.image for e in examples], 1 + len(classes), above=0.4)
         for row, e in zip(axes, examples, strict=True):
             _show(row[0], e.image)
             for i, name in enumerate(classes):
                 show_attention(row[1 + i], e.image, e.attention_of(i))
                 there = bool((e.labels == i + 1).any())
-                title = f"{name}: {'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
+                title = f"{drawable(name, NARROW)}\n{'there' if there else 'not there'}\nsaid {e.presence[i]:.2f}"
                 row[1 + i].set_title(title, fontsize=SMALL, color="black" if there else "gray")
         figure.suptitle(f"attention, mean of the heads, {when}; brighter is more")
     return figure
@@ -135,7 +135,7 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
                 if label is None:
                     row[column] = Captioned(e.image, "all are there" if len(there) else "none is there")
                 else:
-                    row[column] = Captioned((e.image, e.attention_of(label, head)), classes[label])
+                    row[column] = Captioned((e.image, e.attention_of(label, head)), drawable(classes[label], NARROW))
         rows.append((caption, row))
     return grid(rows, classes, title)
 
@@ -157,7 +157,7 @@ def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
             show_attention(column[0], e.image, e.attention_of(i))
             _show(column[1], np.repeat(e.probability[i][..., None], 3, axis=-1))
             _show(column[2], np.where(e.probability[i] > 0.5, i + 1, BACKGROUND).astype(np.uint8))
-            column[0].set_title(f"{classes[i]}?\n{'there' if there[i] else 'not there'}", fontsize=7)
+            column[0].set_title(f"{drawable(classes[i], NARROW)}?\n{'there' if there[i] else 'not there'}", fontsize=7)
             column[2].set_xlabel(f"answer: {e.presence[i]:.2f}", fontsize=SMALL)
         for at, word in zip(axes[:, 1], ("attention", "probability", "mask"), strict=True):
             at.set_ylabel(word, fontsize=SMALL)
@@ -193,12 +193,9 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
         for name, at in zip(columns, axes[0], strict=True):
             at.set_title(name, fontsize=7)
         figure.suptitle(title)
-        handles = [Patch(color=color(i), label=name) for i, name in enumerate(classes)]
+        handles = [Patch(color=color(i), label=drawable(name)) for i, name in enumerate(classes)]
         handles.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
-        across = max(2, int(figure.get_figwidth() / (0.33 + 0.05 * len("".join(classes)) / len(classes))))
-        tight: dict[str, Any] = {"fontsize": 7, "handlelength": 1.4, "handletextpad": 0.5, "columnspacing": 1.2}
-        figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // across))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(across, len(handles)), **tight)
+        add_legend(figure, handles, fontsize=7, handlelength=1.4, handletextpad=0.5, columnspacing=1.2)
     return figure
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 matplotlib.use("Agg")
 
@@ -16,6 +22,7 @@ MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 COLUMN, PAGE = 3.3, 6.9  # inches
 DPI = 220
 SMALL = 6.5  # points: what stands below a picture
+NARROW = 12  # characters of that size beside a picture in a grid
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -43,3 +50,32 @@ def color(label: int) -> str:
 
 def marker(label: int) -> str:
     return MARKERS[(label // len(COLORS) + label) % len(MARKERS)]
+
+
+def shorten(name: str, max_length: int = 40) -> str:
+    """A name for display: on one line, and without its middle where it is longer than `max_length` characters."""
+    name = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", name)
+    head = max_length * 2 // 3
+    return name if len(name) <= max_length else f"{name[:head]}…{name[len(name) - (max_length - head - 1) :]}"
+
+
+def drawable(name: str, max_length: int = 24) -> str:
+    """A name for a figure: `shorten`, with □ for characters that the font lacks; Matplotlib would warn of each."""
+    known = _characters()
+    return "".join(c if ord(c) in known else "□" for c in shorten(name, max_length))
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], **look: Any) -> None:
+    """A legend below a figure, which grows by its lines; labels that are wider than the figure are shortened."""
+    width, handle_width, letter_width = figure.get_figwidth(), 0.4, 0.065  # inches
+    labels = [shorten(str(handle.get_label()), int((width - handle_width) / letter_width)) for handle in handles]
+    for handle, label in zip(handles, labels, strict=True):
+        handle.set_label(label)
+    across = max(1, min(len(handles), int(width / (handle_width + letter_width * max(map(len, labels))))))
+    figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // across))
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, **look)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,10 +27,11 @@ from cvexp.report import comparison as report
 from cvexp.report import segmentation as pictures
 from cvexp.report.comparison import Evaluated
 from cvexp.report.console import print_line
+from cvexp.report.style import NARROW, drawable
 from cvexp.tasks import training
 from cvexp.tasks.attention import Attention
 from cvexp.tasks.multiclass import Multiclass
-from cvexp.tasks.segmentation import Predictor, Segmentation, best_median_worst, evaluate
+from cvexp.tasks.segmentation import Predictor, Segmentation, best_median_worst, evaluate, evaluated_areas
 from cvexp.tracking import Run
 
 METHODS: dict[str, type[Segmentation]] = {"multiclass": Multiclass, "attention": Attention}
@@ -78,20 +79,25 @@ def run(config: config.Config, run: Run) -> None:
         )
     run.log_data(settings.dataset.name, splits)
     device = training.device(config.trainer)
-    predictors, evaluated = {}, []
+    predictors = {
+        finished.id: Predictor(
+            load_model(finished, len(splits.val.classes), run).to(device).eval(), finished.config, device
+        )
+        for finished in chosen
+    }
+    times = time_images(predictors, settings, splits.val, task.timed_images)
+    evaluated = []
     for finished in chosen:
-        model = load_model(finished, len(splits.val.classes), run).to(device).eval()
-        predictor = Predictor(model, finished.config, device)
+        predictor = predictors[finished.id]
         one = report.Evaluated(
             run_id=finished.id,
             method=finished.config.task.name,
             start=finished.start,
             seed=finished.config.seed,
             counts=evaluate(predictor, settings, splits),
-            milliseconds=time_images(predictor, settings, splits.val, task.timed_images),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            times=times[finished.id],
+            parameters=sum(parameter.numel() for parameter in predictor.model.parameters()),
         )
-        predictors[finished.id] = predictor
         evaluated.append(one)
         print_line(f"{one.run_id}  {finished.name}  from {one.start}  seed {one.seed}  mIoU {one.miou:.4f}")
         if abs(finished.metrics["best/miou"] - one.miou) > 1e-3:
@@ -152,6 +158,9 @@ def choose(run: Run, config: config.Config) -> list[FinishedRun]:
 def obstacle(one: FinishedRun, other: FinishedRun) -> str | None:
     """Why two runs can't be compared; None when they can."""
     first, second = one.params, other.params
+    for run in (one, other):
+        if not run.data:
+            return f"{run.id} did not record its data"
     classes, size = "dataset.classes", "dataset.image_size"
     if first[classes] != second[classes]:
         return f"they have other classes, {first[classes]} and {second[classes]}"
@@ -189,16 +198,24 @@ def load_model(finished: FinishedRun, classes: int, run: Run) -> nn.Module:
     return model
 
 
-def time_images(predictor: Predictor, settings: config.Config, val: Index, number: int) -> float:
-    """Milliseconds for the label map of one image, the median of some; reading the image is not counted."""
+def time_images(
+    predictors: Mapping[str, Predictor], settings: config.Config, val: Index, count: int
+) -> dict[str, list[float]]:
+    """Milliseconds for the label map of one image, of several images, by run; reading an image is not counted.
+
+    The models take turns at each image, and start it in turn, so that whatever else the machine does meets all alike.
+    """
     masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
-    seconds = []
-    for i in range(WARM_UP + number):
+    ids = list(predictors)
+    times: dict[str, list[float]] = {run_id: [] for run_id in ids}
+    for i in range(WARM_UP + count):
         images = masks[0, i % len(masks)][0][None]
-        started = time.perf_counter()
-        predictor.label(images)
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds[WARM_UP:]) * 1000)
+        first = i % len(ids)
+        for run_id in ids[first:] + ids[:first]:
+            started = time.perf_counter()
+            predictors[run_id].label(images)
+            times[run_id].append((time.perf_counter() - started) * 1000)
+    return {run_id: values[WARM_UP:] for run_id, values in times.items()}
 
 
 def differences(evaluated: Sequence[Evaluated], task: Config) -> list[report.Difference]:
@@ -236,13 +253,14 @@ def draw(
     `grid` has all that are asked for, `examples` one of each kind.
     """
     shown = comparison.shown_runs()
-    parts = best_median_worst([one.counts for one in shown], number)
+    areas = evaluated_areas(val, settings.dataset.image_size)
+    parts = best_median_worst([one.counts for one in shown], areas, number)
     masks = Masks(val, augment.PlainLabelledView(settings.dataset.image_size), seed=0)
     rows = []
     for part, positions in parts.items():
         for position in positions:
             rows.append((part, _row(predictors, shown, masks, position)))
-    runs = ", ".join(f"{one.method} from {one.start}, seed {one.seed}" for one in shown)
+    runs = ", ".join(f"{one.method} from {drawable(one.start)}, seed {one.seed}" for one in shown)
     kinds = [part for part, _ in rows]
     examples = [rows[kinds.index(part)] for part in parts]
     return {
@@ -266,5 +284,5 @@ def _row(predictors: dict[str, Predictor], shown: Sequence[Evaluated], masks: Ma
         if seen.attention is not None:
             asked = masks.index.classes[seen.shown_class]
             overlay = (seen.image, seen.attention_of(seen.shown_class))
-            row["attention map"] = pictures.Captioned(overlay, f"asked: {asked}")
+            row["attention map"] = pictures.Captioned(overlay, f"asked: {drawable(asked, NARROW)}")
     return row

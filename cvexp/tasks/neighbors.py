@@ -22,6 +22,7 @@ from cvexp.data.images import read_image
 from cvexp.data.index import Index
 from cvexp.errors import UserError
 from cvexp.finished import FinishedRun, embedded_epochs, find_run
+from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.models.backbone import create_backbone
 from cvexp.report import neighbors as report
@@ -59,6 +60,9 @@ def run(config: config.Config, run: Run) -> None:
     epochs = embedded_epochs(run.client, finished.id)
     epoch = epochs[-1] if task.epoch is None else task.epoch
     require_one_of("task.epoch", str(epoch), map(str, epochs))
+    warning = worse_features(finished, run, epoch, is_last=epoch == epochs[-1])
+    if warning:
+        print_line(warning, style="bold yellow")
     if task.images and epoch != epochs[-1]:
         raise UserError(f"task.images: only the network of the last epoch, {epochs[-1]}, is kept; leave out task.epoch")
     pictures = [_read(name) for name in task.images]
@@ -69,9 +73,8 @@ def run(config: config.Config, run: Run) -> None:
     if index.classes:
         found = [nearest_neighbors(one.features, one.features, task.k, own) for one in (embedding, untrained)]
         precisions = [precision_at_k(one.indices, embedding.labels, embedding.labels) for one in found]
-        report.log_precision(
-            run, index.classes, embedding.labels, precisions[0], precisions[1], found[0].indices.shape[1], epoch
-        )
+        k = found[0].indices.shape[1]
+        report.log_precision(run, index.classes, embedding.labels, precisions[0], precisions[1], k, epoch, warning)
 
     chosen = choose(task, embedding, index.classes)
     queries = [
@@ -100,6 +103,16 @@ def run(config: config.Config, run: Run) -> None:
     print_line(f"table and pictures: {run.client.get_run(run.id).info.artifact_uri}/neighbors")
 
 
+def worse_features(finished: FinishedRun, run: Run, epoch: int, is_last: bool) -> str | None:
+    """A warning where pretraining lowered the kNN accuracy, at the best epoch or at the one whose features are used."""
+    accuracies = run.history_of(finished.id, "val/knn_top1")  # one before training, and one after each epoch
+    if len(accuracies) <= epoch:
+        return None
+    used = "at the last epoch" if is_last else f"after epoch {epoch}"
+    trained = {"at the best epoch": finished.metrics["best/knn_top1"], used: accuracies[epoch][1]}
+    return worse_than_untrained(dict(accuracies).get(0), trained)
+
+
 def _read(name: str) -> Image.Image:
     """The user's picture."""
     path = Path(name)
@@ -119,7 +132,9 @@ def embedded_crops(finished: FinishedRun, embedding: Embedding) -> tuple[Index, 
     """
     index = data.load(finished.config.dataset, "pretraining").val
     assert isinstance(finished.config.task, dino.Config)
-    if index.fingerprint() != finished.tags["data.val.fingerprint"]:
+    if (recorded := finished.tags.get("data.val.fingerprint")) is None:
+        raise UserError(f"run: {finished.id} did not record its data, so its crops are unknown; pretrain again")
+    if index.fingerprint() != recorded:
         raise UserError(
             f"dataset: the validation images or objects in {index.root} have changed since the run {finished.id}; put "
             "the old ones back, or pretrain again"

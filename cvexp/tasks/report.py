@@ -16,11 +16,13 @@ from omegaconf import MISSING
 from cvexp import config, finished
 from cvexp.finished import FinishedRun
 from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import comparison as compared
 from cvexp.report import curves, embedding
 from cvexp.report.comparison import Comparison
 from cvexp.report.console import print_line
-from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html, pdf, png
+from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html, pdf, png, read_png
+from cvexp.report.style import shorten
 from cvexp.tasks import dino as dino_task
 from cvexp.tracking import Run
 
@@ -114,33 +116,53 @@ def write(title: str, found: Found, run: Run) -> Document:
         Section("Comparison", _comparison(found, run)),
         Section("To repeat it", _repeat(found)),
     ]
-    return Document(title, _summary(found), sections)
+    return Document(title, _summary(found, run), sections)
 
 
-def _summary(found: Found) -> list[str]:
+def _summary(found: Found, run: Run) -> list[str]:
+    worse = [(one, _worse_features(one, run)) for one in found.pretrainings]
+    warnings = [f"{warning.removesuffix('.')} (run {one.id[:8]})." for one, warning in worse if warning]
     if found.comparison is None or found.comparison_run is None:
-        return ["No methods have been compared yet."]
+        return [*warnings, "No methods have been compared yet."]
     groups = {key: sum(one.miou for one in ones) / len(ones) for key, ones in found.comparison.groups().items()}
     (method, start), miou = max(groups.items(), key=lambda item: item[1])
-    name, constant = found.comparison.constant()
-    first = (
-        f"Of {len(groups)} combinations of method and start, {method} from {start} has the largest mean mIoU on the "
-        f"{len(found.comparison.images)} validation images, {miou:.3f}; the best constant prediction, {name} "
-        f"everywhere, has {constant:.3f} (run {found.comparison_run.id[:8]})."
+    constant = max(found.comparison.constants(), key=lambda one: one.scores["miou"])
+    images = f"the {len(found.comparison.images)} validation images"
+    if len(groups) > 1:
+        first = (
+            f"Of {len(groups)} combinations of method and start, {method} from {shorten(start)} has the largest mean "
+            f"mIoU on {images}, {miou:.3f}"
+        )
+    else:
+        first = f"On {images}, {method} from {shorten(start)} has a mean mIoU of {miou:.3f} over its seeds"
+    first += (
+        f"; the best constant prediction, {shorten(constant.label)} everywhere, has {constant.scores['miou']:.3f} "
+        f"(run {found.comparison_run.id[:8]})."
     )
-    return [first, *plain_sentences(found.comparison)]
+    constants = compared.constant_warnings(found.comparison)
+    return [*warnings, first, *constants, *plain_sentences(found.comparison)]
+
+
+def _worse_features(dino: FinishedRun, run: Run) -> str | None:
+    """A warning where a pretraining lowered the kNN accuracy."""
+    accuracies = run.history_of(dino.id, "val/knn_top1")
+    if not accuracies:
+        return None
+    trained = {"at the best epoch": dino.metrics["best/knn_top1"], "at the last epoch": accuracies[-1][1]}
+    return worse_than_untrained(dict(accuracies).get(0), trained)
 
 
 def plain_sentences(comparison: Comparison) -> list[str]:
     """Each difference in words; one that lies within its interval is not called one."""
     said = []
     for name, pairs, interval in comparison.differences:
-        what, _, where = name.partition(", ")
-        first, _, second = what.partition(" - ")
-        if where.startswith("from "):
-            side = {"from all": "Over all starts", "from random": "From random weights"}.get(where, f"F{where[1:]}")
+        if name.startswith("attention - multiclass, from "):
+            first, second, start = "attention", "multiclass", name.removeprefix("attention - multiclass, from ")
+            words = {"all": "Over all starts", "random": "From random weights"}
+            side = words.get(start, f"From {shorten(start)}")
         else:
-            side, first, second = f"With {where}", f"the start from {first}", f"the start from {second} weights"
+            start, _, method = name.rpartition(" - random, ")
+            side, first, second = f"With {method}", f"the start from {shorten(start)}", "the start from random weights"
         low_high = f"{comparison.confidence:.0%} interval {interval.low:+.3f} to {interval.high:+.3f}"
         of = f"{low_high}, {_count(pairs, 'pair')} of runs"
         word = "more" if interval.difference > 0 else "less"
@@ -174,11 +196,17 @@ def _data(runs: Sequence[FinishedRun]) -> Blocks:
             used = uses.setdefault((one.config.dataset.name, split, digest), [])
             if use not in used:
                 used.append(use)
+    unrecorded = [one.id[:8] for one in runs if not one.data]
+    absent: Blocks = []
+    if unrecorded:
+        absent.append(Paragraph(f"{_count(len(unrecorded), 'run')} did not record the data: {', '.join(unrecorded)}."))
+    if not uses:
+        return absent
     rows = []
     for (source, split, digest), used in uses.items():
         counts = dict(profiles[digest])
         images, objects = counts.pop("images"), counts.pop("objects")
-        named = [f"{name} {count}" for name, count in counts.items()]
+        named = [f"{shorten(name)} {count}" for name, count in counts.items()]
         more = f" and {len(named) - CLASSES_NAMED} more" if len(named) > CLASSES_NAMED else ""
         classes = ", ".join(named[:CLASSES_NAMED]) + more or "no labels"
         rows.append([source, split, " and ".join(used), f"{images}", f"{objects}", classes, digest[:8]])
@@ -187,7 +215,7 @@ def _data(runs: Sequence[FinishedRun]) -> Blocks:
     if sizes:
         caption += f" Segmentation sees whole images, the longer side scaled to {' or '.join(map(str, sizes))} pixels."
     columns = ["data set", "split", "used for", "images", "objects", "objects of each class", "fingerprint"]
-    return [Table(columns, rows, caption, wide=True)]
+    return [Table(columns, rows, caption, wide=True), *absent]
 
 
 def _pretraining(found: Found, run: Run) -> Blocks:
@@ -197,6 +225,8 @@ def _pretraining(found: Found, run: Run) -> Blocks:
     assert isinstance(dino.config.task, dino_task.Config)
     history = {name: run.history_of(dino.id, f"val/{name}") for name in MEASURES}
     steps, epochs = _epochs(history["loss"])
+    if not epochs:
+        return [Paragraph(f"The run {dino.id[:8]} has no validation after an epoch, so nothing is known of it.")]
     backbone, batch_size = dino.config.backbone.name, dino.config.loader.batch_size
     limit = dino.config.trainer.max_steps
     length = _count(epochs, "epoch") if limit is None else f"at most {_count(limit, 'step')}"
@@ -210,9 +240,11 @@ def _pretraining(found: Found, run: Run) -> Blocks:
         text += f" It is one of {len(found.pretrainings)} pretrainings that the segmenters start from."
     elif found.segmenters and not any("weights_from" in one.tags for one in found.segmenters):
         text += " No segmenter below starts from it."
-    blocks: Blocks = [Paragraph(text)]
-    if "warning" in dino.tags:
-        blocks.append(Paragraph(f"The run warned: {dino.tags['warning']}."))
+    worse = _worse_features(dino, run)
+    blocks: Blocks = [Paragraph(worse)] if worse else []
+    blocks.append(Paragraph(text))
+    if warning := dino.tags.get("warning", "").removesuffix(worse or "").removesuffix("; "):
+        blocks.append(Paragraph(f"The run warned: {warning}."))
     rows = [
         [words, f"{history[name][0][1]:.3f}", f"{dino.metrics[f'best/{name}']:.3f}", f"{history[name][-1][1]:.3f}"]
         for name, words in MEASURES.items()
@@ -252,12 +284,11 @@ def _embeddings(dino: FinishedRun, run: Run) -> Blocks:
 def _precision(dino: FinishedRun, neighbors: FinishedRun | None, run: Run) -> Blocks:
     if neighbors is None:
         return _missing("Nearest neighbours were not looked for.", f"python -m cvexp task=neighbors run={dino.id}")
-    content = run.artifact_of(neighbors.id, "neighbors/precision.json")
-    if content is None:
+    precision = run.artifact_of(neighbors.id, "neighbors/precision.json", lambda path: json.loads(path.read_text()))
+    if precision is None:
         return []
-    precision = json.loads(content)
     rows = [
-        [name, f"{row['crops']}", *(f"{row[key]:.3f}" for key in ("precision", "untrained", "chance"))]
+        [shorten(name), f"{row['crops']}", *(f"{row[key]:.3f}" for key in ("precision", "untrained", "chance"))]
         for name, row in [*precision["classes"].items(), ("all", precision["all"])]
     ]
     caption = (
@@ -270,7 +301,7 @@ def _precision(dino: FinishedRun, neighbors: FinishedRun | None, run: Run) -> Bl
 def _neighbors(found: Found, run: Run) -> Blocks:
     if found.neighbors is None:
         return []
-    picture = run.artifact_of(found.neighbors.id, "neighbors/grid.png")
+    picture = run.artifact_of(found.neighbors.id, "neighbors/grid.png", read_png)
     if picture is None:  # it was asked for none
         return []
     alt = "A grid: in each row a query, then its nearest neighbours with classes and cosine distances"
@@ -287,11 +318,12 @@ def _segmentation(found: Found, run: Run) -> Blocks:
         method = one.config.task.name
         train, val = run.history_of(one.id, "train/loss"), run.history_of(one.id, "val/loss")
         steps, epochs = _epochs(val)
-        scores = [
-            f"{one.metrics[f'best/{name}']:.3f}" for name in ("miou", "miou_all", "pixel_accuracy", "presence_f1")
-        ]
-        best = f"{one.metrics['best/epoch'] + 1:.0f} of {epochs}"
-        rows.append([one.id[:8], method, one.start, f"{one.config.seed}", best, *scores])
+        names = ("miou", "miou_all", "pixel_accuracy", "presence_f1")
+        scores = [f"{one.metrics[f'best/{name}']:.3f}" if f"best/{name}" in one.metrics else "none" for name in names]
+        best = f"{one.metrics['best/epoch'] + 1:.0f} of {epochs}" if epochs else "none"
+        rows.append([one.id[:8], method, shorten(one.start), f"{one.config.seed}", best, *scores])
+        if not epochs:  # without validation nobody knows where its epochs end
+            continue
         label = f"{method}, {one.start}"
         trained = run.history_of(one.id, "train/miou" if method == "multiclass" else "train/miou_asked")
         losses.append(curves.Curve(label, train, val, steps))
@@ -307,14 +339,16 @@ def _segmentation(found: Found, run: Run) -> Blocks:
         "pixels; presence F1 tells how well it is said which classes are in an image."
     )
     of_curves = (
-        "Loss and mIoU: validation with dots, training dashed (thin: raw values). The losses of the two methods are "
-        "not of one kind, and attention's training mIoU is of the masks that were asked for. The runs are those of the "
-        "table."
+        "Loss and mIoU: validation with dots, training dashed (thin: raw values); a line for each run, runs that "
+        "differ only in the seed in one colour. The losses of the two methods are not of one kind, and attention's "
+        "training mIoU is of the masks that were asked for. The runs are those of the table."
     )
     alt = "Curves of loss and mIoU over the epochs, a line for each run"
-    drawn = png(curves.compare({"loss (nats)": losses, "mIoU": mious}))
-    table, picture = Table(columns, rows, of_table, wide=True), Picture(drawn, alt, of_curves, wide=True)
-    blocks: Blocks = [Paragraph(text), table, picture, *_attention(found.segmenters, run)]
+    blocks: Blocks = [Paragraph(text), Table(columns, rows, of_table, wide=True)]
+    if losses:
+        drawn = png(curves.compare({"loss (nats)": losses, "mIoU": mious}))
+        blocks.append(Picture(drawn, alt, of_curves, wide=True))
+    blocks += _attention(found.segmenters, run)
     for absent in (task for task in SEGMENTERS if task not in {one.config.task.name for one in found.segmenters}):
         blocks += _missing(f"There is no finished run of {absent}.", f"python -m cvexp task={absent}")
     return blocks
@@ -324,12 +358,12 @@ def _attention(segmenters: Sequence[FinishedRun], run: Run) -> Blocks:
     """Pictures of the best run of the attention."""
     every = [one for one in segmenters if one.config.task.name == "attention"]
     blocks: Blocks = []
-    for best in sorted(every, key=lambda one: -one.metrics["best/miou"])[:1]:
+    for best in sorted(every, key=lambda one: -one.metrics.get("best/miou", 0))[:1]:
         for name, words in (
             ("one_after_another", "One image, of which every class is asked, one after another"),
             ("heads", "Attention of each head for a class that is there and for one that is not"),
         ):
-            picture = run.artifact_of(best.id, f"pictures/{name}.png")
+            picture = run.artifact_of(best.id, f"pictures/{name}.png", read_png)
             if picture is not None:
                 caption = f"{words} (run {best.id[:8]}, best checkpoint)."
                 blocks.append(Picture(picture, words, caption, wide=True, screen_only=name == "heads"))
@@ -352,13 +386,14 @@ def _comparison(found: Found, run: Run) -> Blocks:
     caption = (
         f"{len(found.comparison.images)} validation images, evaluated with one code in the run "
         f"{found.comparison_run.id[:8]}: IoU of each class and their mean, mean ± standard deviation over the seeds, "
-        "whose runs the table of the segmenters names."
+        "whose runs the table of the segmenters names. Times are medians with the first and third quartile. Always "
+        "means that one label is predicted everywhere."
     )
     blocks: Blocks = [Table(columns, turned, caption, wide=len(columns) > 4)]
     level = f"{found.comparison.confidence:.0%} interval"
     differences = [
         [
-            name,
+            shorten(name, 60),
             f"{pairs}",
             f"{one.difference:+.3f}",
             f"{one.low:+.3f} to {one.high:+.3f}",
@@ -374,8 +409,8 @@ def _comparison(found: Found, run: Run) -> Blocks:
     if differences:
         blocks.append(Table(["difference", "pairs", "mIoU", level, "zero is"], differences, caption))
     else:
-        blocks.append(Paragraph("No two of the runs have the same seed, so no difference can be told."))
-    picture = run.artifact_of(found.comparison_run.id, "comparison/examples.png")
+        blocks.append(Paragraph(compared.NO_PAIRS))
+    picture = run.artifact_of(found.comparison_run.id, "comparison/examples.png", read_png)
     if picture is not None:
         alt = "The best, median and worst validation image: image, label, predictions, attention"
         caption = "Best, median and worst image, by the mean mIoU of the runs shown"
@@ -392,7 +427,7 @@ def _verdict(comparison: Comparison, interval: Interval) -> str:
 def _epochs(val: curves.Series) -> tuple[int, int]:
     """How many steps an epoch has, and how many epochs were trained: validation comes after each."""
     after = [step for step, _ in val if step > 0]
-    return after[0], len(after)
+    return (after[0], len(after)) if after else (0, 0)
 
 
 def _count(number: int, what: str) -> str:

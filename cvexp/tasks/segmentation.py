@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from cvexp import checkpoints, config, data
 from cvexp.config import require
 from cvexp.data import augment
-from cvexp.data.index import IGNORE, Splits
+from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.data.masks import Masks
 from cvexp.errors import UserError
@@ -139,6 +140,7 @@ class Segmentation(pl.LightningModule):
             self.model.encoder.requires_grad_(False)
         self.train()  # Lightning trains in the mode that it finds
         self.trained = np.zeros((1 + len(self.classes), 3), dtype=np.int64)  # counts of the epoch
+        self.pictured = choose_pictured(splits.val, self.task.pictured_images)
 
     @staticmethod
     @abstractmethod
@@ -219,9 +221,8 @@ class Segmentation(pl.LightningModule):
         if self._pictures_now():
             first = batch_idx * self.config.loader.batch_size
             pixels = augment.denormalize(images, self.config.dataset.mean, self.config.dataset.std)
-            chosen = self._pictured()
             for i in range(len(labels)):
-                if first + i in chosen:
+                if first + i in self.pictured:
                     seen = (self.splits.val, first + i, pixels[i], labels[i])
                     self.shown.append(pictures.example(*seen, prediction, i))
 
@@ -259,7 +260,8 @@ class Segmentation(pl.LightningModule):
         counts = evaluate(predictor, self.config, self.splits)
         masks = Masks(self.splits.val, augment.PlainLabelledView(self.config.dataset.image_size), self.config.seed)
         examples = []
-        for word, positions in best_median_worst([counts], BEST_SHOWN).items():
+        areas = evaluated_areas(self.splits.val, self.config.dataset.image_size)
+        for word, positions in best_median_worst([counts], areas, BEST_SHOWN).items():
             for position in positions:
                 image, labels = masks[0, position]
                 seen = pictures.example(self.splits.val, position, image, labels, predictor.predict(image[None]), 0)
@@ -280,10 +282,36 @@ class Segmentation(pl.LightningModule):
         epoch = math.ceil(self.global_step / len(self.batches))
         return self.global_step == self.total_steps or epoch % self.task.picture_every_n_epochs == 0
 
-    def _pictured(self) -> set[int]:
-        """Which validation images are shown: evenly spread, the same ones each time."""
-        images = len(self.splits.val.images)
-        return set(np.linspace(0, images - 1, min(self.task.pictured_images, images)).astype(int).tolist())
+
+def choose_pictured(index: Index, count: int) -> set[int]:
+    """Positions of some images of an index, spread over the classes and over the index, the same ones each time.
+
+    Images without an object of the classes are chosen only where no image has one.
+    """
+    catalog = index.catalog
+    value = index.value_of[catalog.label]
+    is_object = ~catalog.crowd & (value != BACKGROUND) & (value != IGNORE)
+    images = {
+        number: np.flatnonzero(np.isin(index.images, catalog.image[is_object & (value == number)])).tolist()
+        for number in np.unique(value[is_object]).tolist()
+    }
+    classes: dict[int, set[int]] = {}  # by position
+    for number, positions in images.items():
+        for position in positions:
+            classes.setdefault(position, set()).add(number)
+    if not classes:
+        most = len(index.images)
+        return set(np.linspace(0, most - 1, min(count, most)).astype(int).tolist())
+    chosen: set[int] = set()
+    shown = dict.fromkeys(images, 0)  # how many of the chosen images have each class
+    while len(chosen) < min(count, len(classes)):
+        free = {number: [i for i in positions if i not in chosen] for number, positions in images.items()}
+        number = min((number for number in images if free[number]), key=lambda number: shown[number])
+        farthest = max(free[number], key=lambda i: min((abs(i - other) for other in chosen), default=0))
+        chosen.add(farthest)
+        for other in classes[farthest]:
+            shown[other] += 1
+    return chosen
 
 
 def validation_loader(config: config.Config, splits: Splits) -> DataLoader[Any]:
@@ -325,16 +353,26 @@ def evaluate(predictor: Predictor, settings: config.Config, splits: Splits) -> i
     )
 
 
-def best_median_worst(counts: Sequence[iou.Counts], number: int) -> dict[str, list[int]]:
+def evaluated_areas(index: Index, size: int) -> NDArray[np.int64]:
+    """The pixels that each image of an index has where its longer side is `size`, (images,)."""
+    return np.array([math.prod(augment.fit(index.size(int(image)), size)) for image in index.images])
+
+
+def best_median_worst(counts: Sequence[iou.Counts], areas: NDArray[np.int64], number: int) -> dict[str, list[int]]:
     """Positions of images that have a class, by the mean of the runs' mIoU of that image.
+
+    Images of which more than half is ignored are left out, unless all are like that: their mIoU says little.
 
     Args:
         counts: Of each run, (images, 1 + c, 3).
+        areas: The pixels of each image, ignored ones included, (images,).
         number: Of each kind; fewer where there are not enough images.
     """
     scores = np.mean([iou.mean_iou(one[:, 1:]) for one in counts], axis=0)
-    labelled = set(np.flatnonzero(counts[0][:, 1:, 2].sum(axis=1)).tolist())
-    order = [int(i) for i in np.argsort(-scores, kind="stable") if i in labelled]
+    labelled = counts[0][:, 1:, 2].any(axis=1)
+    is_judged = labelled & (2 * counts[0][:, :, 2].sum(axis=1) >= areas)
+    ranked = set(np.flatnonzero(is_judged if is_judged.any() else labelled).tolist())
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if i in ranked]
     number = max(1, min(number, len(order) // 3))
     middle = (len(order) - number) // 2
     return {"best": order[:number], "median": order[middle : middle + number], "worst": order[-number:]}

@@ -17,6 +17,7 @@ from cvexp import config
 from cvexp.data.crops import mix
 from cvexp.data.loaders import ShuffledBatches
 from cvexp.errors import Interrupted, UserError
+from cvexp.metrics.knn import worse_than_untrained
 from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report import console, curves
 from cvexp.tracking import Run
@@ -118,7 +119,21 @@ def train(module: Any, settings: config.Config, run: Run, monitor: str) -> None:
     }
     run.log_figure(curves.compare(panels), "curves/curves.png")
     untrained = {name: run.history(name)[0][1] for name in checkpoints.best if name.startswith("val/")}
-    console.print_summary(run, checkpoints.best, untrained)
+    console.print_summary(run, checkpoints.best, untrained, _record_worse_features(run, checkpoints.best))
+
+
+def _record_worse_features(run: Run, best: Mapping[str, float]) -> str | None:
+    """Warn where pretraining lowered the kNN accuracy, and add that to the tag `warning`."""
+    if "val/knn_top1" not in best:
+        return None
+    accuracies = run.history("val/knn_top1")
+    trained = {"at the best epoch": best["val/knn_top1"], "at the last epoch": accuracies[-1][1]}
+    warning = worse_than_untrained(dict(accuracies).get(0), trained)
+    if warning:
+        earlier = run.client.get_run(run.id).data.tags.get("warning", "")
+        if warning not in earlier:  # which a run that goes on at its very end may have recorded
+            run.set_tag("warning", f"{earlier}; {warning}" if earlier else warning)
+    return warning
 
 
 def device(trainer: config.Trainer) -> torch.device:

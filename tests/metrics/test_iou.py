@@ -120,3 +120,13 @@ def test_counts_add_up_over_batches() -> None:
     predicted, labels = random_maps(7, images=6)
     parts = [counts(predicted[i : i + 2], labels[i : i + 2]) for i in range(0, 6, 2)]
     np.testing.assert_array_equal(np.concatenate(parts), counts(predicted, labels))
+
+
+@pytest.mark.parametrize("label", range(CLASSES + 1))
+def test_a_constant_prediction_is_counted_as_if_it_had_been_made(label: int) -> None:
+    predicted, labels = random_maps(3)
+    labels[1][labels[1] == label] = 0
+    labels[2] = IGNORE
+    constant = iou.count_constant(counts(predicted, labels), label)
+    np.testing.assert_array_equal(constant, counts(torch.full_like(predicted, label), labels))
+    assert iou.summarize(constant, NAMES) == iou.summarize(counts(torch.full_like(labels, label), labels), NAMES)

@@ -1,6 +1,9 @@
 """Curves of runs."""
 
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from cvexp.report.curves import Curve, compare, smooth
 
@@ -28,8 +31,55 @@ def test_a_line_for_each_run_in_each_panel_by_epoch() -> None:
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in lines] == [[0, 1], [0, 1]]
     assert lines[0].get_color() != lines[1].get_color()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
-    assert [text.get_text() for text in compare({"loss": [one]}).legends[0].get_texts()] == [
-        "training, smoothed",
-        "validation",
-    ]
+    assert words(figure) == ["one", "other", "training, smoothed", "validation"]
+    assert words(compare({"loss": [one]})) == ["training, smoothed", "validation"]
+
+
+def run(label: str, values: list[float], trained: int = 8) -> Curve:
+    """A run of four steps in an epoch."""
+    val = [(4 * epoch, value) for epoch, value in enumerate(values)]
+    return Curve(label, [(step, 2.0 - step / 9) for step in range(trained)], val, 4)
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_seeds_share_a_colour_and_a_legend_entry() -> None:
+    seeds = [run("multiclass, random", [0.1, 0.4 + seed / 10, 0.5]) for seed in range(3)]
+    figure = compare({"loss (nats)": seeds, "mIoU": seeds})
+    assert len({line.get_color() for axes in figure.axes for line in axes.lines}) == 1
+    assert len([line for line in figure.axes[0].lines if line.get_marker() == "o"]) == 3
+    assert words(figure) == ["training, smoothed", "validation"]
+    others = [run("attention, dino", [0.2, 0.3, 0.6]) for _ in range(2)]
+    figure = compare({"mIoU": [*seeds, *others]})
+    assert words(figure) == ["multiclass, random", "attention, dino", "training, smoothed", "validation"]
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+    dashed, solid = figure.legends[0].get_lines()[2:]
+    assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_runs_may_lack_any_history(count: int) -> None:
+    no_training = [run("a", [0.1, 0.2], trained=0)] * count
+    no_validation = [run("a", [])] * count
+    nothing = [run("a", [], trained=0)] * count
+    assert words(compare({"mIoU": no_training})) == ["validation"]
+    assert words(compare({"mIoU": no_validation})) == ["training, smoothed"]
+    assert words(compare({"mIoU": nothing})) == []
+    mixed = compare({"mIoU": [*no_training, *no_validation, *nothing], "loss": no_validation}, stacked=True)
+    assert words(mixed) == ["training, smoothed", "validation"]
+
+
+def test_a_single_training_value_is_visible() -> None:
+    (_, smoothed, _) = compare({"mIoU": [run("a", [0.1, 0.2], trained=1)]}).axes[0].lines
+    assert smoothed.get_marker() == "_"
+
+
+def test_a_long_legend_stays_on_the_figure() -> None:
+    figure = compare({"mIoU": [run(f"attention, {i}{'long_name' * 33}.pth", [0.1, 0.2]) for i in range(6)]})
+    FigureCanvasAgg(figure).draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert figure.axes[0].get_window_extent().height > 150  # pixels at 220 dpi

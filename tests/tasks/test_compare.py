@@ -7,7 +7,11 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 
+from cvexp.app import CONF
+from cvexp.config import check
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
 from tests.conftest import TINY_SEGMENTATION, Outcome, runs, store
@@ -45,7 +49,8 @@ def test_every_number_follows_from_the_counts_and_equals_what_training_measured(
             assert entry[name] == pytest.approx(value)
             assert one.data.metrics[f"best/{name}"] == pytest.approx(value, abs=1e-6)
         assert entry["parameters"] > 100_000
-        assert entry["milliseconds"] > 0
+        assert len(entry["times"]) == 2
+        assert entry["milliseconds"] == pytest.approx(np.median(entry["times"]))
     (difference,) = (d for d in said["differences"] if d["name"] == "attention - multiclass, from random")
     both = [
         np.stack([counts[one.info.run_id][:, 1:] for one in trained if one.data.tags["task"] == task])
@@ -126,3 +131,30 @@ def test_changed_images_are_noticed(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*COMPARE)
     assert outcome.code == 1
     assert "have changed since" in outcome.message
+
+
+def test_models_take_turns_at_each_image_so_that_their_times_compare() -> None:
+    from cvexp import data
+    from cvexp.tasks.compare import WARM_UP, time_images
+
+    calls: list[tuple[str, bytes]] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def label(self, images: torch.Tensor) -> None:
+            calls.append((self.name, images.numpy().tobytes()))
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["task=multiclass", "dataset.train_images=2", "dataset.val_images=4", "dataset.image_size=64"]
+        settings = check(compose("config", overrides=overrides))
+    val = data.load(settings.dataset, "segmentation").val
+    times = time_images({name: Fake(name) for name in "abc"}, settings, val, 5)  # type: ignore[misc]
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}
+    assert all(time >= 0 for values in times.values() for time in values)
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == WARM_UP + 5
+    assert ["".join(name for name, _ in one) for one in rounds] == ["abc", "bca", "cab"] * 2 + ["abc", "bca"]
+    assert all(len({image for _, image in one}) == 1 for one in rounds)
+    assert len({one[0][1] for one in rounds}) == 4

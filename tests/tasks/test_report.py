@@ -1,6 +1,7 @@
 """The report of finished runs, end to end on small data."""
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from playwright.sync_api import sync_playwright
 from pypdf import PdfReader
 
 from cvexp.metrics import iou
+from cvexp.report.comparison import NO_PAIRS
 from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html
 from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store
 
@@ -152,3 +154,99 @@ def check_in_browser(path: Path) -> None:
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
         browser.close()
     assert wrong == []
+
+
+def in_turn(values: list[float]) -> Callable[..., float]:
+    """Gives the values one after another, whatever it is called with."""
+    remaining = iter(values)
+    return lambda *_: next(remaining)
+
+
+WORSE = "Pretraining made the features worse: kNN accuracy"
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ([0.614, 0.5, 0.455], f"{WORSE} 0.500 at the best epoch and 0.455 at the last epoch, 0.614 untrained."),
+        ([0.614, 0.614, 0.614], ""),
+    ],
+)
+def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, accuracies: list[float], said: str
+) -> None:
+    monkeypatch.setattr("cvexp.tasks.dino.knn_top1", in_turn(accuracies))
+    outcome = cvexp(*TINY, "task.monitor=val/knn_top1")
+    assert outcome.code == 0, outcome.message
+    pretraining = runs()[0]
+    above, _, _ = outcome.message.partition(f"run {pretraining.info.run_id}")  # the title of the closing table
+    assert above.endswith(f"{said}\n") if said else WORSE not in outcome.message
+    assert pretraining.data.tags.get("warning", "") == said
+    outcome = cvexp("task=neighbors", "task.k=2")
+    assert outcome.code == 0, outcome.message
+    assert outcome.message.startswith(f"{said}\n") if said else WORSE not in outcome.message
+    path = store().download_artifacts(runs()[0].info.run_id, "neighbors/precision.json")
+    assert json.loads(Path(path).read_text())["warning"] == (said or None)
+    assert cvexp("task=report").code == 0
+    header, _, body = page().partition("<nav")
+    with_run = f"{said.removesuffix('.')} (run {pretraining.info.run_id[:8]})."
+    assert (with_run in text(header)) == bool(said)
+    assert text(body).count(WORSE) == bool(said)  # once, not again as the run's warning
+    assert (WORSE in text(body).partition("DINO trained")[0]) == bool(said)
+
+
+def test_worse_features_are_stated_beside_a_collapse(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvexp.tasks.dino.knn_top1", in_turn([0.5, 0.25]))
+    monkeypatch.setattr("cvexp.metrics.collapse.collapse_warning", lambda *_: "all is one")
+    assert cvexp(*TINY, "trainer.max_steps=2").code == 0
+    worse = f"{WORSE} 0.250 at the best epoch, 0.500 untrained."
+    assert runs()[0].data.tags["warning"] == f"step 2: collapse: all is one; {worse}"
+    assert cvexp("task=report").code == 0
+    assert "The run warned: step 2: collapse: all is one." in text(page())
+    assert text(page()).count(worse.removesuffix(".")) == 2  # in the summary and in its section
+
+
+@pytest.mark.parametrize(
+    ("trained", "first"),
+    [
+        ([("multiclass", 0), ("multiclass", 1)], "On the 6 validation images, multiclass from random has a mean mIoU"),
+        ([("multiclass", 0), ("attention", 1)], "Of 2 combinations of method and start,"),
+    ],
+)
+def test_seeds_of_one_method_and_seeds_that_differ_between_methods(
+    cvexp: Callable[..., Outcome], trained: list[tuple[str, int]], first: str
+) -> None:
+    for task, seed in trained:
+        assert cvexp(f"task={task}", *SMALL, *QUICK, f"seed={seed}").code == 0
+    assert cvexp("task=report").code == 0  # the comparison is missing
+    outcome = cvexp("task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1")
+    assert outcome.code == 0, outcome.message
+    assert NO_PAIRS in " ".join(outcome.message.split())
+    outcome = cvexp("task=report")
+    assert outcome.code == 0, outcome.message
+    said = text(page())
+    assert first in said
+    assert NO_PAIRS in said
+    assert "Always predicting" in said.partition("Data")[0]
+    assert "constant always background" in said
+    (row,) = (row for row in cells(page()) if row and row[0].startswith("ms/image"))
+    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", row[1])
+
+
+def test_runs_that_did_not_record_their_data_are_named(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cvexp(*TINY, "trainer.max_steps=1").code == 0
+    run_id = runs()[0].info.run_id
+    for task in ("multiclass", "attention"):
+        assert cvexp(f"task={task}", *SMALL, *QUICK).code == 0
+    monkeypatch.setattr("cvexp.finished._recorded_data", lambda run: {})
+    monkeypatch.setattr("cvexp.finished.FinishedRun.classes", [])
+    outcome = cvexp("task=report")
+    assert outcome.code == 0, outcome.message
+    assert f"3 runs did not record the data: {run_id[:8]}" in text(page())
+    assert "did not record its data" in cvexp("task=compare").message
+    store().delete_tag(run_id, "data.val.fingerprint")
+    assert f"run: {run_id} did not record its data" in cvexp("task=neighbors").message

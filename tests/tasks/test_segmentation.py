@@ -1,5 +1,6 @@
 """Both segmentation tasks, end to end on small data."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,12 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from cvexp.report import segmentation as pictures
+from cvexp.report.segmentation import Example, predictions
 from cvexp.tasks.attention import draw_classes
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
 
 METRICS = {"loss", "miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/disk", "iou/background"}
 
@@ -212,4 +216,77 @@ def test_images_without_any_class_are_not_pictured() -> None:
 
     per_image = [(9, 9, 9), (0, 1, 0), (5, 9, 9), (1, 9, 9), (0, 0, 0)]  # the second has a false pixel and no label
     counts = np.array([[(100, 100, 100), own] for own in per_image])
-    assert best_median_worst([counts], 1) == {"best": [0], "median": [2], "worst": [3]}
+    assert best_median_worst([counts], np.full(5, 109), 1) == {"best": [0], "median": [2], "worst": [3]}
+
+
+def test_images_that_are_mostly_ignored_are_pictured_only_where_all_are() -> None:
+    from cvexp.tasks.segmentation import best_median_worst
+
+    per_image = [[(0, 0, 0), (9, 9, 9)], *([(40, 45, 41), (i, 9, 9)] for i in (8, 6, 4))]
+    counts = np.array(per_image)  # of the first only the object is labelled
+    areas = np.array([100, 100, 90, 100])
+    assert best_median_worst([counts], areas, 1) == {"best": [1], "median": [2], "worst": [3]}
+    assert best_median_worst([counts], areas * 10, 1)["best"] == [0]
+
+
+def test_the_evaluated_area_is_without_the_padding(tmp_path: Path) -> None:
+    from cvexp import data
+    from cvexp.tasks.segmentation import evaluated_areas
+
+    settings = dataset("coco", write_coco(tmp_path / "coco"), classes=["cat", "dog"])
+    index = data.load(settings, "segmentation").val  # 80 x 60 pixels
+    assert evaluated_areas(index, 64).tolist() == [64 * 48] * 4
+
+
+def with_objects(root: Path, labels: list[int | None]) -> Path:
+    """A COCO data set with an object of the label in each validation image, or with none."""
+    write_coco(root, val=len(labels))
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    objects = zip(content["annotations"], labels, strict=True)
+    kept = [{**one, "category_id": label, "bbox": [5, 5, 40, 45]} for one, label in objects if label is not None]
+    for one in kept:
+        one["segmentation"] = [[5, 5, 45, 5, 45, 50, 5, 50]]
+    path.write_text(json.dumps({**content, "annotations": kept}))
+    return root
+
+
+CAT, DOG = 17, 18
+
+
+def test_pictures_over_the_epochs_show_images_that_have_classes(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown: list[list[set[int]]] = []
+
+    def note(examples: list[Example], *arguments: object) -> Figure:
+        shown.append([set(np.unique(example.labels).tolist()) - {0, 255} for example in examples])
+        return predictions(examples, *arguments)
+
+    monkeypatch.setattr(pictures, "predictions", note)
+    root = with_objects(tmp_path / "coco", [None, CAT, None, CAT, None, CAT, CAT, None, DOG, None])
+    tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_", "trainer.max"))]
+    data = ["dataset=coco", f"dataset.root={root}", "dataset.classes=[cat,dog]", "dataset.empty_images=true"]
+    outcome = cvexp("task=multiclass", *tiny, *data, "task.pictured_images=3", "trainer.max_epochs=1")
+    assert outcome.code == 0, outcome.message
+    assert shown == [[{1}, {1}, {2}]] * 2  # untrained, and after the epoch
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "chosen"),
+    [
+        ([CAT, CAT, CAT, CAT, None, None, CAT, DOG], 2, {0, 7}),
+        ([CAT, CAT, CAT, CAT, None, None, CAT, DOG], 4, {0, 7, 3, 1}),
+        ([None, CAT, None], 5, {1}),
+        ([None] * 5, 3, {0, 2, 4}),
+        ([CAT, DOG], 0, set()),
+    ],
+)
+def test_pictured_images_are_spread_over_the_classes(
+    tmp_path: Path, labels: list[int | None], count: int, chosen: set[int]
+) -> None:
+    from cvexp import data
+    from cvexp.tasks.segmentation import choose_pictured
+
+    settings = dataset("coco", with_objects(tmp_path / "coco", labels), classes=["dog", "cat"], empty_images=True)
+    assert choose_pictured(data.open_splits(settings, "segmentation").val, count) == chosen
