@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from cvexp import checkpoints, config, data
 from cvexp.config import require
 from cvexp.data import augment
+from cvexp.data.enlargement import image_advice
 from cvexp.data.index import IGNORE, Splits
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.data.masks import Masks
@@ -27,6 +28,7 @@ from cvexp.models.backbone import Encoder
 from cvexp.models.deeplab import DECODERS
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
+from cvexp.report.console import print_line
 from cvexp.tasks import training
 from cvexp.tracking import Run
 
@@ -86,6 +88,8 @@ def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
         )
     if config.resume is None:
         run.log_data(config.dataset.name, splits)
+        if advice := image_advice(splits.train, config.dataset.image_size):
+            print_line(advice, style="bold yellow")
     trained = module(config, splits, run)
     training.train(trained, config, run, monitor=task.monitor)
     trained.picture_best()
