@@ -43,7 +43,7 @@ def draw_images(
         broken: (m,) which of these can't.
         image: (n,) the image of each object, all of them candidates.
         label: (n,) its class.
-        is_large: (n,) whether it is large enough to be a crop; the image that stands for a class should have such a one.
+        is_large: (n,) whether it is large enough to be a crop; the first image of a class has such a one if any does.
 
     Returns:
         Positions of images, ascending.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp.config import Dataset, nearest
+from cvexp.config import Dataset
 from cvexp.data.catalog import Catalog, Problem
 from cvexp.data.draw import draw_images, random_keys
 from cvexp.data.images import read_mask
@@ -136,30 +136,23 @@ class Splits(NamedTuple):
 def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.bool_] | None = None) -> Index:
     """What the configuration chooses of a catalog: classes, sizes, and how many images.
 
+    Classes that the catalog doesn't have keep their number; it has no objects of them.
+
     Args:
         catalog: All that there is.
         split: Its name.
         config: `classes` (null is all of them), `unlisted`, `empty_images`, `min_crop_size`, `limit`, `limit_seed`.
         broken: (m,) which of the catalog's images are to be left out.
-
-    Raises:
-        UserError: when a class does not exist.
     """
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
-    for name in classes:
-        if catalog.classes and name not in catalog.classes:
-            raise UserError(
-                f"dataset.classes: the {split} split of {catalog.root} has no class {name!r}; "
-                f"{nearest(name, catalog.classes)}"
-            )
     if not catalog.classes:  # nothing is labelled, so nothing can be chosen
         classes = ()
     new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabelled
     value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
-    for number, name in enumerate(classes):
-        position = catalog.classes.index(name)
-        new_label[position] = number
-        value_of[position] = number + 1
+    for position, name in enumerate(catalog.classes):
+        if name in classes:
+            new_label[position] = classes.index(name)
+            value_of[position] = new_label[position] + 1
     label = new_label[catalog.label]
     is_object = ~catalog.crowd & ((label >= 0) | (not catalog.classes))
     has_object = np.zeros(len(catalog.files), dtype=np.bool_)

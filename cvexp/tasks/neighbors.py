@@ -117,7 +117,7 @@ def embedded_crops(finished: FinishedRun, embedding: Embedding) -> tuple[Index, 
     Raises:
         UserError: when the data are no longer those of the run.
     """
-    index = data.load(finished.config.dataset, "pretraining").val
+    index = data.load(finished.config.dataset, "pretraining", needs_training=False).val
     assert isinstance(finished.config.task, dino.Config)
     if index.fingerprint() != finished.tags["data.val.fingerprint"]:
         raise UserError(

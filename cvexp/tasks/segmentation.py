@@ -85,6 +85,7 @@ def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
         raise UserError(
             f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
             "the decoder's batch norm needs at least 2 images in a batch"
+            + ("; choose a larger dataset.limit=" if config.dataset.limit == 1 else "")
         )
     if config.resume is None:
         run.log_data(config.dataset.name, splits)

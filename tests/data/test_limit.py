@@ -4,7 +4,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.conftest import dataset, write_coco
+from tests.conftest import Outcome, dataset, write_coco
 from tests.data.test_coco import FIVE
 from tests.data.test_voc import SIX
 
@@ -51,7 +52,7 @@ def test_a_rare_class_is_not_lost_and_common_ones_keep_their_proportion(tmp_path
 
 def nested(limited: Iterable[Index]) -> bool:
     sets = [set(files(index)) for index in limited]
-    return all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    return all(small < large for small, large in pairwise(sets))
 
 
 def test_coco_keeps_all_classes_and_smaller_limits_are_among_larger_ones(coco_mini: Path) -> None:
@@ -173,6 +174,13 @@ def test_classes_without_objects_are_reported_once_for_each_split(
     assert "b" in val.split("of the classes")[1].split(";")[0]
     assert "dataset.limit=1 leaves out" in val
     assert "b" not in val.split("leaves out")[1]
+
+
+def test_prepare_names_what_limit_leaves_out(cvexp: Callable[..., Outcome], tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree", {"a": 3, "b": 3})
+    outcome = cvexp("task=prepare", "dataset=folder", f"dataset.root={root}", "dataset.limit=1")
+    assert outcome.code == 0, outcome.message
+    assert outcome.message.count("dataset.limit=1 leaves out") == 2
 
 
 def test_errors_that_limit_causes_name_it(tmp_path: Path) -> None:
