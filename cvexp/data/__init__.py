@@ -78,7 +78,8 @@ def warn_of_absent_classes(index: Index, config: Dataset, use: Use) -> None:
         lost = ", ".join(name for name in absent if name in there)
         because = f"; dataset.limit={config.limit} leaves out {lost}" if lost else ""
         classes = f"class{'es' * (len(absent) > 1)} {', '.join(absent)}"
-        log.warning("data: the %s split has no object of the %s%s", index.split, classes, because)
+        size = f" that is at least {config.min_crop_size} px wide and high" if use == "pretraining" else ""
+        log.warning("data: the %s split has no object of the %s%s%s", index.split, classes, size, because)
 
 
 def _warn_of_untrained_classes(splits: Splits) -> None:

@@ -32,9 +32,9 @@ def draw_images(
     """Draw images such that no class is lost and the proportions of the classes stay.
 
     The stratum of an image is its rarest class; images without objects are a stratum of their own. First comes one
-    image of each class, the rarest class first; then the image of rank r, by its key, in a stratum of s images has the
-    place (r + 0.5) / s. So what a smaller number takes is among what a larger one takes. Broken images count in their
-    stratum and are passed over, so that they don't move the others.
+    image of each class that none before it has, the rarest class first. Then the image of rank r, by its key, in a
+    stratum of s images has the place (r + 0.5) / s. So the images of a smaller number are among those of a larger one.
+    Broken images count in their stratum but are skipped, so that the others keep their places.
 
     Args:
         num_images: How many to draw.
@@ -71,7 +71,7 @@ def draw_images(
     for number, one in enumerate(by_rarity.tolist()):
         if one in image_of and one not in covered:
             place[image_of[one]] = number - num_classes
-            covered.update(label[image == image_of[one]].tolist())
+            covered.update(label[(image == image_of[one]) & is_large].tolist())
 
     images = images[~broken[images]]
     return np.sort(images[np.lexsort((keys[images], place[images]))][:num_images])
