@@ -62,6 +62,7 @@ class Dataset:
     unlisted: str = MISSING
     empty_images: bool = MISSING
     limit: int | None = MISSING
+    limit_seed: int = MISSING
     strict: bool = MISSING
     image_size: int = MISSING
     min_crop_size: int = MISSING
@@ -74,6 +75,7 @@ class Dataset:
             require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
         require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
         require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
+        require(self.limit_seed >= 0, "dataset.limit_seed", self.limit_seed, "at least 0")
         require(self.image_size >= 2, "dataset.image_size", self.image_size, "at least 2 (pixels)")
         require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
         require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")

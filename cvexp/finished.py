@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -23,6 +24,21 @@ from cvexp.tracking import flatten
 log = logging.getLogger("cvexp")
 
 
+class RecordedData(NamedTuple):
+    """What a run recorded of a split.
+
+    Attributes:
+        fingerprint: Of the files' contents, boxes and labels.
+        images, objects: How many there are.
+        classes: The number of objects of each class, in order; empty where there are no labels.
+    """
+
+    fingerprint: str
+    images: int
+    objects: int
+    classes: dict[str, int]
+
+
 class FinishedRun:
     """A run that a job works on.
 
@@ -32,7 +48,7 @@ class FinishedRun:
         task: Its task.
         start: Where its weights came from: "random", "dino", "timm", or a file's name.
         tags, params, metrics: MLflow's.
-        data: Of each split the fingerprint, and how many images, objects, and objects of each class there are.
+        data: What it recorded of each split.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run: mlflow.entities.Run, local: Config) -> None:
@@ -79,8 +95,7 @@ class FinishedRun:
     @property
     def classes(self) -> list[str]:
         """Of the data, in order; none where they have no labels, or were not recorded."""
-        _, profile = self.data.get("val", ("", {}))
-        return [name for name in profile if name not in ("images", "objects")]
+        return list(self.data["val"].classes) if "val" in self.data else []
 
 
 def find_runs(
@@ -132,14 +147,16 @@ def _search(client: mlflow.MlflowClient, config: Config, tasks: Sequence[str]) -
         yield FinishedRun(client, run, config)
 
 
-def _recorded_data(run: mlflow.entities.Run) -> dict[str, tuple[str, dict[str, int]]]:
+def _recorded_data(run: mlflow.entities.Run) -> dict[str, RecordedData]:
     """What `Run.log_data` recorded."""
-    found: dict[str, tuple[str, dict[str, int]]] = {}
+    found = {}
     for entry in run.inputs.dataset_inputs if run.inputs else []:
         split = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), "")
-        if f"data.{split}.fingerprint" in run.data.tags:
+        if fingerprint := run.data.tags.get(f"data.{split}.fingerprint"):
             profile = json.loads(entry.dataset.profile or "{}")
-            found[split] = (run.data.tags[f"data.{split}.fingerprint"], profile)
+            images, objects = profile.pop("images", 0), profile.pop("objects", 0)
+            classes = profile.pop("classes", profile)  # older runs have the classes beside the others
+            found[split] = RecordedData(fingerprint, images, objects, classes if isinstance(classes, dict) else profile)
     return found
 
 

@@ -176,7 +176,7 @@ class Run:
                 digest=index.fingerprint()[:36],  # MLflow's limit
                 source_type="local",
                 source=json.dumps({"uri": str(index.root.absolute())}),
-                profile=json.dumps({"images": len(index.images), "objects": len(index), **index.counts()}),
+                profile=json.dumps({"images": len(index.images), "objects": len(index), "classes": index.counts()}),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", index.split)]))
         self.client.log_inputs(self.id, inputs)

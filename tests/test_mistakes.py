@@ -52,6 +52,7 @@ ON_COMMAND_LINE = {
     "two rates": (["task=multiclass", "task.atrous_rates=[1,2]"], "task.atrous_rates: got [1, 2]", "three"),
     "weight of no class": (["task=multiclass", "task.class_weights={cat: 2}"], "'cat'", "known: background"),
     "one image in a batch": (["task=multiclass", "loader.batch_size=1"], "loader.batch_size: got 1", "at least 2"),
+    "limit of one image": (["task=multiclass", "dataset.limit=1"], "1 training images", "a larger dataset.limit="),
     "stride of no model": (["task=multiclass", "task.output_stride=7"], "task.output_stride: got 7", "its own is 32"),
     "stride of a transformer": (
         ["task=multiclass", "backbone.name=test_vit", "task.output_stride=8"],

@@ -22,13 +22,41 @@ UNLABELLED = -1
 
 
 class Problem(NamedTuple):
-    """Something that is left out: where it is, and what is wrong with it, with the remedy."""
+    """Something that is left out: where it is, and what is wrong with it, with the remedy.
+
+    Attributes:
+        where: A file, or a place in it.
+        what: What is wrong; with `numbers`, what is wrong with each, `{number}` in it.
+        numbers: Those of a mask that are no class.
+    """
 
     where: str
     what: str
+    numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        if not self.numbers:
+            return f"{self.where}: {self.what}"
+        others = f" (and {len(self.numbers) - 1} more such numbers)" if len(self.numbers) > 1 else ""
+        return f"{self.where}: the mask has {self.what.replace('{number}', str(self.numbers[0]))}{others}"
+
+
+def grouped(problems: Sequence[Problem]) -> list[str]:
+    """The problems as lines to print: a number that is no class has one line, however many masks have it."""
+    masks_of: dict[int, list[str]] = {}
+    for problem in problems:
+        for number in problem.numbers:
+            masks_of.setdefault(number, []).append(problem.where)
+    lines: dict[str, None] = {}  # an ordered set
+    for problem in problems:
+        if not problem.numbers:
+            lines[str(problem)] = None
+        for number in problem.numbers:
+            masks = masks_of[number]
+            one = f"{masks[0]}: the mask has"
+            several = f"{len(masks)} masks, such as {masks[0]}, have"
+            lines[f"{several if len(masks) > 1 else one} {problem.what.replace('{number}', str(number))}"] = None
+    return list(lines)
 
 
 @dataclass
@@ -76,6 +104,20 @@ class Draft:
         self.areas.append(area)
         self.runs.append(runs)
         self.crowds.append(crowd)
+
+    def subset(self, chosen: Sequence[bool]) -> Draft:
+        """The chosen images with their objects, without the problems."""
+        subset = Draft(self.root, self.classes, self.mask_values, self.ignore_value)
+        new_position: dict[int, int] = {}
+        images = zip(self.files, self.sizes, self.mask_files, self.urls, chosen, strict=True)
+        for image, (file, size, mask_file, url, is_chosen) in enumerate(images):
+            if is_chosen:
+                new_position[image] = subset.add_image(file, *size, mask_file, url)
+        objects = zip(self.images, self.labels, self.boxes, self.areas, self.runs, self.crowds, strict=True)
+        for image, *values in objects:
+            if image in new_position:
+                subset.add_object(new_position[image], *values)
+        return subset
 
     def add_problem(self, where: object, what: str) -> None:
         self.problems.append(Problem(str(where), what))
@@ -219,7 +261,7 @@ def open_catalog(folder: Path) -> Catalog:
         mask_values=tuple(said["mask_values"]),
         ignore_value=said["ignore_value"],
         digest=said["digest"],
-        problems=tuple(Problem(*problem) for problem in said["problems"]),
+        problems=tuple(Problem(where, what, tuple(numbers)) for where, what, numbers in said["problems"]),
         files=blobs("files"),
         mask_files=blobs("mask_files"),
         urls=blobs("urls"),

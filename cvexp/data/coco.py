@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import is_zipfile
 
 from omegaconf import MISSING
@@ -22,30 +22,43 @@ from cvexp.data.catalog import Draft
 from cvexp.data.fetch import Remote, alone, fetch_with_bar
 from cvexp.data.images import leaves_folder
 from cvexp.data.prepare import Recipe, Use
+from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
 FORMAT = "see https://cocodataset.org/#format-data"
 
 
 @dataclass(kw_only=True)
-class Config(Dataset):
-    train_annotations: str = MISSING
-    train_images: str = MISSING
-    val_annotations: str = MISSING
-    val_images: str = MISSING
+class Config(SplitDataset):
+    split_keys: ClassVar[tuple[str, str]] = ("train_annotations", "val_annotations")
+    train_annotations: str | None = MISSING
+    train_images: str | None = MISSING
+    val_annotations: str | None = MISSING
+    val_images: str | None = MISSING
     download: bool = MISSING
     annotations_url: str = MISSING
     annotations_md5: str | None = MISSING
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for split in ("train", "val"):
+            if getattr(self, f"{split}_annotations") is not None and getattr(self, f"{split}_images") is None:
+                raise UserError(
+                    f"dataset.{split}_images: got null, but dataset.{split}_annotations needs its images; give their "
+                    f"folder with dataset.{split}_images=PATH"
+                )
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+
+def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
     """How the catalogs of both splits are made; the annotation files are fetched first where that is asked for."""
     if config.download:
         _fetch_annotations(config)
-    return (
-        recipe(config, "train", config.train_annotations, config.train_images, fetches=config.download),
-        recipe(config, "val", config.val_annotations, config.val_images, fetches=config.download),
-    )
+
+    def make(split: str) -> Recipe:
+        annotations, images = getattr(config, f"{split}_annotations"), getattr(config, f"{split}_images")
+        return recipe(config, split, annotations, images, fetches=config.download)
+
+    return split_recipes(config, make)
 
 
 def recipe(config: Dataset, split: str, annotations: str, images: str, fetches: bool = False) -> Recipe:
@@ -66,7 +79,7 @@ def recipe(config: Dataset, split: str, annotations: str, images: str, fetches: 
 
 def _fetch_annotations(config: Config) -> None:
     root = Path(config.root)
-    files = [config.train_annotations, config.val_annotations]
+    files = [file for file in (config.train_annotations, config.val_annotations) if file is not None]
     with alone(root):
         if all((root / file).is_file() for file in files):
             return

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cvexp.data.catalog import Draft
+from cvexp.data.catalog import Draft, Problem
 from cvexp.data.images import read_mask
 from cvexp.data.progress import in_parallel
 from cvexp.errors import UserError
@@ -41,33 +41,33 @@ def components(numbers_hw: NDArray[np.uint16], values: Sequence[int]) -> list[Co
     return found
 
 
-def add_masked_images(draft: Draft, files: Sequence[str], mask_files: Sequence[str]) -> None:
+def add_masked_images(draft: Draft, files: Sequence[str], mask_files: Sequence[str], remedy: str) -> None:
     """Add images with their mask files, and the components in these as objects.
 
     Args:
         draft: Has the classes and the numbers that they have in the masks.
         files: The images, relative to the draft's root.
         mask_files: Their masks, likewise.
+        remedy: What to do about a number that is no class, `{number}` in it.
     """
     known = {0, draft.ignore_value, *draft.mask_values}
 
-    def look(mask_file: str) -> tuple[tuple[int, int], list[Component]] | str:
+    def look(mask_file: str) -> tuple[tuple[int, int], list[Component]] | Problem:
         try:
             numbers = read_mask(draft.root / mask_file)
         except UserError as error:
-            return str(error)
+            where, _, what = str(error).partition(": ")
+            return Problem(where, what)
         if unknown := set(np.unique(numbers).tolist()) - known:
-            return (
-                f"{draft.root / mask_file}: the mask has the number {min(unknown)}, which is no class, nor 0 "
-                f"(background), nor {draft.ignore_value} (ignored); correct the mask, or name its class"
-            )
+            what = "the number {number}, which is no class, nor 0 (background), nor "
+            what += f"{draft.ignore_value} (ignored); {remedy}"
+            return Problem(str(draft.root / mask_file), what, tuple(sorted(unknown)))
         return (numbers.shape[1], numbers.shape[0]), components(numbers, draft.mask_values)
 
     looks = in_parallel(ThreadPoolExecutor(os.cpu_count()), look, mask_files, "reading masks")
     for file, mask_file, seen in zip(files, mask_files, looks, strict=True):
-        if isinstance(seen, str):
-            where, _, what = seen.partition(": ")
-            draft.add_problem(where, what)
+        if isinstance(seen, Problem):
+            draft.problems.append(seen)
             continue
         (width, height), objects = seen
         image = draft.add_image(file, width, height, mask_file=mask_file)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import MISSING
 from PIL import Image
 
-from cvexp.config import Dataset, require
+from cvexp.config import require
 from cvexp.data.catalog import UNLABELLED, Draft
 from cvexp.data.components import add_masked_images
 from cvexp.data.images import FORMATS, SUFFIXES, explain, upright_size
 from cvexp.data.prepare import Recipe, Use
+from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
 
 @dataclass(kw_only=True)
-class Config(Dataset):
-    train_images: str = MISSING
+class Config(SplitDataset):
+    split_keys: ClassVar[tuple[str, str]] = ("train_images", "val_images")
+    train_images: str | None = MISSING
     val_images: str | None = MISSING
-    val_fraction: float = MISSING
     train_masks: str | None = MISSING
     val_masks: str | None = MISSING
     mask_suffix: str = MISSING
@@ -33,8 +34,7 @@ class Config(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.val_fraction < 1, "dataset.val_fraction", self.val_fraction, "between 0 and 1")
-        if self.train_masks is not None:
+        if _has_masks(self):
             numbers = list((self.mask_values or {}).values())
             fits = numbers and len({*numbers, 0, self.ignore_value}) == len(numbers) + 2
             fits = fits and min(numbers) > 0 and max(*numbers, self.ignore_value) < 2**16
@@ -47,42 +47,45 @@ class Config(Dataset):
             )
 
 
+def _has_masks(config: Config) -> bool:
+    """Whether any images that are used have masks."""
+    masks = {"train": config.train_masks, "val": config.val_masks}
+    return any(masks[split] is not None for split in _splits(config))
+
+
+def _splits(config: Config) -> list[str]:
+    """The splits that have a folder of their own."""
+    return [split for split in ("train", "val") if getattr(config, f"{split}_images") is not None]
+
+
 def uses(config: Config) -> tuple[Use, ...]:
     """What the data can be used for."""
-    return ("pretraining",) if config.train_masks is None else ("pretraining", "segmentation")
+    return ("pretraining", "segmentation") if _has_masks(config) else ("pretraining",)
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
     """How the catalogs of both splits are made.
 
     Raises:
         UserError: where a folder is missing, or has no images.
     """
     root = Path(config.root).absolute()
-    train_images = os.path.relpath(root / config.train_images, root)
-    train = list_images(root, train_images, "dataset.train_images", config.train_masks, config.mask_suffix)
-    if config.val_images is None:
-        val_images, val_masks = train_images, config.train_masks
-        most = max(config.val_fraction, min(map(_chance, train)))  # one at least
-        val = [file for file in train if _chance(file) <= most]
-        train = [file for file in train if _chance(file) > most]
-    else:
-        val_images, val_masks = os.path.relpath(root / config.val_images, root), config.val_masks
-        val = list_images(root, val_images, "dataset.val_images", val_masks, config.mask_suffix)
-    if config.train_masks is not None:
-        if val_masks is None:
-            raise UserError("dataset.val_masks: got null, but it must be a folder, as dataset.train_masks is")
-        return (
-            _masked_recipe(config, root, train, train_images, config.train_masks),
-            _masked_recipe(config, root, val, val_images, val_masks),
-        )
-    names = {label_of(file, train_images) for file in train} | {label_of(file, val_images) for file in val}
+    masks = {"train": config.train_masks, "val": config.val_masks}
+    folders, files = {}, {}
+    for split in _splits(config):
+        key = f"dataset.{split}_images"
+        folders[split] = os.path.relpath(root / getattr(config, f"{split}_images"), root)
+        files[split] = list_images(root, folders[split], key, masks[split], config.mask_suffix)
+    if _has_masks(config):
+        for split, other in (("train", "val"), ("val", "train")):
+            if split in files and masks[split] is None:
+                raise UserError(
+                    f"dataset.{split}_masks: got null, but it must be a folder, as dataset.{other}_masks is"
+                )
+        return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], folders[split]))
+    names = {label_of(file, folders[split]) for split in files for file in files[split]}
     classes = sorted(name for name in names if name is not None)
-    by_chance = config.val_fraction if config.val_images is None else None
-    return (
-        tree_recipe(root, train, train_images, classes, by_chance),
-        tree_recipe(root, val, val_images, classes, by_chance),
-    )
+    return split_recipes(config, lambda split: tree_recipe(root, files[split], folders[split], classes))
 
 
 def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
@@ -128,23 +131,16 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: it can't be read ({error.strerror}); check its permissions")
 
 
-def _chance(file: str) -> float:
-    """A number from 0 to 1 that a name always has, so that an image stays in its split when others come."""
-    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
-
-
 def label_of(file: str, folder: str) -> str | None:
     """The first folder below `folder` on the way to a file; None for a file that lies in it directly."""
     parts = Path(file).relative_to(Path(folder)).parts
     return parts[0] if len(parts) > 1 else None
 
 
-def tree_recipe(
-    root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = (), val_fraction: float | None = None
-) -> Recipe:
+def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = ()) -> Recipe:
     """How the catalog of a tree of images is made, each of which is one object."""
     return Recipe(
-        [str(root), folder, list(classes), val_fraction],
+        [str(root), folder, list(classes)],
         [root / file for file in files],
         partial(read_tree, root, files, folder, classes),
     )
@@ -169,9 +165,10 @@ def read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[s
     return draft
 
 
-def _masked_recipe(config: Config, root: Path, files: Sequence[str], images: str, masks: str) -> Recipe:
+def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str], images: str) -> Recipe:
+    masks = getattr(config, f"{split}_masks")
     if not (root / masks).is_dir():
-        raise UserError(f"dataset.train_masks, val_masks: there is no folder {root / masks}; check dataset.root=")
+        raise UserError(f"dataset.{split}_masks: there is no folder {root / masks}; check dataset.root=")
     mask_files = [
         (Path(masks) / Path(file).relative_to(images).with_suffix("")).as_posix() + config.mask_suffix for file in files
     ]
@@ -183,5 +180,7 @@ def _masked_recipe(config: Config, root: Path, files: Sequence[str], images: str
 def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Draft:
     values = config.mask_values or {}
     draft = Draft(root, list(values), list(values.values()), config.ignore_value)
-    add_masked_images(draft, files, mask_files)
+    add_masked_images(
+        draft, files, mask_files, "name its class in dataset.mask_values, or set dataset.ignore_value={number}"
+    )
     return draft

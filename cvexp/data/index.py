@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp.config import Dataset, nearest
+from cvexp.config import Dataset
 from cvexp.data.catalog import Catalog, Problem
+from cvexp.data.draw import draw_images, random_keys
 from cvexp.data.images import read_mask
 from cvexp.data.rle import decode
 from cvexp.errors import UserError
@@ -71,6 +72,15 @@ class Index:
         """How many of the objects each class has."""
         labelled = self.label[self.label >= 0]
         return dict(zip(self.classes, np.bincount(labelled, minlength=len(self.classes)).tolist(), strict=True))
+
+    def num_objects(self) -> dict[str, int]:
+        """The number of objects of each class in the images, of any size, without crowds."""
+        if not self.classes:
+            return {}
+        catalog = self.catalog
+        objects = np.isin(catalog.image, self.images) & ~catalog.crowd
+        counts = np.bincount(self.value_of[catalog.label[objects]], minlength=len(self.classes) + 1)
+        return dict(zip(self.classes, counts[1 : len(self.classes) + 1].tolist(), strict=True))
 
     def label_map(self, image: int) -> NDArray[np.uint8]:
         """The class of each pixel of an image, given its position in the catalog.
@@ -141,46 +151,45 @@ class Splits(NamedTuple):
 def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.bool_] | None = None) -> Index:
     """What the configuration chooses of a catalog: classes, sizes, and how many images.
 
+    Classes that the catalog doesn't have keep their number; it has no objects of them.
+
     Args:
         catalog: All that there is.
         split: Its name.
-        config: `classes` (null is all of them), `unlisted`, `empty_images`, `min_crop_size`, `limit`.
+        config: `classes` (null is all of them), `unlisted`, `empty_images`, `min_crop_size`, `limit`, `limit_seed`.
         broken: (m,) which of the catalog's images are to be left out.
-
-    Raises:
-        UserError: when a class does not exist.
     """
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
-    for name in classes:
-        if catalog.classes and name not in catalog.classes:
-            raise UserError(
-                f"dataset.classes: the {split} split of {catalog.root} has no class {name!r}; "
-                f"{nearest(name, catalog.classes)}"
-            )
     if not catalog.classes:  # nothing is labelled, so nothing can be chosen
         classes = ()
     new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabelled
     value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
-    for number, name in enumerate(classes):
-        position = catalog.classes.index(name)
-        new_label[position] = number
-        value_of[position] = number + 1
+    for position, name in enumerate(catalog.classes):
+        if name in classes:
+            new_label[position] = classes.index(name)
+            value_of[position] = new_label[position] + 1
     label = new_label[catalog.label]
     is_object = ~catalog.crowd & ((label >= 0) | (not catalog.classes))
     has_object = np.zeros(len(catalog.files), dtype=np.bool_)
     has_object[catalog.image[is_object]] = True
-    usable = np.ones_like(has_object) if config.empty_images else has_object
-    if broken is not None:
-        usable &= ~broken
-    images = np.flatnonzero(usable)[: config.limit].astype(np.int32)
-    usable = np.zeros_like(usable)
-    usable[images] = True
-    is_crop = is_object & (catalog.box[:, 2:].min(axis=1) >= config.min_crop_size) & usable[catalog.image]
+    candidates = np.ones_like(has_object) if config.empty_images else has_object
+    broken = np.zeros_like(candidates) if broken is None else broken
+    images = np.flatnonzero(candidates & ~broken)
+    is_large = catalog.box[:, 2:].min(axis=1) >= config.min_crop_size
+    if config.limit is not None and config.limit < len(images):
+        of_class = np.flatnonzero(is_object & (label >= 0))
+        keys = random_keys(catalog.files, config.limit_seed)
+        images = draw_images(
+            config.limit, keys, candidates, broken, catalog.image[of_class], label[of_class], is_large[of_class]
+        )
+    is_chosen = np.zeros_like(candidates)
+    is_chosen[images] = True
+    is_crop = is_object & is_large & is_chosen[catalog.image]
     return Index(
         split=split,
         catalog=catalog,
         classes=classes,
-        images=images,
+        images=images.astype(np.int32),
         checksums=np.zeros(len(images), dtype=np.uint32),
         image=catalog.image[is_crop],
         label=label[is_crop],

@@ -20,9 +20,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cvexp.config import Dataset
+from cvexp.config import Dataset, nearest
 from cvexp.data import fetch
-from cvexp.data.catalog import Catalog, Draft, Problem, open_catalog, write_catalog
+from cvexp.data.catalog import Catalog, Draft, Problem, grouped, open_catalog, write_catalog
 from cvexp.data.images import decode, explain
 from cvexp.data.index import Index, Splits, select
 from cvexp.data.progress import in_parallel
@@ -32,7 +32,7 @@ Use = Literal["pretraining", "segmentation"]
 
 UNREADABLE = "it can't be read; check its permissions"
 
-VERSION = 1  # of what a catalog holds; another one makes all catalogs anew
+VERSION = 2  # of what a catalog holds; another one makes all catalogs anew
 
 
 class Recipe(NamedTuple):
@@ -51,15 +51,22 @@ class Recipe(NamedTuple):
     fetches: bool = False
 
 
-def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
+def make_splits(config: Dataset, train: Recipe | None, val: Recipe) -> Splits:
     """The index of both splits, with all images there and checked.
+
+    Args:
+        config: What is chosen. Without `classes` these are the training split's, in its order.
+        train: The recipe of the training split; None leaves it empty.
+        val: The recipe of the validation split.
 
     Raises:
         UserError: where something is missing or broken, or an image is in both splits.
     """
+    train = train or _nothing(config, val)
     catalogs = [make_catalog(config, split, recipe) for split, recipe in (("train", train), ("val", val))]
     if config.classes is None and catalogs[0].classes:  # so that both splits number them alike
         config = replace(config, classes=list(catalogs[0].classes))
+    _check_classes(config, *catalogs)
     _check_disjoint(*catalogs)
     if config.strict:  # before anything is fetched
         _stop_at([problem for catalog in catalogs for problem in catalog.problems])
@@ -70,10 +77,18 @@ def make_splits(config: Dataset, train: Recipe, val: Recipe) -> Splits:
     return splits
 
 
+def _nothing(config: Dataset, val: Recipe) -> Recipe:
+    """The recipe of an empty training split with the classes of the validation split."""
+    catalog = make_catalog(config, "val", val)
+    draft = Draft(catalog.root, catalog.classes, catalog.mask_values, catalog.ignore_value)
+    return Recipe([*val.settings, "nothing"], val.inputs, lambda: draft)
+
+
 def _stop_at(problems: Sequence[Problem]) -> None:
     if problems:
-        others = f" (and {len(problems) - 1} more, which task=prepare lists)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{others}; or leave out what is broken with dataset.strict=false")
+        first, *more = grouped(problems)
+        others = f" (and {len(more)} more, which task=prepare lists)" if more else ""
+        raise UserError(f"{first}{others}; or leave out what is broken with dataset.strict=false")
 
 
 def make_catalog(config: Dataset, split: str, recipe: Recipe) -> Catalog:
@@ -109,6 +124,13 @@ def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
         except OSError:
             states.append((path, -1, -1))
     return states
+
+
+def _check_classes(config: Dataset, train: Catalog, val: Catalog) -> None:
+    known = {*train.classes, *val.classes}
+    for name in config.classes or ():
+        if known and name not in known:
+            raise UserError(f"dataset.classes: {val.root} has no class {name!r}; {nearest(name, known)}")
 
 
 def _check_disjoint(train: Catalog, val: Catalog) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import MISSING
 
-from cvexp.config import Dataset
 from cvexp.data.catalog import Draft
 from cvexp.data.components import add_masked_images
 from cvexp.data.images import leaves_folder
 from cvexp.data.prepare import Recipe, Use
+from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
 CLASSES = (
@@ -22,22 +23,25 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
+REMEDY = "VOC's classes are 1 to 20: correct the masks, or read them with dataset=folder and dataset.mask_values"
+
 
 @dataclass(kw_only=True)
-class Config(Dataset):
-    train_list: str = MISSING
-    val_list: str = MISSING
+class Config(SplitDataset):
+    split_keys: ClassVar[tuple[str, str]] = ("train_list", "val_list")
+    train_list: str | None = MISSING
+    val_list: str | None = MISSING
     images: str = MISSING
     masks: str = MISSING
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
     """How the catalogs of both splits are made.
 
     Raises:
         UserError: where a list or a folder is missing.
     """
-    return _recipe(config, "train", config.train_list), _recipe(config, "val", config.val_list)
+    return split_recipes(config, lambda split: _recipe(config, split, getattr(config, f"{split}_list")))
 
 
 def _recipe(config: Config, split: str, list_file: str) -> Recipe:
@@ -67,5 +71,6 @@ def read(root: Path, path: Path, names: Sequence[str], images: str, masks: str) 
             draft.add_problem(f"{path}: entry {number}", f"{name!r} is there twice; take one out")
         else:
             good[name] = None
-    add_masked_images(draft, [f"{images}/{name}.jpg" for name in good], [f"{masks}/{name}.png" for name in good])
+    mask_files = [f"{masks}/{name}.png" for name in good]
+    add_masked_images(draft, [f"{images}/{name}.jpg" for name in good], mask_files, REMEDY)
     return draft

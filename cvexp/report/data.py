@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cvexp.config import Dataset
+from cvexp.data.catalog import grouped
 from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
+from cvexp.data.split import null_training_key
 from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
 
@@ -27,7 +30,7 @@ def describe(index: Index) -> dict[str, Any]:
     crops = index.counts()
     classes = {}
     for number, name in enumerate(index.classes):
-        own = np.flatnonzero(counted & (catalog.label == int(np.flatnonzero(index.value_of == number + 1)[0])))
+        own = np.flatnonzero(counted & (index.value_of[catalog.label] == number + 1))
         classes[name] = {
             "images": len(np.unique(catalog.image[own])),
             "instances": len(own),
@@ -47,7 +50,7 @@ def describe(index: Index) -> dict[str, Any]:
         "crops": len(index),
         "crowds": int(of_classes[catalog.label[crowds]].sum()) if len(index.classes) else 0,
         "classes": classes,
-        "problems": [list(problem) for problem in index.problems],
+        "problems": [[problem.where, str(problem).removeprefix(f"{problem.where}: ")] for problem in index.problems],
     }
 
 
@@ -57,12 +60,14 @@ def _range(values: Any) -> dict[str, float]:
     return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
 
 
-def print_data(name: str, splits: Splits) -> None:
+def print_data(config: Dataset, splits: Splits) -> None:
     """The table of both splits, and the first problems."""
-    table = Table(title=f"{name}: {splits.train.root}", title_justify="left")
+    key = null_training_key(config)
+    filled = [splits.val] if key else list(splits)
+    table = Table(title=f"{config.name}: {splits.val.root}", title_justify="left")
     for column in ("split", "class", "images", "instances", "crops", "pixels"):
         table.add_column(column, justify="left" if column in ("split", "class") else "right")
-    for index in splits:
+    for index in filled:
         said = describe(index)
         total = max(said["pixels"], 1)
         for row in said["classes"]:
@@ -71,7 +76,9 @@ def print_data(name: str, splits: Splits) -> None:
             table.add_row(index.split, shorten(row), *numbers, f"{own['pixels'] / total:.2%}")
         table.add_row(index.split, "all", str(said["images"]), "", str(said["crops"]), "", end_section=True)
     console.print(table)
-    for index in splits:
+    if key:
+        print_line(f"train: empty, as {key} is null")
+    for index in filled:
         said = describe(index)
         parts = [f"{index.split}: {said['images']} of {said['images_in_all']} images"]
         if said["width"]:
@@ -80,7 +87,7 @@ def print_data(name: str, splits: Splits) -> None:
         if said["crowds"]:
             parts.append(f"{said['crowds']} crowd regions are ignored")
         print_line("; ".join(parts))
-    problems = [problem for index in splits for problem in index.problems]
+    problems = grouped([problem for index in splits for problem in index.problems])
     for problem in problems[:MOST_SHOWN]:
         print_line(f"problem: {problem}", style="yellow")
     if len(problems) > MOST_SHOWN:

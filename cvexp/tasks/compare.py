@@ -71,7 +71,7 @@ def run(config: config.Config, run: Run) -> None:
     for warning in differing_settings(chosen):
         print_line(f"warning: the runs differ in {warning}", style="bold yellow")
     settings = chosen[0].config
-    splits = data.load(settings.dataset, "segmentation")
+    splits = data.load(settings.dataset, "segmentation", needs_training=False)
     if splits.val.fingerprint() != chosen[0].tags["data.val.fingerprint"]:
         raise UserError(
             f"dataset: the validation images or labels in {splits.val.root} have changed since the run {chosen[0].id}; "

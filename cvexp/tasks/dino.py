@@ -18,6 +18,7 @@ from cvexp import checkpoints, config, data
 from cvexp.config import require
 from cvexp.data import augment
 from cvexp.data.crops import Crops, mix
+from cvexp.data.enlargement import crop_advice
 from cvexp.data.index import Index, Splits
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.errors import UserError
@@ -27,6 +28,7 @@ from cvexp.models.backbone import feature_dim
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
 from cvexp.report import embedding, explorer
+from cvexp.report.console import print_line
 from cvexp.tasks import training
 from cvexp.tracking import Run
 
@@ -110,6 +112,10 @@ def run(config: config.Config, run: Run) -> None:
             f"task.monitor: got 'val/knn_top1', which needs labels, and {splits.val.root} has none; choose val/loss"
         )
     run.log_data(config.dataset.name, splits)
+    if config.resume is None and (
+        advice := crop_advice(splits.train, max(config.task.global_size, config.task.eval_size))
+    ):
+        print_line(advice, style="bold yellow")
     training.train(DINO(config, splits, run), config, run, monitor=config.task.monitor)
     explorer.log_explorer(run, splits.val, sample(splits.val, config.task.embed_crops))
 

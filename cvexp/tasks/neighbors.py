@@ -130,7 +130,7 @@ def embedded_crops(finished: FinishedRun, embedding: Embedding) -> tuple[Index, 
     Raises:
         UserError: when the data are no longer those of the run.
     """
-    index = data.load(finished.config.dataset, "pretraining").val
+    index = data.load(finished.config.dataset, "pretraining", needs_training=False).val
     assert isinstance(finished.config.task, dino.Config)
     if (recorded := finished.tags.get("data.val.fingerprint")) is None:
         raise UserError(f"run: {finished.id} did not record its data, so its crops are unknown; pretrain again")

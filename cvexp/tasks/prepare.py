@@ -27,11 +27,14 @@ def run(config: config.Config, run: Run) -> None:
     problems, seen = 0, set()
     for use in data.uses(config.dataset):
         splits = data.open_splits(lenient, use)
-        if splits.train.catalog.folder in seen:  # the same images serve both uses
+        if splits.val.catalog.folder in seen:  # the same images serve both uses
             continue
-        seen.add(splits.train.catalog.folder)
+        seen.add(splits.val.catalog.folder)
         report[use] = {index.split: describe(index) for index in splits}
-        print_data(config.dataset.name, splits)
+        print_data(config.dataset, splits)
+        for index in splits:
+            if len(index.images):
+                data.warn_of_absent_classes(index, config.dataset, use)
         problems += sum(len(index.problems) for index in splits)
     run.log_json(report, "data/report.json")
     if problems and config.dataset.strict:

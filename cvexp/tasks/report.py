@@ -14,7 +14,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from cvexp import config, finished
-from cvexp.finished import FinishedRun
+from cvexp.finished import FinishedRun, RecordedData
 from cvexp.metrics.bootstrap import Interval
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import comparison as compared
@@ -188,12 +188,12 @@ def _data(runs: Sequence[FinishedRun]) -> Blocks:
     if not runs:
         return _missing("There is no finished run.", "python -m cvexp task=dino")
     uses: dict[tuple[str, str, str], list[str]] = {}
-    profiles: dict[str, dict[str, int]] = {}
+    recorded: dict[str, RecordedData] = {}
     for one in runs:
         use = "pretraining" if one.config.task.name == "dino" else "segmentation"
-        for split, (digest, profile) in one.data.items():
-            profiles[digest] = profile
-            used = uses.setdefault((one.config.dataset.name, split, digest), [])
+        for split, data in one.data.items():
+            recorded[data.fingerprint] = data
+            used = uses.setdefault((one.config.dataset.name, split, data.fingerprint), [])
             if use not in used:
                 used.append(use)
     unrecorded = [one.id[:8] for one in runs if not one.data]
@@ -204,12 +204,11 @@ def _data(runs: Sequence[FinishedRun]) -> Blocks:
         return absent
     rows = []
     for (source, split, digest), used in uses.items():
-        counts = dict(profiles[digest])
-        images, objects = counts.pop("images"), counts.pop("objects")
-        named = [f"{shorten(name)} {count}" for name, count in counts.items()]
+        data = recorded[digest]
+        named = [f"{shorten(name)} {count}" for name, count in data.classes.items()]
         more = f" and {len(named) - CLASSES_NAMED} more" if len(named) > CLASSES_NAMED else ""
         classes = ", ".join(named[:CLASSES_NAMED]) + more or "no labels"
-        rows.append([source, split, " and ".join(used), f"{images}", f"{objects}", classes, digest[:8]])
+        rows.append([source, split, " and ".join(used), f"{data.images}", f"{data.objects}", classes, digest[:8]])
     sizes = sorted({one.config.dataset.image_size for one in runs if one.config.task.name != "dino"})
     caption = "Images and objects. The fingerprint is of file contents, boxes and labels."
     if sizes:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from cvexp import checkpoints, config, data
 from cvexp.config import require
 from cvexp.data import augment
+from cvexp.data.enlargement import image_advice
 from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.data.masks import Masks
@@ -28,6 +29,7 @@ from cvexp.models.backbone import Encoder
 from cvexp.models.deeplab import DECODERS
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
+from cvexp.report.console import print_line
 from cvexp.tasks import training
 from cvexp.tracking import Run
 
@@ -84,8 +86,11 @@ def run(module: type[Segmentation], config: config.Config, run: Run) -> None:
         raise UserError(
             f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
             "the decoder's batch norm needs at least 2 images in a batch"
+            + ("; choose a larger dataset.limit=" if config.dataset.limit == 1 else "")
         )
     run.log_data(config.dataset.name, splits)
+    if config.resume is None and (advice := image_advice(splits.train, config.dataset.image_size)):
+        print_line(advice, style="bold yellow")
     trained = module(config, splits, run)
     training.train(trained, config, run, monitor=task.monitor)
     trained.picture_best()

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ FIVE = ["person", "bicycle", "car", "cat", "dog"]
 
 @pytest.mark.parametrize("smallest", [1, 32, 64])
 def test_crops_are_the_objects_that_pycocotools_finds(coco_mini: Path, smallest: int) -> None:
-    splits = load(dataset("coco", coco_mini, min_crop_size=smallest), "pretraining")
+    splits = load(dataset("coco", coco_mini, classes=FIVE, min_crop_size=smallest), "pretraining")
     for index in splits:
         api = COCO(coco_mini / "annotations" / f"instances_{index.split}2017.json")
         expected = set()
@@ -36,14 +37,14 @@ def contents(index: Index) -> set[tuple[object, ...]]:
 
 
 def test_counts_are_those_of_the_data_page(coco_mini: Path) -> None:
-    splits = load(dataset("coco", coco_mini, min_crop_size=1), "pretraining")
+    splits = load(dataset("coco", coco_mini, classes=FIVE, min_crop_size=1), "pretraining")
     assert [len(index) for index in splits] == [883, 253]
     images = [
         {name: len(set(index.image[index.label == label].tolist())) for label, name in enumerate(FIVE)}
         for index in splits
     ]
     assert images == [dict(zip(FIVE, counts, strict=True)) for counts in ([171, 14, 29, 16, 10], [49, 8, 15, 4, 8])]
-    everything = load(dataset("coco", coco_mini, classes=None, empty_images=True), "segmentation")
+    everything = load(dataset("coco", coco_mini, empty_images=True), "segmentation")
     assert len(everything.train.classes) == 80
     assert sum(len(index.images) for index in everything) == 300
     assert 300 - sum(len(index.images) for index in splits) == 50
@@ -51,7 +52,7 @@ def test_counts_are_those_of_the_data_page(coco_mini: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_every_instance_has_the_mask_of_pycocotools(coco_mini: Path, split: str) -> None:
-    index = getattr(load(dataset("coco", coco_mini, classes=None, empty_images=True), "segmentation"), split)
+    index = getattr(load(dataset("coco", coco_mini, empty_images=True), "segmentation"), split)
     api = COCO(coco_mini / "annotations" / f"instances_{split}2017.json")
     images = {f"{split}2017/{image['file_name']}": image["id"] for image in api.imgs.values()}
     compared = 0
@@ -164,11 +165,13 @@ def test_where_an_object_is_not_known_nothing_counts_as_background(coco_root: Pa
     assert set(np.unique(dogs.label_map(0))) == {0}  # the lost object is a cat
 
 
-def test_limit_takes_the_first_images_and_reads_no_other(coco_root: Path) -> None:
-    for i in range(3, 8):
-        (coco_root / "train2017" / f"train{i}.jpg").unlink()
-    splits = open_splits(dataset("coco", coco_root, classes=["cat", "dog"], limit=3), "pretraining")
-    assert [splits.train.catalog.file(i) for i in splits.train.images] == [f"train2017/train{i}.jpg" for i in range(3)]
+def test_limit_reads_no_image_that_is_not_drawn(coco_root: Path) -> None:
+    settings = dataset("coco", coco_root, classes=["cat", "dog"], limit=3)
+    drawn = open_splits(settings, "pretraining").train
+    for i in set(range(8)) - set(drawn.images.tolist()):
+        drawn.path(i).unlink()
+    shutil.rmtree("outputs")
+    assert open_splits(settings, "pretraining").train.images.tolist() == drawn.images.tolist()
 
 
 def test_boxes_without_masks_serve_pretraining_alone(coco_root: Path) -> None:
@@ -182,3 +185,42 @@ def test_boxes_without_masks_serve_pretraining_alone(coco_root: Path) -> None:
     assert len(load(settings, "pretraining").train) == 8
     with pytest.raises(UserError, match="has no masks"):
         load(settings, "segmentation")
+
+
+def test_by_default_all_classes_of_the_file_in_its_order(coco_root: Path) -> None:
+    splits = load(dataset("coco", coco_root), "pretraining")
+    assert splits.train.classes == splits.val.classes == ("cat", "dog", "person")
+    assert splits.train.counts() == {"cat": 4, "dog": 4, "person": 0}
+
+
+@pytest.fixture
+def other_categories(coco_root: Path) -> Path:
+    """The validation file has other categories, in another order and by other ids: 5 dogs' ids, birds, no person."""
+    path = coco_root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 3, "name": "bird"}, {"id": 17, "name": "dog"}, {"id": 1, "name": "cat"}]
+    for annotation, category in zip(content["annotations"], (3, 17, 17, 1), strict=True):
+        annotation["category_id"] = category
+    path.write_text(json.dumps(content))
+    return coco_root
+
+
+@pytest.mark.parametrize(("unlisted", "value"), [("background", 0), ("ignore", 255)])
+def test_where_category_lists_differ_the_training_files_number_the_classes(
+    other_categories: Path, unlisted: str, value: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = dataset("coco", other_categories, unlisted=unlisted, empty_images=True)
+    splits = load(settings, "segmentation")
+    assert splits.train.classes == splits.val.classes == ("cat", "dog", "person")
+    assert splits.val.num_objects() == {"cat": 1, "dog": 2, "person": 0}
+    assert [set(np.unique(splits.val.label_map(i))) for i in range(4)] == [{0, value}, {0, 2}, {0, 2}, {0, 1}]
+    assert "only the val split has the class bird" in caplog.text
+    assert load(settings, "pretraining").val.counts() == {"cat": 1, "dog": 2, "person": 0}
+
+
+def test_a_class_that_is_chosen_must_be_in_one_of_the_files(other_categories: Path) -> None:
+    splits = load(dataset("coco", other_categories, classes=["dog", "bird", "person"]), "pretraining")
+    assert splits.train.counts() == {"dog": 4, "bird": 0, "person": 0}
+    assert splits.val.counts() == {"dog": 2, "bird": 1, "person": 0}
+    with pytest.raises(UserError, match=r"dataset\.classes: .* has no class 'birds'; did you mean bird"):
+        load(dataset("coco", other_categories, classes=["birds"]), "pretraining")

@@ -254,7 +254,9 @@ def settings(server: Server, root: Path, **keys: object) -> object:
 def test_coco_fetches_the_images_that_classes_and_limit_need(server: Server, hosted: Path, tmp_path: Path) -> None:
     root = tmp_path / "mine"
     splits = load(settings(server, root, limit=2), "segmentation")  # type: ignore[arg-type]
-    files = {"train2017/train0.jpg", "train2017/train2.jpg", "val2017/val0.jpg", "val2017/val2.jpg"}
+    cats = {f"train2017/train{i}.jpg" for i in (0, 2, 4, 6)} | {"val2017/val0.jpg", "val2017/val2.jpg"}
+    files = {index.catalog.file(i) for index in splits for i in index.images.tolist()}
+    assert files < cats
     names = {"annotations/instances_train2017.json", "annotations/instances_val2017.json"}
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {".cvexp.lock"}
     assert there == files | names
