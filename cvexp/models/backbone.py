@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import huggingface_hub
 import timm
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from cvexp.config import nearest
@@ -27,25 +26,27 @@ def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Modu
         args: Passed to `timm.create_model`.
 
     Raises:
-        UserError: for an unknown name, arguments that the model doesn't accept, and weights that can't be fetched.
+        UserError: for an unknown name, arguments that the model doesn't accept, and weights that can't be loaded.
     """
     if not timm.is_model(name):
         raise UserError(f"backbone.name: timm has no model {name!r}; {nearest(name, timm.list_models())}")
     try:
         with _cache_if_offline() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
-    except TypeError as error:
-        raise UserError(f"backbone.args: {name} refuses {args}: {one_line(error)}") from error
     except Exception as error:  # models raise many kinds
-        if pretrained:
-            raise UserError(
-                f"backbone.weights=timm: the pretrained weights of {name} can't be fetched ({one_line(error)}); check "
+        if isinstance(error, TypeError) and args:
+            message = f"backbone.args: {name} refuses {args}: {one_line(error)}"
+        elif pretrained:
+            message = (
+                f"backbone.weights=timm: the pretrained weights of {name} can't be loaded ({one_line(error)}); check "
                 "the network, or give a file with backbone.weights=PATH"
-            ) from error
-        raise UserError(
-            f"backbone.name: {name} can't be created with {args or 'its defaults'} ({one_line(error)}); change "
-            "backbone.args, or choose another with backbone.name="
-        ) from error
+            )
+        else:
+            message = (
+                f"backbone.name: {name} can't be created with {args or 'its defaults'} ({one_line(error)}); change "
+                "backbone.args, or choose another with backbone.name="
+            )
+        raise UserError(message) from error
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def _cache_if_offline() -> Iterator[None]:
     """Use the local cache alone when the hub can't be reached, where its client would retry for 48 seconds."""
     offline = constants.HF_HUB_OFFLINE
     try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
+        get_session().head(constants.ENDPOINT, timeout=5)
     except Exception:  # of an HTTP library that depends on the client's version
         constants.HF_HUB_OFFLINE = True
     try:

@@ -26,7 +26,7 @@ FLEXIBLE: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False},
 )
 
-SUGGESTED = {*range(32, 449, 16), *range(28, 449, 14)}  # image sizes to try: multiples of common patch sizes
+SUGGESTED = {*range(32, 128, 16), *range(128, 449, 32), *range(28, 449, 28)}  # image sizes: multiples of patch sizes
 
 
 class Needs(NamedTuple):
@@ -75,7 +75,7 @@ def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str,
         except Exception as error:  # models raise many kinds
             reason = one_line(error) if chosen == args else reason
         else:
-            if own_stride == (needs.output_stride or chosen.get("output_stride", own_stride)):
+            if not needs.maps or own_stride == (needs.output_stride or chosen.get("output_stride", own_stride)):
                 return chosen
     if own_stride is not None:
         raise UserError(
@@ -120,25 +120,33 @@ def _refusal(name: str, args: dict[str, Any], needs: Needs, reason: str) -> str:
 
 def _find_sizes(name: str, args: dict[str, Any], needs: Needs) -> dict[str, int]:
     """The nearest sizes that a model accepts together, by the key that sets them; empty if there are none."""
-    found = []
+    best: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]):
-        for option in FLEXIBLE:
-            with contextlib.suppress(UserError):  # it has no such argument
-                backbone = create_backbone(name, **option | args)
-                nearest_sizes = {key: _first_accepted(backbone, size, needs) for key, size in needs.sizes.items()}
-                found.append({key: size for key, size in nearest_sizes.items() if size is not None})
-        for size in _nearest(max(needs.sizes.values())):
+        for size in _nearest(max(needs.sizes.values())):  # one size for all
             with contextlib.suppress(Exception):  # models raise many kinds
                 _check(create_backbone(name, **{"img_size": size} | args), needs._replace(sizes={"": size}))
-                found.append(dict.fromkeys(needs.sizes, size))
+                best = dict.fromkeys(needs.sizes, size)
                 break
-    complete = [sizes for sizes in found if len(sizes) == len(needs.sizes)]
-    return min(complete, key=lambda sizes: sum(abs(sizes[key] - needs.sizes[key]) for key in sizes), default={})
+        for option in FLEXIBLE:
+            within = _distance(best, needs) if best else max(SUGGESTED)
+            with contextlib.suppress(UserError):  # it has no such argument
+                backbone = create_backbone(name, **option | args)
+                found = {key: _first_accepted(backbone, size, within, needs) for key, size in needs.sizes.items()}
+                complete = {key: size for key, size in found.items() if size is not None}
+                if len(complete) == len(found) and (not best or _distance(complete, needs) < within):
+                    best = complete
+    return best
 
 
-def _first_accepted(backbone: nn.Module, wanted: int, needs: Needs) -> int | None:
-    """The image size nearest to the wanted one that a model accepts."""
+def _distance(sizes: dict[str, int], needs: Needs) -> int:
+    return sum(abs(size - needs.sizes[key]) for key, size in sizes.items())
+
+
+def _first_accepted(backbone: nn.Module, wanted: int, within: int, needs: Needs) -> int | None:
+    """The image size nearest to the wanted one that a model accepts; None if there is none so near."""
     for size in _nearest(wanted):
+        if abs(size - wanted) > within:
+            break
         with contextlib.suppress(Exception):  # models raise many kinds
             _check(backbone, needs._replace(sizes={"": size}))
             return size
