@@ -116,10 +116,10 @@ def train(name: str, overrides: list[str], folder: Path) -> None:
         os.dup2(log.fileno(), 2)
     for task, arguments in TASKS.items():
         command = [f"task={task}", f"backbone.name={name}", *arguments, *SMALL, *overrides]
-        result = run([*command, f"tracking.folder=outputs/{name}", "dataset.root=shapes"])
+        result = run(command)
         if "; it can with " in result:
             remedy = result.partition("; it can with ")[2]
-            again = run([*command, f"tracking.folder=outputs/{name}", "dataset.root=shapes", *remedy.split()])
+            again = run([*command, *remedy.split()])
             result = f"{again} with {remedy}"
         Path(f"{name}.{task}.json").write_text(json.dumps(result))
 
