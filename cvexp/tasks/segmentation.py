@@ -107,9 +107,7 @@ def make_encoder(config: config.Config, start: checkpoints.StartingPoint) -> Enc
     needs = Needs({"dataset.image_size": size}, maps=True, output_stride=task.output_stride)
     encoder = Encoder(start.backbone(needs), size)
     if start.run is not None and task.output_stride is None and encoder.stride != DEFAULT_STRIDE:
-        print_line(
-            f"output stride: {encoder.stride}, the own one of {config.backbone.name}, which can't have {DEFAULT_STRIDE}"
-        )
+        print_line(f"output stride: {encoder.stride}, as {config.backbone.name} can't have {DEFAULT_STRIDE}")
     return encoder
 
 
