@@ -152,12 +152,11 @@ def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
     assert runs()[0].data.metrics["val/loss"] > 0
 
 
-@pytest.mark.parametrize("backbone", ["test_convnext", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_vit", "ghostnet_050"])
 def test_other_families_of_backbones_train(cvexp: Callable[..., Outcome], backbone: str) -> None:
-    args = ["backbone.args.dynamic_img_size=true"] if backbone == "test_vit" else []
     tiny = [argument for argument in TINY if not argument.startswith("backbone.")]
     tiny += ["task.global_size=64", "task.local_size=32"]  # ConvNeXt can't take less
-    outcome = cvexp(*tiny, f"backbone.name={backbone}", "backbone.args={}", *args, "trainer.max_steps=2")
+    outcome = cvexp(*tiny, f"backbone.name={backbone}", "trainer.max_steps=2")
     assert outcome.code == 0, outcome.message
 
 

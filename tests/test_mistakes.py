@@ -60,9 +60,14 @@ ON_COMMAND_LINE = {
         "its own is 16",
     ),
     "size for no patches": (
-        ["task=multiclass", "backbone.name=test_vit", "dataset.image_size=56"],
+        ["task=multiclass", "backbone.name=test_vit", "+backbone.args.dynamic_img_pad=false", "dataset.image_size=56"],
         "dataset.image_size: test_vit can't take images of 56 px",
-        "16",
+        "it can with dataset.image_size=64",
+    ),
+    "views too small for a network": (
+        ["backbone.name=dla46_c", "task.global_size=96", "task.local_size=48"],
+        "task.local_size: dla46_c can't take images of 96 and 48 px",
+        "it can with task.global_size=96 task.local_size=64",
     ),
     "heads that don't divide": (["task=attention", "task.heads=3"], "task.heads: got 3", "divisor"),
     "unknown kind of attention": (["task=attention", "task.kind=cosin"], "'cosin'", "cosine"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
 from cvexp.config import nearest
@@ -13,86 +16,158 @@ from cvexp.errors import UserError
 
 LOW_STRIDE = 4  # of the early map, as in the DeepLabV3+ paper
 
+NAMES = {"resnet_mini": "test_resnet"}  # ours, with timm's
 
-def create_backbone(name: str, pretrained: bool = False, output_stride: int | None = None, **args: Any) -> nn.Module:
-    """A timm model that gives a feature map by `forward_features` and one pooled vector by `forward`.
+
+def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Module:
+    """Create a timm model that gives feature maps by `forward_intermediates` and one pooled vector by `forward`.
 
     Args:
-        name: Any name that timm knows.
-        pretrained: With timm's pretrained weights, fetched from its hub.
-        output_stride: How many pixels of the image a position of the last map stands for, reached by dilation where
-            the model can; None is the model's own.
+        name: Any name that timm knows, or one of ours.
+        pretrained: Load timm's pretrained weights, from the local cache or its hub.
         args: Passed to `timm.create_model`.
 
     Raises:
-        UserError: for an unknown name, arguments that the model does not take, an output stride that it can't have, and
-            weights that can't be fetched.
+        UserError: for an unknown name, arguments that the model doesn't accept, and weights that can't be loaded.
     """
-    if not timm.is_model(name):
-        raise UserError(f"backbone.name: timm has no model {name!r}; {nearest(name, timm.list_models())}")
-    if output_stride is not None:
-        try:
-            backbone = _create(name, pretrained, {**args, "output_stride": output_stride})
-        except (UserError, AssertionError, NotImplementedError):  # it has no such argument, or not this value of it
-            backbone = _create(name, pretrained, args)
-        if (own := _feature_maps(backbone)[-1]["reduction"]) != output_stride:
-            raise UserError(
-                f"task.output_stride: got {output_stride}, but {name} can't have it, at least not with these "
-                f"backbone.args; its own is {own}"
-            )
-        return backbone
-    return _create(name, pretrained, args)
-
-
-def _create(name: str, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(NAMES.get(name, name)):
+        raise UserError(f"backbone.name: timm has no model {name!r}; {nearest(name, [*NAMES, *timm.list_models()])}")
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
-    except TypeError as error:
-        raise UserError(f"backbone.args: {name} refuses {args}: {error}") from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise UserError(
-            f"backbone.weights=timm: the pretrained weights of {name} can't be fetched ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); check the network, or give a file with backbone.weights=PATH"
-        ) from error
+        with _cache_if_offline() if pretrained else contextlib.nullcontext():
+            return timm.create_model(NAMES.get(name, name), pretrained=pretrained, num_classes=0, **args)
+    except Exception as error:  # models raise many kinds
+        if isinstance(error, TypeError) and args:
+            message = f"backbone.args: {name} refuses {args}: {one_line(error)}"
+        elif pretrained:
+            message = (
+                f"backbone.weights=timm: the pretrained weights of {name} can't be loaded ({one_line(error)}); check "
+                "the network, or give a file with backbone.weights=PATH"
+            )
+        else:
+            message = (
+                f"backbone.name: {name} can't be created with {args or 'its defaults'} ({one_line(error)}); change "
+                "backbone.args, or choose another with backbone.name="
+            )
+        raise UserError(message) from error
 
 
-def _feature_maps(backbone: nn.Module) -> list[dict[str, Any]]:
-    """What timm knows of the feature maps: channels (`num_chs`) and stride (`reduction`)."""
+@contextlib.contextmanager
+def _cache_if_offline() -> Iterator[None]:
+    """Use the local cache alone when the hub can't be reached, where its client would retry for 48 seconds."""
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of an HTTP library that depends on the client's version
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _measuring(model: nn.Module) -> Iterator[None]:
+    """Run a model without leaving a trace: in evaluation mode, without gradients, with the random state restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        model.train(training)
+
+
+def feature_dim(backbone: nn.Module, image_size: int) -> int:
+    """Measure the length of a backbone's pooled vector, which timm's `num_features` doesn't always give.
+
+    Args:
+        backbone: A timm model.
+        image_size: Side length of the image that is tried, in pixels.
+
+    Raises:
+        ValueError: when the model gives something else than a vector for each image.
+    """
+    with _measuring(backbone):
+        features = backbone(torch.zeros(1, 3, image_size, image_size))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"it gives {shape} instead of one vector for each image")
+    return features.shape[1]
+
+
+def feature_maps(backbone: nn.Module) -> list[dict[str, Any]]:
+    """What timm knows of the feature maps: channels (`num_chs`), stride (`reduction`) and where they are (`module`)."""
     maps = backbone.feature_info
     assert isinstance(maps, list)
     return maps
 
 
-def feature_dim(backbone: nn.Module) -> int:
-    """The length of a backbone's pooled vector."""
-    dim = backbone.num_features
-    assert isinstance(dim, int)
-    return dim
-
-
 class Encoder(nn.Module):
     """A backbone that gives two feature maps: an early one, which knows where edges are, and the last one.
 
+    Args:
+        backbone: A timm model.
+        image_size: Side length of the image on which the maps are measured, in pixels.
+
     Attributes:
         low_channels, high_channels: Of the two maps.
+        stride: Pixels of the image for each position of the last map.
+
+    Raises:
+        ValueError: when the model gives something else than feature maps.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, image_size: int) -> None:
         super().__init__()
         self.backbone = backbone
-        maps = _feature_maps(backbone)
+        maps = feature_maps(backbone)
         fine = [number for number, map_ in enumerate(maps) if map_["reduction"] <= LOW_STRIDE]
         low = fine[-1] if fine else len(maps) // 4  # of a transformer all maps have the same size
         self.indices = [low, len(maps) - 1]
-        self.low_channels, self.high_channels = (int(maps[index]["num_chs"]) for index in self.indices)
+        self.stride = int(maps[-1]["reduction"])
+        self.norm = True
+        with _measuring(self):
+            images = torch.zeros(1, 3, image_size, image_size)
+            try:
+                measured = self(images)
+            except AssertionError:  # some models can't normalise their maps
+                self.norm = False
+                measured = self(images)
+        if any(map_.ndim != 4 for map_ in measured):
+            raise ValueError(f"its feature maps have the shapes {[tuple(map_.shape) for map_ in measured]}")
+        self.low_channels, self.high_channels = (map_.shape[1] for map_ in measured)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, h, w) to two maps (b, c, h', w')."""
+        if not hasattr(self.backbone, "forward_intermediates"):
+            return self._hooked(images)
         low, high = self.backbone.forward_intermediates(  # type: ignore[operator]
-            images, indices=self.indices, norm=True, intermediates_only=True
+            images, indices=self.indices, norm=self.norm, intermediates_only=True
         )
+        return low, high
+
+    def _hooked(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of the modules that `feature_info` names."""
+        outputs: dict[int, Tensor] = {}
+
+        def keep(index: int, output: Tensor) -> None:
+            channels = feature_maps(self.backbone)[index]["num_chs"]
+            channels_last = output.ndim == 4 and output.shape[1] != channels == output.shape[3]
+            outputs[index] = output.movedim(3, 1) if channels_last else output
+
+        with contextlib.ExitStack() as stack:
+            for index in self.indices:
+                module = self.backbone.get_submodule(feature_maps(self.backbone)[index]["module"])
+                handle = module.register_forward_hook(lambda _module, _inputs, output, index=index: keep(index, output))
+                stack.callback(handle.remove)
+            self.backbone.forward_features(images)  # type: ignore[operator]
+        low, high = (outputs[index] for index in self.indices)
         return low, high
 
 

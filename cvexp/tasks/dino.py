@@ -26,6 +26,7 @@ from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.backbone import feature_dim
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
+from cvexp.models.probe import Needs
 from cvexp.models.schedules import cosine, warmup_constant
 from cvexp.report import embedding, explorer
 from cvexp.report.console import print_line
@@ -135,12 +136,11 @@ class DINO(pl.LightningModule):
         self.run_ = run
         torch.manual_seed(config.seed)
         start = checkpoints.StartingPoint(config, run)
-        backbone = start.backbone()
+        backbone = start.backbone(backbone_needs(self.task))
         start.record()
         task = self.task
-        head = DINOHead(
-            feature_dim(backbone), task.hidden_dim, task.bottleneck_dim, task.out_dim, batch_norm=task.batch_norm
-        )
+        features = feature_dim(backbone, task.global_size)
+        head = DINOHead(features, task.hidden_dim, task.bottleneck_dim, task.out_dim, batch_norm=task.batch_norm)
         self.student = DINONetwork(backbone, head)
         self.teacher = make_teacher(self.student)
         self.loss = DINOLoss(self.task.out_dim, self.task.student_temperature, self.task.center_momentum)
@@ -278,6 +278,16 @@ class DINO(pl.LightningModule):
 
     def _embeds_now(self) -> bool:
         return self.global_step == self.total_steps or self.epochs_done % self.task.embed_every_n_epochs == 0
+
+
+def backbone_needs(task: Config) -> Needs:
+    """What the backbone must accept: the views of all sizes."""
+    sizes = {"task.global_size": task.global_size}
+    if task.local_crops:
+        sizes["task.local_size"] = task.local_size
+    if task.eval_size != task.global_size:
+        sizes["task.eval_size"] = task.eval_size
+    return Needs(sizes)
 
 
 def _views(task: Config) -> list[Any]:

@@ -27,6 +27,7 @@ from cvexp.errors import UserError
 from cvexp.metrics import iou
 from cvexp.models.backbone import Encoder
 from cvexp.models.deeplab import DECODERS
+from cvexp.models.probe import DEFAULT_STRIDE, Needs
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
@@ -38,7 +39,7 @@ from cvexp.tracking import Run
 class SegmentationTask(config.Task):
     """The keys that both tasks have."""
 
-    output_stride: int = MISSING
+    output_stride: int | None = MISSING
     freeze_backbone: bool = MISSING
     backbone_lr_factor: float = MISSING
     decoder: str = MISSING
@@ -54,7 +55,9 @@ class SegmentationTask(config.Task):
     monitor: str = MISSING
 
     def __post_init__(self) -> None:
-        for key in ("output_stride", "decoder_channels", "picture_every_n_epochs"):
+        stride = self.output_stride
+        require(stride is None or stride >= 1, "task.output_stride", stride, "at least 1, or null")
+        for key in ("decoder_channels", "picture_every_n_epochs"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
         for key in ("flip", "jitter_probability", "dropout"):
             require(0 <= getattr(self, key) <= 1, f"task.{key}", getattr(self, key), "from 0 to 1")
@@ -100,19 +103,15 @@ def make_encoder(config: config.Config, start: checkpoints.StartingPoint) -> Enc
     """The backbone with its weights, as it gives feature maps.
 
     Raises:
-        UserError: when it can't take images of `dataset.image_size`.
+        UserError: when it can't take images of `dataset.image_size`, or have the output stride.
     """
     task = config.task
     assert isinstance(task, SegmentationTask)
-    encoder = Encoder(start.backbone(task.output_stride))
     size = config.dataset.image_size
-    try:
-        with torch.no_grad():
-            encoder.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(
-            f"dataset.image_size: {config.backbone.name} can't take images of {size} px: {str(error).splitlines()[0]}"
-        ) from error
+    needs = Needs({"dataset.image_size": size}, maps=True, output_stride=task.output_stride)
+    encoder = Encoder(start.backbone(needs), size)
+    if start.run is not None and task.output_stride is None and encoder.stride != DEFAULT_STRIDE:
+        print_line(f"output stride: {encoder.stride}, as {config.backbone.name} can't have {DEFAULT_STRIDE}")
     return encoder
 
 

@@ -13,7 +13,7 @@ CLASSES = 5
 
 def make_attention(placement: str, decoder: str = "deeplabv3plus", **kwargs: object) -> AttentionSegmenter:
     torch.manual_seed(0)
-    encoder = Encoder(create_backbone("test_resnet", output_stride=16))
+    encoder = Encoder(create_backbone("test_resnet", output_stride=16), image_size=64)
     high = encoder.high_channels
     channels, dim = (high, 24) if placement == "encoder" else (16, 16)
     attention = ClassAttention(CLASSES, channels, dim, heads=2, **kwargs)  # type: ignore[arg-type]

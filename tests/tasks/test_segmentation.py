@@ -59,8 +59,8 @@ def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outco
         ["task=attention", "task.kind=cosine", "task.normalization=mean_one", "task.output_stride=8"],
         ["task=attention", "task.kind=dot_product", "task.placement=encoder", "task.decoder=deeplabv3"],
         ["task=multiclass", "task.decoder=deeplabv3", "task.class_weights={background: 0.5, star: 2}"],
-        ["task=multiclass", "backbone=vit_small", "backbone.name=test_vit", "trainer.max_steps=1"],
-        ["task=multiclass", "backbone=convnext_tiny", "backbone.name=test_convnext", "trainer.max_steps=1"],
+        ["task=multiclass", "backbone.name=test_vit", "trainer.max_steps=1"],
+        ["task=multiclass", "backbone.name=test_convnext", "trainer.max_steps=1"],
     ],
 )
 def test_every_variant_trains(cvexp: Callable[..., Outcome], settings: list[str]) -> None:
@@ -68,6 +68,24 @@ def test_every_variant_trains(cvexp: Callable[..., Outcome], settings: list[str]
     tiny = [setting for setting in TINY_SEGMENTATION if setting.partition("=")[0] not in names]
     outcome = cvexp(*settings, *tiny)
     assert outcome.code == 0, outcome.message
+
+
+def test_an_output_stride_other_than_16_is_printed(cvexp: Callable[..., Outcome]) -> None:
+    tiny = [setting for setting in TINY_SEGMENTATION if not setting.startswith("backbone.")]
+    for backbone, printed in (("test_resnet", 0), ("ghostnet_050", 1)):
+        outcome = cvexp("task=multiclass", *tiny, f"backbone.name={backbone}", "trainer.max_steps=1")
+        assert outcome.code == 0, outcome.message
+        assert outcome.message.count("output stride: 32") == printed
+
+
+def test_pretraining_at_other_sizes_starts_a_vision_transformer(cvexp: Callable[..., Outcome]) -> None:
+    vit = ["backbone.name=vit_tiny_patch16_224", "+backbone.args.embed_dim=24", "+backbone.args.depth=2"]
+    tiny = [[s for s in settings if not s.startswith("backbone.")] for settings in (TINY, TINY_SEGMENTATION)]
+    assert cvexp("task=dino", *tiny[0], *vit, "trainer.max_steps=1").code == 0
+    outcome = cvexp("task=multiclass", *tiny[1], *vit, "trainer.max_steps=1", "backbone.weights=latest:dino")
+    assert outcome.code == 0, outcome.message
+    said = runs()[0].data.tags["backbone.loaded"]
+    assert "left random: decoder" in said, said  # the backbone would come first
 
 
 def test_a_frozen_backbone_stays_as_it_is_and_the_decoder_learns(cvexp: Callable[..., Outcome]) -> None:

@@ -1,0 +1,143 @@
+"""Which of timm's models train here? Some are drawn at random and trained for two steps in all three training tasks.
+
+    python experiments/timm_backbones.py                   # 40 models of at most 100 million parameters
+    python experiments/timm_backbones.py --seed 1 --names 12 --largest 30
+
+A family (a module of timm) is drawn first, then a model of it. Each is trained in a process of its own as
+`python -m cvexp task=... backbone.name=NAME`, on few generated images and with little else to compute; view and image
+sizes are the defaults: DINO sees 96 and 48 px, the segmenters 128 px. A model that is refused with a message that names
+sizes is tried once more with these. Further overrides of all runs, such as
+trainer.accelerator=gpu, may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+
+TASKS = {
+    "dino": ["task.local_crops=1", "task.hidden_dim=32", "task.bottleneck_dim=16", "task.out_dim=32"],
+    "multiclass": ["task.decoder_channels=16", "task.pictured_images=1"],
+    "attention": ["task.decoder_channels=16", "task.pictured_images=1"],
+}
+SMALL = [
+    "dataset.train_images=4",
+    "dataset.val_images=2",
+    "loader.batch_size=2",
+    "loader.num_workers=0",
+    "trainer.max_epochs=1",
+    "trainer.max_steps=2",
+    "trainer.accelerator=cpu",
+    "tracking.system_metrics=false",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", type=int, default=40, help="how many models")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--largest", type=float, default=100, help="million parameters that a model may have")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for the three tasks of a model")
+    parser.add_argument("overrides", nargs="*", help="as of python -m cvexp")
+    options = parser.parse_args()
+    print("| model | million parameters | " + " | ".join(TASKS) + " |\n|---|---|" + "---|" * len(TASKS), flush=True)
+    counts = collections.Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, parameters in draw(options.names, options.seed, options.largest):
+            results = train_apart(name, options.overrides, Path(folder), options.timeout)
+            print(f"| {name} | {parameters:.1f} | " + " | ".join(results.values()) + " |", flush=True)
+            counts[grade(list(results.values()))] += 1
+    print()
+    for words, number in counts.most_common():
+        print(f"{number} of {options.names} {words}")
+
+
+def grade(results: list[str]) -> str:
+    """What the results of a model's tasks come to."""
+    if any("TRACEBACK" in result for result in results):
+        return "end with a traceback in some task"
+    if any(result.startswith("refused") for result in results):
+        return "are refused in some task"
+    if any(result != "trained" for result in results):
+        return "train in all tasks, some at the sizes that the message names"
+    return "train in all tasks"
+
+
+def draw(number: int, seed: int, largest: float) -> Iterator[tuple[str, float]]:
+    """Draw models over timm's families, none twice; with each, its million parameters."""
+    generator = random.Random(seed)
+    families = timm.list_modules()
+    drawn: set[str] = set()
+    while len(drawn) < number:
+        name = generator.choice(timm.list_models(module=generator.choice(families)))
+        with torch.device("meta"):  # allocates nothing
+            model = timm.create_model(name, num_classes=0)
+        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        if name not in drawn and parameters <= largest:
+            drawn.add(name)
+            yield name, parameters
+
+
+def train_apart(name: str, overrides: list[str], folder: Path, timeout: float) -> dict[str, str]:
+    """Train a model in a process of its own; how each task ended."""
+    results = dict.fromkeys(TASKS, "TRACEBACK: the process ended")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"cvexp.tasks.{task}" for task in TASKS])  # imported once, for all processes
+    process = context.Process(target=train, args=(name, overrides, folder))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        results = dict.fromkeys(TASKS, f"TRACEBACK: not done after {timeout:.0f} s")
+    for task in TASKS:
+        if (file := folder / f"{name}.{task}.json").is_file():
+            results[task] = json.loads(file.read_text())
+    return results
+
+
+def train(name: str, overrides: list[str], folder: Path) -> None:
+    """Train a model in each task, and leave in files how that ended."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.chdir(folder)
+    with Path(f"{name}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    for task, arguments in TASKS.items():
+        command = [f"task={task}", f"backbone.name={name}", *arguments, *SMALL, *overrides]
+        result = run(command)
+        if "; it can with " in result:
+            remedy = result.partition("; it can with ")[2]
+            again = run([*command, *remedy.split()])
+            result = f"{again} with {remedy}"
+        Path(f"{name}.{task}.json").write_text(json.dumps(result))
+
+
+def run(arguments: list[str]) -> str:
+    """How `python -m cvexp` ends: trained, refused with a message, or with a traceback."""
+    from cvexp.app import main as cvexp
+
+    sys.argv = ["cvexp", *arguments]
+    try:
+        cvexp()
+    except SystemExit as end:
+        if end.code:
+            return f"refused: {str(end.code).removeprefix('cvexp: error: ')}"
+    except Exception:
+        return f"TRACEBACK: {traceback.format_exc().strip().splitlines()[-1]}"
+    return "trained"
+
+
+if __name__ == "__main__":
+    main()
