@@ -1,13 +1,15 @@
 """Which of timm's models train here? Some are drawn at random and trained for two steps in all three training tasks.
 
     python experiments/timm_backbones.py                   # 40 models of at most 100 million parameters
-    python experiments/timm_backbones.py --seed 1 --names 12 --largest 30
+    python experiments/timm_backbones.py --largest 30      # smaller ones
 
 A family (a module of timm) is drawn first, then a model of it. Each is trained in a process of its own as
 `python -m cvexp task=... backbone.name=NAME`, on few generated images and with little else to compute; view and image
 sizes are the defaults: DINO sees 96 and 48 px, the segmenters 128 px. A model that is refused with a message that names
-sizes is tried once more with these. Further overrides of all runs, such as
-trainer.accelerator=gpu, may follow.
+sizes is tried once more with these. Further overrides of all runs, such as trainer.accelerator=gpu, may follow.
+
+Expected (timm 1.0.31, --largest 30, seed 0): 31 of 40 train in all tasks. DINO refuses the other 9 at 96 and 48 px;
+they train at the sizes that the message names, 7 with task.local_size=96 and 2 with 64. No traceback.
 """
 
 from __future__ import annotations
