@@ -166,6 +166,20 @@ def failures_explained(remedy: str) -> Iterator[None]:
         raise UserError(f"MLflow's store failed ({first_line(error)}); {remedy}") from error
 
 
+@contextlib.contextmanager
+def few_retries() -> Iterator[None]:
+    """Let MLflow's client ask a server that does not answer only twice, instead of for minutes."""
+    variable = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    former = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(variable)
+        if former is not None:
+            os.environ[variable] = former
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's text, without secrets, and not too long for a message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -33,7 +33,7 @@ from cvexp.config import Config, Tracking, without_passwords
 from cvexp.errors import Interrupted, UserError
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
-from cvexp.store import FAILURES, Content, connect, experiment_id, failures_explained, read_artifact
+from cvexp.store import FAILURES, Content, connect, experiment_id, failures_explained, few_retries, read_artifact
 from cvexp.sweep import VARIABLE as SWEEP_VARIABLE
 
 if TYPE_CHECKING:
@@ -161,19 +161,21 @@ class Run:
         Raises:
             UserError: naming some of the files, when the data have changed since the run began.
         """
-        recorded = self.client.get_run(self.id).data.tags
-        if all(recorded.get(f"data.{index.split}.fingerprint") == index.fingerprint() for index in splits):
+        tags = self.client.get_run(self.id).data.tags
+        recorded = [tags.get(f"data.{index.split}.fingerprint") for index in splits]
+        fingerprints = [index.fingerprint() for index in splits]
+        if recorded == fingerprints:
             return
-        if any(f"data.{index.split}.fingerprint" in recorded for index in splits):
+        if any(old not in (None, new) for old, new in zip(recorded, fingerprints, strict=True)):
             raise UserError(
                 f"dataset: the data in {splits.val.root} have changed since the run {self.id} began"
                 f"{self._changed_files(splits)}; restore them, or start a new run"
             )
         inputs = []
-        for index in splits:
+        for index, fingerprint in zip(splits, fingerprints, strict=True):
             dataset = MLflowDataset(
                 name=f"{name}-{index.split}",
-                digest=index.fingerprint()[:36],  # MLflow's limit
+                digest=fingerprint[:36],  # MLflow's limit
                 source_type="local",
                 source=json.dumps({"uri": str(index.root.absolute())}),
                 profile=json.dumps({"images": len(index.images), "objects": len(index), "classes": index.counts()}),
@@ -190,8 +192,8 @@ class Run:
         self.flush()
         if left_out:
             self.log_text("\n".join(left_out) + "\n", "data/left_out.txt")
-        for index in splits:  # last, as they say that all of it is recorded
-            self.set_tag(f"data.{index.split}.fingerprint", index.fingerprint())
+        for index, fingerprint in zip(splits, fingerprints, strict=True):  # last: then all of it is recorded
+            self.set_tag(f"data.{index.split}.fingerprint", fingerprint)
 
     def _changed_files(self, splits: Splits) -> str:
         """Some of the files that differ from those recorded, in words; nothing where they were not recorded."""
@@ -298,7 +300,7 @@ def open_run(config: Config, folder: Path, swept: Mapping[str, str]) -> Iterator
         )
         if config.tracking.system_metrics:
             monitor.start()
-        status = "FAILED"
+        status, failure = "FAILED", None
         try:
             yield run
             status = "FINISHED"
@@ -308,31 +310,38 @@ def open_run(config: Config, folder: Path, swept: Mapping[str, str]) -> Iterator
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 error.filename = error.filename or str(run.folder)
-            with contextlib.suppress(*FAILURES):  # the store may be what failed; the first error is the one to report
-                run.set_tag("error", f"{type(error).__name__}: {error}")
+            failure = error
             raise
         finally:
-            _close(run, status, monitor if config.tracking.system_metrics else None)
+            _close(run, status, failure, monitor if config.tracking.system_metrics else None)
 
 
-def _close(run: Run, status: str, monitor: SystemMetricsMonitor | None) -> None:
+def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetricsMonitor | None) -> None:
     """End a run: each step is tried, whatever becomes of the others.
+
+    Args:
+        run: The run.
+        status: How it ends, unless a step fails.
+        error: What made it fail, which is recorded.
+        monitor: Of the machine, if there is one.
 
     Raises:
         Exception: the first failure, unless the run ends for another reason, which is the one to report.
     """
     failures: list[Exception] = []
-    for step in (monitor.finish if monitor else None, run.flush, run.upload_checkpoints):
-        try:
-            if step is not None:
+    steps: list[Callable[[], object]] = [run.flush, run.upload_checkpoints]
+    if monitor is not None:
+        steps.insert(0, monitor.finish)
+    if error is not None:
+        steps.insert(0, lambda: run.set_tag("error", f"{type(error).__name__}: {error}"))
+    steps.append(lambda: run.client.set_terminated(run.id, "FAILED" if failures and status == "FINISHED" else status))
+    for step in steps:
+        # MLflow tries to reach an absent server for minutes; that is enough once.
+        with few_retries() if failures or isinstance(error, FAILURES) else contextlib.nullcontext():
+            try:
                 step()
-        except Exception as error:  # whatever it is, the next steps still matter
-            failures.append(error)
-    is_whole = status != "FINISHED" or not failures
-    try:
-        run.client.set_terminated(run.id, status if is_whole else "FAILED")
-    except Exception as error:  # the same
-        failures.append(error)
+            except Exception as failed:  # whatever it is, the next steps still matter
+                failures.append(failed)
     if status == "FINISHED" and failures:
         raise failures[0]
 

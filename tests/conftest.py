@@ -185,11 +185,12 @@ def runs(folder: Path = Path("outputs")) -> list[mlflow.entities.Run]:
 
 
 @contextlib.contextmanager
-def mlflow_server(*arguments: str) -> Iterator[str]:
-    """A real MLflow server on this machine, by its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def mlflow_server(*arguments: str, port: str = "") -> Iterator[str]:
+    """A real MLflow server on this machine, by its address; at a free port unless one is given."""
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

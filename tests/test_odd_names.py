@@ -46,7 +46,7 @@ def test_the_whole_story_with_odd_names_and_three_seeds(cvexp: Callable[..., Out
 
     compared = cvexp("task=compare", "task.samples=100", "task.timed_images=2", "trainer.accelerator=cpu")
     assert compared.code == 0, compared.message
-    assert "car [parked]" in compared.message
+    assert "[parked]" in compared.message  # a narrow column may wrap
     neighbors = cvexp("task=neighbors", "trainer.accelerator=cpu")
     assert neighbors.code == 0, neighbors.message
     reported = cvexp("task=report")

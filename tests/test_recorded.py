@@ -127,6 +127,16 @@ def test_a_run_killed_before_its_data_were_recorded_records_them_later(
     assert run.data.metrics["data/left_out"] == 0
 
 
+def test_a_run_killed_between_the_two_fingerprints_records_both(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    store().delete_tag(run.info.run_id, "data.val.fingerprint")
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 0, outcome.message
+    assert runs()[0].data.tags["data.val.fingerprint"]
+
+
 def replace_image(root: Path) -> str:
     shutil.copy(root / "train2017" / "train1.jpg", root / "train2017" / "train3.jpg")
     return "train: changed train2017/train3.jpg"

@@ -1,5 +1,7 @@
 """A store that fails, was moved, was tampered with, or is large."""
 
+import contextlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from cvexp.config import Tracking
 from cvexp.errors import UserError
 from cvexp.store import connect
 from cvexp.tracking import Run
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
 SETTINGS = Tracking(folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False)
 
@@ -57,6 +59,36 @@ def test_a_store_that_fails_ends_the_run_with_one_message(
     assert run.info.status == "FINISHED"
     assert [metric.step for metric in store().get_metric_history(run.info.run_id, "train/loss")] == list(range(8))
     assert "error" not in run.data.tags
+
+
+def test_a_server_that_goes_away_in_mid_run(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one; when it is there again, the run goes on."""
+    from cvexp.tasks.dino import DINO
+
+    arguments = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts"]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    original = DINO.training_step
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+        address = stack.enter_context(mlflow_server(*arguments))
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+
+        def training_step(self: DINO, *arguments: Any) -> Any:
+            if self.global_step == 5:
+                stack.close()
+            return original(self, *arguments)
+
+        patch.setattr(DINO, "training_step", training_step)
+        outcome = cvexp(*TINY)
+    assert outcome.code == 1
+    assert len(outcome.message.strip().splitlines()) == 1, outcome.message
+    (run_id,) = re.findall(r"resume=(\w+)", outcome.message)
+    with mlflow_server(*arguments, port=address.rpartition(":")[2]):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        resumed = cvexp(f"resume={run_id}")
+        assert resumed.code == 0, resumed.message
+        client = MlflowClient(address)
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == list(range(8))
 
 
 def test_what_the_store_does_not_take_stays_pending(monkeypatch: pytest.MonkeyPatch) -> None:
