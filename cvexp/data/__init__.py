@@ -118,6 +118,6 @@ def _why_empty(index: Index, config: Dataset, use: Use) -> str:
 
 
 def _absent_classes(index: Index, use: Use) -> list[str]:
-    """The classes of which the split has nothing to use."""
+    """The classes without anything to use in the split."""
     counts = index.counts() if use == "pretraining" else index.num_objects()
     return [name for name, count in counts.items() if count == 0]

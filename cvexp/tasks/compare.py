@@ -17,7 +17,7 @@ from torch import nn
 from cvexp import checkpoints, config, data, tracking
 from cvexp.config import require
 from cvexp.data import augment
-from cvexp.data.index import Index
+from cvexp.data.index import Index, Splits
 from cvexp.data.masks import Masks
 from cvexp.errors import UserError
 from cvexp.finished import FinishedRun, find_runs
@@ -86,26 +86,7 @@ def run(config: config.Config, run: Run) -> None:
         for finished in chosen
     }
     times = time_images(predictors, settings, splits.val, task.timed_images)
-    evaluated = []
-    for finished in chosen:
-        predictor = predictors[finished.id]
-        one = report.Evaluated(
-            run_id=finished.id,
-            method=finished.config.task.name,
-            start=finished.start,
-            seed=finished.config.seed,
-            counts=evaluate(predictor, settings, splits),
-            times=times[finished.id],
-            parameters=sum(parameter.numel() for parameter in predictor.model.parameters()),
-        )
-        evaluated.append(one)
-        print_line(f"{one.run_id}  {finished.name}  from {one.start}  seed {one.seed}  mIoU {one.miou:.4f}")
-        if abs(finished.metrics["best/miou"] - one.miou) > 1e-3:
-            print_line(
-                f"warning: its training measured {finished.metrics['best/miou']:.4f}; on another device, or with other "
-                "versions?",
-                style="bold yellow",
-            )
+    evaluated = [_evaluate(finished, predictors[finished.id], splits, times[finished.id]) for finished in chosen]
     comparison = report.Comparison(
         classes=splits.val.classes,
         images=[splits.val.catalog.file(int(image)) for image in splits.val.images],
@@ -118,6 +99,27 @@ def run(config: config.Config, run: Run) -> None:
     for name, figure in draw(predictors, comparison, settings, splits.val, task.pictured_images).items():
         run.log_figure(figure, f"comparison/{name}.png")
     print_line(f"tables, counts and pictures: {run.client.get_run(run.id).info.artifact_uri}/comparison")
+
+
+def _evaluate(finished: FinishedRun, predictor: Predictor, splits: Splits, times: list[float]) -> Evaluated:
+    """Score a run on the validation images, and print its mIoU."""
+    evaluated = Evaluated(
+        run_id=finished.id,
+        method=finished.task,
+        start=finished.start,
+        seed=finished.seed,
+        counts=evaluate(predictor, finished.config, splits),
+        times=times,
+        parameters=sum(parameter.numel() for parameter in predictor.model.parameters()),
+    )
+    miou, trained = evaluated.miou, finished.metrics["best/miou"]
+    print_line(f"{finished.id}  {finished.name}  from {finished.start}  seed {finished.seed}  mIoU {miou:.4f}")
+    if abs(trained - miou) > 1e-3:
+        print_line(
+            f"warning: its training measured {trained:.4f}; on another device, or with other versions?",
+            style="bold yellow",
+        )
+    return evaluated
 
 
 def choose(run: Run, config: config.Config) -> list[FinishedRun]:
