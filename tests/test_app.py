@@ -85,7 +85,7 @@ def test_a_sweep_names_its_jobs_by_what_they_differ_in(cvexp: Callable[..., Outc
     assert cvexp("-m", *TINY, "trainer.max_steps=1", *sweep).code == 0
     names = sorted(run.info.run_name for run in runs() if run.data.tags["task"] != "sweep")
     start = "dino-test_resnet-shapes-seed3"
-    assert names == [f"{start}-lr={lr}-eps={eps}" for lr in ("0.001", "0.002") for eps in ("1e-7", "1e-8")]
+    assert names == [f"{start}-lr={lr}-eps={eps}" for lr in ("0.001", "0.002") for eps in ("1e-07", "1e-08")]
     assert cvexp(*TINY, "trainer.max_steps=1").code == 0
     assert runs()[0].info.run_name == "dino-test_resnet-shapes-seed0"  # the next one is alone again
 

@@ -58,7 +58,7 @@ def compare(*runs: Evaluated, classes: list[str], differences: tuple[Difference,
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the terminal shows, 300 characters wide."""
     shown = io.StringIO()
-    monkeypatch.setattr(report.console, "file", shown)
+    monkeypatch.setattr(report.console, "_file", shown)
     monkeypatch.setattr(report.console, "_width", 300)
     monkeypatch.setattr(report.console, "_height", 40)
     return shown

@@ -107,7 +107,7 @@ def test_pictures_of_neighbours() -> None:
 
 def test_the_table_of_neighbours_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(console.console, "file", shown)
+    monkeypatch.setattr(console.console, "_file", shown)
     monkeypatch.setattr(console.console, "_width", 120)
     monkeypatch.setattr(console.console, "_height", 40)
     recorder = SimpleNamespace(log_json=lambda *_: None, log_metrics=lambda *_, **__: None)
