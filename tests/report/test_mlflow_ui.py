@@ -35,5 +35,5 @@ def test_mlflow_shows_pictures_the_explorer_and_the_comparison_of_two_runs(cvexp
         compared = f'?runs=["{first}","{second}"]&experiments=["{experiment}"]'
         tab.goto(f"{address}/#/compare-runs{compared}")
         for seed in (0, 1):
-            tab.get_by_text(f"dino-test-shapes-seed{seed}").first.wait_for(timeout=60_000)
+            tab.get_by_text(f"dino-test_resnet-shapes-seed{seed}").first.wait_for(timeout=60_000)
         browser.close()
