@@ -21,7 +21,6 @@ from cvexp.config import Config, without_passwords
 from cvexp.errors import UserError
 from cvexp.finished import latest_pretraining
 from cvexp.models.backbone import create_backbone
-from cvexp.models.probe import Needs, choose_arguments
 
 log = logging.getLogger("cvexp")
 
@@ -80,18 +79,18 @@ class StartingPoint:
             ours = asdict(config.dataset)
             self.same_classes = all(theirs.get(key) == ours[key] for key in ("name", "root", "classes"))
 
-    def backbone(self, needs: Needs) -> nn.Module:
+    def backbone(self, arguments: dict[str, Any]) -> nn.Module:
         """The configured backbone with its weights.
 
         Args:
-            needs: What the task needs it for.
+            arguments: For `create_backbone`, from `choose_arguments`.
 
         Raises:
-            UserError: when it can't do that, none of the weights fits, or one has another shape.
+            UserError: when it can't be created, none of the weights fits, or one has another shape.
         """
         name, weights = self.config.name, self.config.weights
         pretrained = weights == "timm" and not self.goes_on
-        backbone = create_backbone(name, pretrained, **choose_arguments(name, self.config.args, needs))
+        backbone = create_backbone(name, pretrained, **arguments)
         if not self.state:
             return backbone
         own = backbone.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -26,7 +26,7 @@ from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.backbone import feature_dim
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
-from cvexp.models.probe import Needs
+from cvexp.models.probe import Needs, choose_arguments
 from cvexp.models.schedules import cosine, warmup_constant
 from cvexp.report import embedding, explorer
 from cvexp.report.console import print_line
@@ -40,7 +40,7 @@ class Config(config.Task):
     global_size: int = MISSING
     global_scale: list[float] = MISSING
     local_crops: int = MISSING
-    local_size: int = MISSING
+    local_size: int | None = MISSING
     local_scale: list[float] = MISSING
     flip: float = MISSING
     jitter: list[float] = MISSING
@@ -75,8 +75,10 @@ class Config(config.Task):
             self.local_crops,
             "such that there are at least two views in all, global and local",
         )
-        for key in ("global_size", "local_size", "eval_size"):
+        for key in ("global_size", "eval_size"):
             require(getattr(self, key) >= 2, f"task.{key}", getattr(self, key), "at least 2 (pixels)")
+        size = self.local_size
+        require(size is None or size >= 2, "task.local_size", size, "at least 2 (pixels), or null")
         for key in ("hidden_dim", "bottleneck_dim", "knn_k", "knn_bank", "embed_crops"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
         require(self.out_dim >= 2, "task.out_dim", self.out_dim, "at least 2")
@@ -136,9 +138,12 @@ class DINO(pl.LightningModule):
         self.run_ = run
         torch.manual_seed(config.seed)
         start = checkpoints.StartingPoint(config, run)
-        backbone = start.backbone(backbone_needs(self.task))
+        self.local_size, arguments = fit_views(config)
+        backbone = start.backbone(arguments)
         start.record()
         task = self.task
+        if task.local_crops and task.local_size is None and self.local_size != (half := half_size(task)):
+            print_line(f"local views: {self.local_size} px, as {config.backbone.name} can't take {half} px")
         features = feature_dim(backbone, task.global_size)
         head = DINOHead(features, task.hidden_dim, task.bottleneck_dim, task.out_dim, batch_norm=task.batch_norm)
         self.student = DINONetwork(backbone, head)
@@ -153,14 +158,16 @@ class DINO(pl.LightningModule):
     # Data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        crops = Crops(self.splits.train, _views(self.task), self.config.seed, _resolution(self.task))
+        views, resolution = _views(self.task, self.local_size), _resolution(self.task, self.local_size)
+        crops = Crops(self.splits.train, views, self.config.seed, resolution)
         return make_loader(crops, self.batches, self.config.loader)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation crops, with a plain view before the random ones; the training crops that vote in kNN."""
         plain = augment.plain_view(self.task.eval_size)
-        val = Crops(self.splits.val, [plain, *_views(self.task)], self.config.seed, _resolution(self.task))
-        bank = Crops(self.splits.train, [plain], self.config.seed, _resolution(self.task))
+        views, resolution = _views(self.task, self.local_size), _resolution(self.task, self.local_size)
+        val = Crops(self.splits.val, [plain, *views], self.config.seed, resolution)
+        bank = Crops(self.splits.train, [plain], self.config.seed, resolution)
         chosen = sample(self.splits.train, self.task.knn_bank)
         return [
             make_loader(val, FixedBatches(list(range(len(val))), self.config.loader.batch_size), self.config.loader),
@@ -280,22 +287,54 @@ class DINO(pl.LightningModule):
         return self.global_step == self.total_steps or self.epochs_done % self.task.embed_every_n_epochs == 0
 
 
-def backbone_needs(task: Config) -> Needs:
-    """What the backbone must accept: the views of all sizes."""
-    sizes = {"task.global_size": task.global_size}
-    if task.local_crops:
-        sizes["task.local_size"] = task.local_size
-    if task.eval_size != task.global_size:
-        sizes["task.eval_size"] = task.eval_size
-    return Needs(sizes)
+class Fitted(NamedTuple):
+    """What suits a backbone.
+
+    Attributes:
+        local_size: Side length of the local views in pixels.
+        arguments: For `create_backbone`, with which it takes the views of all sizes.
+    """
+
+    local_size: int
+    arguments: dict[str, Any]
 
 
-def _views(task: Config) -> list[Any]:
+def fit_views(settings: config.Config) -> Fitted:
+    """Choose the size of the local views, where `task.local_size` is null, and the backbone's arguments.
+
+    The choice depends on the configuration alone, so that a finished run's backbone can be created again. The random
+    state is left as it was.
+
+    Raises:
+        UserError: when the backbone can't take the views.
+    """
+    task = settings.task
+    assert isinstance(task, Config)
+    refusals = []
+    for size in [half_size(task), task.global_size] if task.local_size is None else [task.local_size]:
+        sizes = {"task.global_size": task.global_size}
+        if task.local_crops:
+            sizes["task.local_size"] = size
+        if task.eval_size != task.global_size:
+            sizes["task.eval_size"] = task.eval_size
+        try:
+            return Fitted(size, choose_arguments(settings.backbone.name, settings.backbone.args, Needs(sizes)))
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def half_size(task: Config) -> int:
+    """Half the size of the global views, in pixels."""
+    return max(2, task.global_size // 2)
+
+
+def _views(task: Config, local_size: int) -> list[Any]:
     """The random views of an item: the global ones, then the local ones."""
     kinds = [0] + [1] * (task.global_crops - 1) + [2] * task.local_crops
     return [
         augment.view(
-            size=task.local_size if kind == 2 else task.global_size,
+            size=local_size if kind == 2 else task.global_size,
             scale=task.local_scale if kind == 2 else task.global_scale,
             flip=task.flip,
             jitter=task.jitter,
@@ -308,9 +347,9 @@ def _views(task: Config) -> list[Any]:
     ]
 
 
-def _resolution(task: Config) -> float:
+def _resolution(task: Config, local_size: int) -> float:
     """How many pixels a side of a crop needs, so that the smallest part of it that a view shows has enough."""
-    kinds = ((task.global_size, task.global_scale[0]), (task.local_size, task.local_scale[0]), (task.eval_size, 1.0))
+    kinds = ((task.global_size, task.global_scale[0]), (local_size, task.local_scale[0]), (task.eval_size, 1.0))
     return max(size / math.sqrt(scale) for size, scale in kinds)
 
 

@@ -25,7 +25,6 @@ from cvexp.finished import FinishedRun, embedded_epochs, find_run
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.models.backbone import create_backbone
-from cvexp.models.probe import choose_arguments
 from cvexp.report import neighbors as report
 from cvexp.report.console import print_line
 from cvexp.report.embedding import Embedding, read_embedding
@@ -167,8 +166,7 @@ def encode(
     """The features of any pictures, by the teacher as it was at the run's end; of each its middle square."""
     settings = finished.config
     assert isinstance(settings.task, dino.Config)
-    name, args = settings.backbone.name, settings.backbone.args
-    backbone = create_backbone(name, **choose_arguments(name, args, dino.backbone_needs(settings.task)))
+    backbone = create_backbone(settings.backbone.name, **dino.fit_views(settings).arguments)
     with tempfile.TemporaryDirectory() as temporary:
         uri = f"runs:/{finished.id}/checkpoints/last.ckpt"
         path = checkpoints.download(uri, run.client, Path(temporary), key="run")

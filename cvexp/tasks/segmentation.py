@@ -27,7 +27,7 @@ from cvexp.errors import UserError
 from cvexp.metrics import iou
 from cvexp.models.backbone import Encoder
 from cvexp.models.deeplab import DECODERS
-from cvexp.models.probe import DEFAULT_STRIDE, Needs
+from cvexp.models.probe import DEFAULT_STRIDE, Needs, choose_arguments
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
@@ -109,7 +109,7 @@ def make_encoder(config: config.Config, start: checkpoints.StartingPoint) -> Enc
     assert isinstance(task, SegmentationTask)
     size = config.dataset.image_size
     needs = Needs({"dataset.image_size": size}, maps=True, output_stride=task.output_stride)
-    encoder = Encoder(start.backbone(needs), size)
+    encoder = Encoder(start.backbone(choose_arguments(config.backbone.name, config.backbone.args, needs)), size)
     if start.run is not None and task.output_stride is None and encoder.stride != DEFAULT_STRIDE:
         print_line(f"output stride: {encoder.stride}, as {config.backbone.name} can't have {DEFAULT_STRIDE}")
     return encoder

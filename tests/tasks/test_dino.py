@@ -1,8 +1,18 @@
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
 
+from cvexp.app import CONF
+from cvexp.config import Config, check
+from cvexp.errors import UserError
 from tests.conftest import TINY, Outcome, runs
+from tests.tasks.test_resume import assert_equal_runs, histories, interrupted_at
 
 LONGER = ["dataset.train_images=24", "trainer.max_epochs=3"]
 COLLAPSES = {
@@ -29,3 +39,71 @@ def test_a_run_that_does_not_collapse_does_not_warn(cvexp: Callable[..., Outcome
     assert outcome.code == 0
     assert "collapse" not in outcome.message
     assert "warning" not in runs()[0].data.tags
+
+
+ONE_SIZE = ["backbone.name=convit_tiny", *(f"+backbone.args.{a}" for a in ("embed_dim=24", "depth=2", "num_heads=2"))]
+FITTED = [argument for argument in TINY if not argument.startswith(("backbone.", "task.local_size"))]
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return check(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["backbone=resnet18"], 48),
+        (["backbone=resnet_mini", "task.global_size=64"], 32),
+        (["backbone=resnet_mini", "task.global_size=64", "task.local_size=40"], 40),
+        (["backbone=resnet_mini", "task.global_size=3"], 2),
+        (ONE_SIZE, 96),
+        ([*ONE_SIZE, "task.global_size=64"], 64),
+        ([*ONE_SIZE, "task.local_crops=0"], 48),
+    ],
+)
+def test_local_views_have_half_the_size_of_global_ones_where_the_backbone_takes_both(
+    overrides: list[str], expected: int
+) -> None:
+    from cvexp.tasks.dino import fit_views
+
+    random_state = torch.get_rng_state()
+    assert fit_views(composed(*overrides)).local_size == expected
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("overrides", [["task.local_size=48"], ["task.eval_size=112"]])
+def test_sizes_that_are_set_are_refused_where_the_backbone_can_not_take_them(overrides: list[str]) -> None:
+    from cvexp.tasks.dino import fit_views
+
+    with pytest.raises(UserError, match=r"can't take images of 96 and 48.* px .*it can with task.global_size=\d+ task"):
+        fit_views(composed(*ONE_SIZE, *overrides))
+
+
+def test_a_backbone_of_two_sizes_trains_as_with_the_half_size_set(cvexp: Callable[..., Outcome]) -> None:
+    for overrides in ([], ["task.local_size=16"]):
+        outcome = cvexp(*FITTED, "backbone.name=test_resnet", *overrides, "trainer.max_epochs=1")
+        assert outcome.code == 0, outcome.message
+        assert "local views" not in outcome.message
+    default, explicit = (histories(Path("outputs"), run) for run in runs())
+    assert default == explicit
+
+
+def test_a_backbone_of_one_size_trains_goes_on_and_is_used_with_equal_views(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cvexp.tasks.dino import DINO
+
+    arguments = [*FITTED, *ONE_SIZE, "dataset.root=data"]
+    outcome = cvexp(*arguments, "tracking.folder=undisturbed")
+    assert outcome.code == 0, outcome.message
+    assert outcome.message.count("local views: 32 px, as convit_tiny can't take 16 px") == 1
+    interrupted_at(2, signal.SIGTERM, DINO, cvexp, monkeypatch, arguments)
+    outcome = cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}")
+    assert outcome.code == 0, outcome.message
+    assert_equal_runs(Path("undisturbed"), Path("interrupted"))
+    Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save("mine.png")
+    mine = ["tracking.folder=undisturbed", "task.images=[mine.png]", "trainer.accelerator=cpu"]
+    outcome = cvexp("task=neighbors", *mine)
+    assert outcome.code == 0, outcome.message
+    assert "local views" not in outcome.message
