@@ -174,4 +174,4 @@ def test_a_wheel_carries_the_configuration(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "test_resnet" in result.stdout
+    assert "resnet_mini" in result.stdout
