@@ -1,39 +1,25 @@
-"""The schema: which keys there are, of which type, and which values make sense.
+"""The schema of the configuration: which keys there are, their types, and which values make sense.
 
-No field has a value here: the YAML under `conf/` is the whole configuration. Data sources and tasks add their own
-keys in a `Config` of their module, so that a new one is one module and one YAML.
+No field has a default here: the YAML files under `conf/` are the whole configuration. Data sources and tasks add keys
+of their own in the `Config` of their module, so that a new one is one module and one YAML file.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
+import json
 import math
 import os
-import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import MISSING
 
-from cvexp.errors import UserError
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The remedy for a misspelt word: the nearest known ones, else all of them."""
-    known = sorted(set(known))
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
-    if not close:  # "lr" for "optimizer.lr"
-        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:2]
-    if close:
-        return "did you mean " + " or ".join(close) + "?"
-    return "known: " + ", ".join(known)
+from cvexp.errors import UserError, nearest
 
 
 def require(condition: bool, key: str, got: object, needed: str) -> None:
-    """Raise a UserError that names the key unless `condition` holds."""
+    """Raise a UserError that names the key unless the condition holds."""
     if not condition:
         raise UserError(f"{key}: got {got!r}, but it must be {needed}")
 
@@ -44,18 +30,35 @@ def require_one_of(key: str, got: str, known: Iterable[str]) -> None:
         raise UserError(f"{key}: there is no {got!r}; {nearest(got, known)}")
 
 
+def require_fraction(key: str, got: float) -> None:
+    """Raise a UserError unless a value is from 0 to 1."""
+    require(0 <= got <= 1, key, got, "from 0 to 1")
+
+
+def require_scale(key: str, got: list[float]) -> None:
+    """Raise a UserError unless a value is a range of shares of an area."""
+    fits = len(got) == 2 and 0 < got[0] <= got[1] <= 1
+    require(fits, key, got, "two shares of the area, 0 < smallest <= largest <= 1")
+
+
+def require_jitter(key: str, got: list[float]) -> None:
+    """Raise a UserError unless a value is the strength of a color jitter."""
+    fits = len(got) == 4 and min(got) >= 0 and got[3] <= 0.5
+    require(fits, key, got, "brightness, contrast, saturation >= 0, and hue from 0 to 0.5")
+
+
 @dataclass(kw_only=True)
-class Backbone:
+class BackboneConfig:
     name: str = MISSING  # any timm model with feature maps
-    weights: str | None = MISSING  # see cvexp/checkpoints.py
+    weights: str | None = MISSING  # see cvexp/weights/locate.py
     args: dict[str, Any] = MISSING  # passed to timm.create_model
 
 
 @dataclass(kw_only=True)
-class Dataset:
-    """What every data source has; each adds its own keys."""
+class DatasetConfig:
+    """Keys of every data source; each source adds its own."""
 
-    name: str = MISSING  # the module in cvexp/data
+    name: str = MISSING  # the module in cvexp/data/sources
     root: str = MISSING
     cache: str = MISSING
     classes: list[str] | None = MISSING
@@ -83,19 +86,21 @@ class Dataset:
 
 
 @dataclass(kw_only=True)
-class Task:
-    """What every task has; each adds its own keys.
+class TaskConfig:
+    """Keys of every task; each task adds its own.
 
     Attributes:
-        works_on: Which key, `run` or `runs`, names the finished runs that a job works on; None of a task of its own.
+        role: ``"pretraining"``, ``"segmentation"`` or ``"job"``. It is recorded as a tag, by which jobs find runs.
+        works_on: The key that names the finished runs that a job works on, `run` or `runs`; None if it needs none.
     """
 
+    role: ClassVar[str] = "job"
     works_on: ClassVar[str | None] = None
     name: str = MISSING  # the module in cvexp/tasks
 
 
 @dataclass(kw_only=True)
-class Optimizer:
+class OptimizerConfig:
     name: str = MISSING  # a class of torch.optim
     args: dict[str, Any] = MISSING  # passed to it
     lr: float = MISSING
@@ -114,11 +119,11 @@ class Optimizer:
 
 
 @dataclass(kw_only=True)
-class Trainer:
+class TrainerConfig:
     max_epochs: int = MISSING
     max_steps: int | None = MISSING
     accelerator: str = MISSING
-    devices: Any = MISSING  # 1, or a list with the number of a GPU; "auto" is 1
+    devices: Any = MISSING  # 1, or a list with the number of a GPU; with several processes, torchrun decides
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
@@ -127,19 +132,20 @@ class Trainer:
         require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "positive or null")
         is_one = self.devices in ("auto", 1, "1") or (isinstance(self.devices, list) and len(self.devices) == 1)
-        if not is_one or self.num_nodes != 1 or self.strategy != "auto" or os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UserError(
-                f"trainer: got strategy={self.strategy}, devices={self.devices}, num_nodes={self.num_nodes} and "
-                f"{os.environ.get('WORLD_SIZE', '1')} processes, but training in several processes is not ready yet; "
-                "start one process with trainer=default"
-            )
+        require(
+            is_one and self.num_nodes == 1,
+            "trainer.devices",
+            f"{self.devices} on {self.num_nodes} nodes",
+            "one device for each process; start several processes with: torchrun --nproc-per-node=2 -m cvexp "
+            "trainer=ddp",
+        )
         known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
         require_one_of("trainer.precision", self.precision, known)
 
 
 @dataclass(kw_only=True)
-class Loader:
-    batch_size: int = MISSING  # a process's
+class LoaderConfig:
+    batch_size: int = MISSING  # of each process
     num_workers: int = MISSING
 
     def __post_init__(self) -> None:
@@ -148,7 +154,7 @@ class Loader:
 
 
 @dataclass(kw_only=True)
-class Tracking:
+class TrackingConfig:
     folder: str = MISSING  # run folders, generated data and, without a server, MLflow's store
     experiment: str = MISSING  # MLflow's name for a group of runs
     log_every_n_steps: int = MISSING
@@ -159,14 +165,14 @@ class Tracking:
 
 
 @dataclass(kw_only=True)
-class Config:
-    backbone: Backbone = MISSING
-    task: Task = MISSING
-    dataset: Dataset = MISSING
-    optimizer: Optimizer = MISSING
-    trainer: Trainer = MISSING
-    tracking: Tracking = MISSING
-    loader: Loader = MISSING
+class RunConfig:
+    backbone: BackboneConfig = MISSING
+    task: TaskConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    loader: LoaderConfig = MISSING
     seed: int = MISSING
     name: str | None = MISSING
     resume: str | None = MISSING
@@ -175,66 +181,40 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        for key in ("run", "runs"):
+            if getattr(self, key) is not None and self.task.works_on != key:
+                raise UserError(f"{key}: task={self.task.name} does not use it; it is for jobs on finished runs")
+        self._check_processes(int(os.environ.get("WORLD_SIZE", "1")))
 
-
-def check(composed: DictConfig) -> Config:
-    """The composed YAML as typed objects.
-
-    Raises:
-        UserError: naming the key, for one that is unknown, missing, of a wrong type or out of range.
-    """
-    schema = OmegaConf.structured(Config)
-    schema.task = _schema_of("cvexp.tasks", "task", composed)
-    schema.dataset = _schema_of("cvexp.data", "dataset", composed)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(schema, composed))
-    except MissingMandatoryValue as error:
-        key = error.full_key or ""
-        raise UserError(f"{key}: a value is needed; give one with {key}=...") from error
-    except OmegaConfBaseException as error:
-        got = f"got {OmegaConf.select(composed, error.full_key)!r}: " if error.full_key else ""
-        raise UserError(explain(error, keys_of(schema), got)) from error
-    assert isinstance(config, Config)
-    for key in ("run", "runs"):
-        if getattr(config, key) is not None and config.task.works_on != key:
-            raise UserError(f"{key}: task={config.task.name} takes none; it is for jobs on finished runs")
-    return config
-
-
-def _schema_of(package: str, group: str, composed: DictConfig) -> Any:
-    """The `Config` of the module that the chosen option of a group names."""
-    name = composed[group].get("name")
-    known = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-    require_one_of(f"{group}.name", str(name), known)
-    module = importlib.import_module(f"{package}.{name}")
-    if not hasattr(module, "Config"):
-        raise UserError(f"{group}.name: {name!r} is no {group}; choose one with {group}=")
-    return OmegaConf.structured(module.Config)
+    def _check_processes(self, num_processes: int) -> None:
+        """Check that a run in several processes was started by torchrun, and that it trains."""
+        if num_processes == 1 and self.trainer.strategy != "auto":
+            raise UserError(
+                f"trainer.strategy: got {self.trainer.strategy!r}, but there is one process; start several with: "
+                "torchrun --nproc-per-node=2 -m cvexp trainer=ddp"
+            )
+        if num_processes > 1 and self.task.role == "job":
+            raise UserError(
+                f"task: {self.task.name} runs in one process, but there are {num_processes}; leave out torchrun"
+            )
+        if num_processes > 1 and self.trainer.strategy == "auto":
+            raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 
 
 def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with None in place of each password."""
+    """Replace each password in nested values by None."""
     return {
         key: without_passwords(value) if isinstance(value, Mapping) else None if key == "password" else value
         for key, value in values.items()
     }
 
 
-def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
-    """All dotted keys of a config, groups included."""
-    keys: list[str] = []
-    for key in map(str, node):
-        keys.append(f"{prefix}{key}")
-        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            keys += keys_of(child, f"{prefix}{key}.")
-    return keys
-
-
-def explain(error: OmegaConfBaseException, keys: Iterable[str], got: str = "") -> str:
-    """What OmegaConf found wrong, in one line that names the key, what was got, and the remedy."""
-    key = error.full_key or str(error.key)
-    first = (error.msg or str(error)).splitlines()[0]
-    if isinstance(error, AttributeError | KeyError):  # ConfigAttributeError, ConfigKeyError
-        return f"{key}: there is no such key or group; {nearest(key, keys)}"
-    return f"{key}: {got}{first}"
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested values, as MLflow's parameters are: ``{"loader.batch_size": "64"}``; lists become JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -1,13 +1,66 @@
-"""The two ways in which a run ends early that are nobody's bug."""
+"""Errors that are not bugs: mistakes of the user, and interruptions."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """A mistake that its maker can mend; the text says what was got, where, and the remedy."""
+    """A mistake that the user can fix. The message says what was received, where, and how to fix it."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not an `Exception`, so that it ends a whole sweep and not only its current job."""
+    """Ctrl-C or SIGTERM. Not an `Exception`, so that it ends a whole sweep and not only the current job."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Suggest the known words nearest to a misspelled one, or list all of them if none is near."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    if not close:  # "lr" for "optimizer.lr"
+        close = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:2]
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "known: " + ", ".join(known)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another place with {key}=PATH; an interrupted run goes on with "
+    "resume=RUN_ID",
+    errno.ENOTDIR: "a file is where a folder is needed; choose another place with {key}=PATH",
+}
+_REMEDIES[errno.EDQUOT] = _REMEDIES[errno.ENOSPC]
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def opening(key: str) -> Iterator[None]:
+    """Report files and folders that can't be used as a mistake of the user. A bug elsewhere keeps its traceback.
+
+    Args:
+        key: The configuration key that names the place.
+
+    Raises:
+        UserError: in place of any `OSError` that the operating system raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise UserError(explain_os_error(error, key)) from error
+
+
+def explain_os_error(error: OSError, key: str) -> str:
+    """Say in one line which file or folder can't be used, why, and what to do."""
+    place = error.filename2 or error.filename  # when copying, the destination
+    remedy = _REMEDIES.get(error.errno or 0, "check its permissions, or choose another place with {key}=PATH")
+    return f"{f'{place}: ' if place else ''}{error.strerror}; {remedy.format(key=key)}"

@@ -20,9 +20,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cvexp.app import CONF
-from cvexp.checkpoints import StartingPoint
 from cvexp.config import check
 from cvexp.tasks.attention import Attention
+from cvexp.weights.start import StartingPoint
 
 CLASSES, REPEATS = 5, 30
 

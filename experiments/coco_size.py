@@ -85,7 +85,8 @@ def settings(root: str) -> Dataset:
 
 
 def build(root: str) -> None:
-    from cvexp.data import coco, prepare
+    from cvexp.data import prepare
+    from cvexp.data.sources import coco
 
     config = settings(root)
     assert isinstance(config, coco.Config)
@@ -115,11 +116,11 @@ def workers(root: str, method: str, what: str) -> None:
     from torch.utils.data import DataLoader, Dataset
 
     from cvexp import data
-    from cvexp.data.augment import PlainLabelledView
+    from cvexp.data.augment.labeled import PlainLabeledView
     from cvexp.data.masks import Masks
 
     index = data.load(settings(root), "segmentation").train
-    masks: Dataset[object] = Masks(index, PlainLabelledView(64), 0) if what == "label maps" else Nothing()
+    masks: Dataset[object] = Masks(index, PlainLabeledView(64), 0) if what == "label maps" else Nothing()
     before = 0.0
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     for count in range(1, 5):

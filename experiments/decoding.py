@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from cvexp.data.images import decode
+from cvexp.data.files.images import decode
 
 
 def optional() -> dict[str, Callable[[bytes], object]]:

@@ -1,4 +1,4 @@
-"""How long the nearest neighbours take: 5000 queries among 50 000 features of 512 dimensions.
+"""How long the nearest neighbors take: 5000 queries among 50 000 features of 512 dimensions.
 
     python experiments/neighbors_speed.py
 

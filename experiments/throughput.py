@@ -2,7 +2,7 @@
 
     python experiments/throughput.py task.global_size=96 task.local_size=48 trainer.max_steps=60
 
-The bare step is the same module's loss, backward pass, clipping, optimiser step and teacher update on one batch that
+The bare step is the same module's loss, backward pass, clipping, optimizer step and teacher update on one batch that
 is ready; `fit` adds augmentation, loading, callbacks and logging. Takes the overrides of `python -m cvexp`.
 """
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from cvexp import data, tracking
+from cvexp import data
 from cvexp.app import CONF
 from cvexp.config import check
 from cvexp.models.dino import update_teacher
-from cvexp.tasks import training
 from cvexp.tasks.dino import DINO
+from cvexp.tracking import run as tracking
+from cvexp.training import fit as training
 
 
 def bare_step_speed(module: DINO, views: list[torch.Tensor], seconds: float = 30.0) -> float:

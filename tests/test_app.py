@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cvexp.app import CONF
 from cvexp.config import check
-from cvexp.tracking import flatten
+from cvexp.tracking.run import flatten
 from tests.conftest import TINY, Outcome, runs
 
 
@@ -66,7 +66,7 @@ def test_no_default_hides_in_code(choices: list[str]) -> None:
     assert flatten(asdict(check(composed))).keys() == flatten(plain).keys()
 
 
-def test_a_task_brings_its_optimiser_and_the_command_line_wins() -> None:
+def test_a_task_brings_its_optimizer_and_the_command_line_wins() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "cvexp", "--cfg", "job", "optimizer=sgd"], capture_output=True, text=True, check=True
     )

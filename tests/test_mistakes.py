@@ -43,7 +43,7 @@ ON_COMMAND_LINE = {
         ["-m", "hydra/launcher=submitit_slurm", "seed=0"],
         "pip install hydra-submitit-launcher",
     ),
-    "unknown optimiser": (["optimizer.name=Adamm"], "'Adamm'", "Adam"),
+    "unknown optimizer": (["optimizer.name=Adamm"], "'Adamm'", "Adam"),
     "no objects that large": (["dataset.min_crop_size=4000"], "no object", "dataset.min_crop_size"),
     "missing weights": (["backbone.weights=nowhere.pth"], "'nowhere.pth'", "timm"),
     "no run to start from": (["backbone.weights=latest:dino"], "latest:dino", "pretrain"),
@@ -163,7 +163,7 @@ def test_an_image_that_breaks_while_training(
     cvexp: Callable[..., Outcome], coco_root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """After all was checked, in the main process or in a worker."""
-    from cvexp.tasks import training
+    from cvexp.training import fit as training
 
     train = training.train
 

@@ -110,7 +110,7 @@ def test_user_info_of_the_server_is_nowhere(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A server that goes away, with its address in the errors of MLflow."""
-    from cvexp.tasks import training
+    from cvexp.training import fit as training
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:hunter2@127.0.0.1:9")

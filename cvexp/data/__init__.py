@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import replace
 from typing import get_args
 
-from cvexp.config import Dataset
+from cvexp import plugins
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import grouped
 from cvexp.data.index import Index, Splits, select
 from cvexp.data.prepare import Use, make_splits
 from cvexp.data.split import null_training_key
-from cvexp.errors import UserError
+from cvexp.errors import UserError, opening
 
 log = logging.getLogger("cvexp")
 
 
-def uses(config: Dataset) -> tuple[Use, ...]:
+def uses(config: DatasetConfig) -> tuple[Use, ...]:
     """What the data of a source can be used for."""
-    source = importlib.import_module(f"cvexp.data.{config.name}")
+    source = plugins.load("dataset", config.name)
     return source.uses(config) if hasattr(source, "uses") else get_args(Use)
 
 
-def open_splits(config: Dataset, use: Use) -> Splits:
+def open_splits(config: DatasetConfig, use: Use) -> Splits:
     """The index of the training and the validation images, made ready first where they are not.
 
     Args:
@@ -33,10 +33,11 @@ def open_splits(config: Dataset, use: Use) -> Splits:
     Raises:
         UserError: where data is missing or broken.
     """
-    return make_splits(config, *importlib.import_module(f"cvexp.data.{config.name}").recipes(config, use))
+    with opening("dataset.root"):
+        return make_splits(config, *plugins.load("dataset", config.name).recipes(config, use))
 
 
-def load(config: Dataset, use: Use, needs_training: bool = True) -> Splits:
+def load(config: DatasetConfig, use: Use, needs_training: bool = True) -> Splits:
     """Like `open_splits`, for use.
 
     Args:
@@ -76,7 +77,7 @@ def load(config: Dataset, use: Use, needs_training: bool = True) -> Splits:
     return splits
 
 
-def warn_of_absent_classes(index: Index, config: Dataset, use: Use) -> None:
+def warn_of_absent_classes(index: Index, config: DatasetConfig, use: Use) -> None:
     """Warn where a split has nothing of some classes to use, and say which of them `dataset.limit` leaves out."""
     if absent := _absent_classes(index, use):
         there = set(absent) - set(_absent_classes(_without_limit(index, config), use))
@@ -96,14 +97,14 @@ def _warn_of_untrained_classes(splits: Splits) -> None:
         )
 
 
-def _without_limit(index: Index, config: Dataset) -> Index:
+def _without_limit(index: Index, config: DatasetConfig) -> Index:
     """What the split would have without `dataset.limit`, as far as that is known without reading its images."""
     if config.limit is None:
         return index
     return select(index.catalog, index.split, replace(config, classes=list(index.classes) or None, limit=None))
 
 
-def _why_empty(index: Index, config: Dataset, use: Use) -> str:
+def _why_empty(index: Index, config: DatasetConfig, use: Use) -> str:
     objects = "object" + (f" of the classes {', '.join(index.classes)}" if index.classes else "")
     where = f"the {index.split} split of {index.root} has no"
     if use == "segmentation":

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-UNLABELLED = -1
+UNLABELED = -1
 
 
 class Problem(NamedTuple):

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cvexp.data.images import read_image
+from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
+from cvexp.seeds import mix
 
 
 class Crops(Dataset[tuple[list[Tensor], int]]):
@@ -72,8 +73,3 @@ def read_crop(index: Index, position: int, resolution: float = math.inf) -> Imag
     x0, y0 = min(max(int(x), 0), image.width - 1), min(max(int(y), 0), image.height - 1)
     x1, y1 = max(min(round(x + side), image.width), x0 + 1), max(min(round(y + side), image.height), y0 + 1)
     return image.crop((x0, y0, x1, y1))
-
-
-def mix(*numbers: int) -> int:
-    """A 64-bit seed from several numbers; equal numbers give equal seeds, and neighbours unrelated ones."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

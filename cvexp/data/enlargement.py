@@ -1,6 +1,8 @@
-"""Pictures much smaller than the views made of them: enlarging them takes time and adds no detail."""
+"""Pictures that are much smaller than their views: enlarging them takes time and adds no detail."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,12 +10,12 @@ from numpy.typing import NDArray
 from cvexp.data.index import Index
 
 CONSIDERABLE = 2.0
-STEP = 16  # pixels, of the sizes that are suggested: what a vision transformer's patches have
-SMALLEST = 32  # pixels; networks that halve the resolution five times need as many
+STEP = 16  # suggested sizes are multiples of this many pixels, the size of a vision transformer's patches
+SMALLEST = 32  # pixels, which networks that halve the resolution five times need
 
 
 def suitable_size(sides: NDArray[np.number], size: int) -> int | None:
-    """A size that suits pictures that views would enlarge considerably; None where most are large enough.
+    """Return a size that suits pictures that views would enlarge considerably; None if most are large enough.
 
     Args:
         sides: (n,) of the pictures, in pixels.
@@ -25,22 +27,23 @@ def suitable_size(sides: NDArray[np.number], size: int) -> int | None:
     return suitable if suitable < size else None
 
 
-def crop_advice(train: Index, size: int) -> str | None:
-    """The line to print where pretraining enlarges its crops considerably.
+def crop_advice(train: Index, sizes: Mapping[str, int]) -> str | None:
+    """Return a line to print if a pretraining enlarges its crops considerably, and otherwise None.
 
     Args:
         train: The training crops.
-        size: The side of the largest views, in pixels.
+        sizes: Side lengths of its views in pixels, by the configuration key that sets them.
     """
     sides = train.box[:, 2:].max(axis=1)
-    if (suitable := suitable_size(sides, size)) is None:
+    largest = max(sizes.values())
+    if (suitable := suitable_size(sides, largest)) is None:
         return None
-    keys = f"task.global_size={suitable} task.local_size={suitable // 2} task.eval_size={suitable}"
-    return _advice("crops", sides, size, keys)
+    keys = " ".join(f"{key}={suitable * size // largest}" for key, size in sizes.items())
+    return _advice("crops", sides, largest, keys)
 
 
 def image_advice(train: Index, size: int) -> str | None:
-    """The line to print where segmentation enlarges its images considerably; `size` is `dataset.image_size`."""
+    """Return a line to print if segmentation enlarges its images considerably to `dataset.image_size`."""
     sides = train.catalog.size[train.images].max(axis=1)
     if (suitable := suitable_size(sides, size)) is None:
         return None

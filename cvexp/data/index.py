@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp.config import Dataset
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Catalog, Problem
 from cvexp.data.draw import draw_images, random_keys
-from cvexp.data.images import read_mask
-from cvexp.data.rle import decode
+from cvexp.data.files.images import read_mask
+from cvexp.data.files.rle import decode
 from cvexp.errors import UserError
 
 BACKGROUND = 0  # in a label map; the i-th class is i + 1
@@ -70,8 +70,8 @@ class Index:
 
     def counts(self) -> dict[str, int]:
         """How many of the objects each class has."""
-        labelled = self.label[self.label >= 0]
-        return dict(zip(self.classes, np.bincount(labelled, minlength=len(self.classes)).tolist(), strict=True))
+        labeled = self.label[self.label >= 0]
+        return dict(zip(self.classes, np.bincount(labeled, minlength=len(self.classes)).tolist(), strict=True))
 
     def num_objects(self) -> dict[str, int]:
         """The number of objects of each class in the images, of any size, without crowds."""
@@ -148,7 +148,7 @@ class Splits(NamedTuple):
     val: Index
 
 
-def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.bool_] | None = None) -> Index:
+def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[np.bool_] | None = None) -> Index:
     """What the configuration chooses of a catalog: classes, sizes, and how many images.
 
     Classes that the catalog doesn't have keep their number; it has no objects of them.
@@ -160,9 +160,9 @@ def select(catalog: Catalog, split: str, config: Dataset, broken: NDArray[np.boo
         broken: (m,) which of the catalog's images are to be left out.
     """
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
-    if not catalog.classes:  # nothing is labelled, so nothing can be chosen
+    if not catalog.classes:  # nothing is labeled, so nothing can be chosen
         classes = ()
-    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabelled
+    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabeled
     value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
     for position, name in enumerate(catalog.classes):
         if name in classes:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cvexp.config import Loader
-from cvexp.data.crops import mix
+from cvexp.config import LoaderConfig
+from cvexp.seeds import mix
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -71,7 +71,9 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
             yield [(0, position) for position in self.positions[first : first + self.batch_size]]
 
 
-def make_loader(dataset: Dataset[Any], batches: Sampler[list[tuple[int, int]]], config: Loader) -> DataLoader[Any]:
+def make_loader(
+    dataset: Dataset[Any], batches: Sampler[list[tuple[int, int]]], config: LoaderConfig
+) -> DataLoader[Any]:
     """A loader over `batches`, in worker processes that live as long as the loader."""
     workers = config.num_workers
     return DataLoader(

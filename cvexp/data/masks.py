@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from cvexp.data.augment import LabelledView, PlainLabelledView
-from cvexp.data.crops import mix
-from cvexp.data.images import read_image
+from cvexp.data.augment.labeled import LabeledView, PlainLabeledView, fit
+from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
+from cvexp.seeds import mix
 
 
 class Masks(Dataset[tuple[Tensor, Tensor]]):
@@ -25,7 +28,7 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
         seed: Of random views.
     """
 
-    def __init__(self, index: Index, view: LabelledView | PlainLabelledView, seed: int) -> None:
+    def __init__(self, index: Index, view: LabeledView | PlainLabeledView, seed: int) -> None:
         self.index = index
         self.view = view
         self.seed = seed
@@ -48,3 +51,8 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
         pixels = np.array(read_image(self.index.path(at), self.index.size(at)))
         labels = torch.from_numpy(self.index.label_map(at))
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(labels)
+
+
+def evaluated_areas(index: Index, size: int) -> NDArray[np.int64]:
+    """Return the number of pixels of each image of an index when its longer side is `size`, (images,)."""
+    return np.array([math.prod(fit(index.size(int(image)), size)) for image in index.images])

@@ -20,13 +20,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from cvexp.config import Dataset, nearest
-from cvexp.data import fetch
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Catalog, Draft, Problem, grouped, open_catalog, write_catalog
-from cvexp.data.images import decode, explain
+from cvexp.data.files import fetch
+from cvexp.data.files.images import decode, explain
+from cvexp.data.files.progress import in_parallel
 from cvexp.data.index import Index, Splits, select
-from cvexp.data.progress import in_parallel
-from cvexp.errors import UserError
+from cvexp.errors import UserError, nearest
 
 Use = Literal["pretraining", "segmentation"]
 
@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
     fetches: bool = False
 
 
-def make_splits(config: Dataset, train: Recipe | None, val: Recipe) -> Splits:
+def make_splits(config: DatasetConfig, train: Recipe | None, val: Recipe) -> Splits:
     """The index of both splits, with all images there and checked.
 
     Args:
@@ -77,7 +77,7 @@ def make_splits(config: Dataset, train: Recipe | None, val: Recipe) -> Splits:
     return splits
 
 
-def _nothing(config: Dataset, val: Recipe) -> Recipe:
+def _nothing(config: DatasetConfig, val: Recipe) -> Recipe:
     """The recipe of an empty training split with the classes of the validation split."""
     catalog = make_catalog(config, "val", val)
     draft = Draft(catalog.root, catalog.classes, catalog.mask_values, catalog.ignore_value)
@@ -91,7 +91,7 @@ def _stop_at(problems: Sequence[Problem]) -> None:
         raise UserError(f"{first}{others}; or leave out what is broken with dataset.strict=false")
 
 
-def make_catalog(config: Dataset, split: str, recipe: Recipe) -> Catalog:
+def make_catalog(config: DatasetConfig, split: str, recipe: Recipe) -> Catalog:
     """The catalog of a split, made unless it is there."""
     cache = Path(config.cache)
     identity = _digest([VERSION, config.name, split, recipe.settings])[:8]
@@ -126,7 +126,7 @@ def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
     return states
 
 
-def _check_classes(config: Dataset, train: Catalog, val: Catalog) -> None:
+def _check_classes(config: DatasetConfig, train: Catalog, val: Catalog) -> None:
     known = {*train.classes, *val.classes}
     for name in config.classes or ():
         if known and name not in known:
@@ -141,7 +141,7 @@ def _check_disjoint(train: Catalog, val: Catalog) -> None:
         )
 
 
-def _checked(config: Dataset, catalog: Catalog, split: str, fetches: bool) -> Index:
+def _checked(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:
     """The index of a split after its images were fetched, where that is asked for, and decoded."""
     broken: dict[int, Problem] = {}
     is_broken = np.zeros(len(catalog.files), dtype=np.bool_)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from omegaconf import MISSING
 
-from cvexp.config import Dataset, require
+from cvexp.config import DatasetConfig, require
 from cvexp.data.catalog import Draft
 from cvexp.data.draw import name_fraction
 from cvexp.data.prepare import Recipe
@@ -19,7 +19,7 @@ from cvexp.errors import UserError
 
 
 @dataclass(kw_only=True)
-class SplitDataset(Dataset):
+class SplitDataset(DatasetConfig):
     """What these sources have in common.
 
     Attributes:
@@ -37,7 +37,7 @@ class SplitDataset(Dataset):
             raise UserError(f"{train}, {val}: got null for both, but there must be some data; give {train}=PATH")
 
 
-def null_training_key(config: Dataset) -> str | None:
+def null_training_key(config: DatasetConfig) -> str | None:
     """The key by which a configuration says that there are no training data; None where there are some."""
     if isinstance(config, SplitDataset) and getattr(config, config.split_keys[0]) is None:
         return f"dataset.{config.split_keys[0]}"

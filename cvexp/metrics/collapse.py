@@ -1,4 +1,4 @@
-"""Measures of collapse. The loss alone proves nothing: each kind of collapse gives a loss that looks like learning."""
+"""Measures of collapse. The loss alone proves nothing: after each kind of collapse it looks like learning."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def kl_from_uniform(p_k: Tensor) -> float:
 
 
 def feature_std(x_nd: Tensor) -> float:
-    """Mean over the dimensions of the standard deviation of the l2-normalised features; about 1/sqrt(d) is healthy
+    """Mean over the dimensions of the standard deviation of the l2-normalized features; about 1/sqrt(d) is healthy
     (Chen and He, "Exploring Simple Siamese Representation Learning", section 4.1)."""
     return F.normalize(x_nd.double(), dim=-1).std(0, correction=0).mean().item()
 
 
 def effective_rank(x_nd: Tensor) -> float:
-    """RankMe: the exponential of the entropy of the normalised singular values (Garrido et al. 2022, equation 1).
+    """RankMe: the exponential of the entropy of the normalized singular values (Garrido et al. 2022, equation 1).
 
     From 1 (all features are multiples of one vector) to min(n, d).
     """
@@ -39,31 +39,41 @@ def effective_rank(x_nd: Tensor) -> float:
     return math.exp(torch.special.entr(singular / singular.sum()).sum().item())
 
 
-def collapse_warning(measures: Mapping[str, float], out_dim: int, feature_dim: int) -> str | None:
-    """What the measures say about collapse, in words; None when they say nothing.
+def teacher_warnings(measures: Mapping[str, float], out_dim: int) -> list[str]:
+    """Return what the output of a teacher says about collapse; an empty list if it says nothing.
 
     Args:
-        measures: `teacher_entropy`, `teacher_kl`, `feature_std`, `feature_rank`.
-        out_dim: How many outputs the head has, k.
-        feature_dim: Length of the features, d.
+        measures: `teacher_entropy` and `teacher_kl`.
+        out_dim: Number of outputs of the head, k.
     """
     uniform = math.log(out_dim)
-    found = []
+    warnings = []
     if measures["teacher_entropy"] > 0.99 * uniform:
-        found.append(
-            f"the teacher's output is uniform (entropy {measures['teacher_entropy']:.3f} of {uniform:.3f}): it tells "
-            "no image from another; sharpen more (a lower task.teacher_temperature)"
+        warnings.append(
+            f"the teacher's output is uniform (entropy {measures['teacher_entropy']:.3f} of {uniform:.3f}), so it does "
+            "not distinguish images; sharpen more (a lower task.teacher_temperature)"
         )
     if measures["teacher_kl"] > 0.9 * uniform:
-        found.append(
+        warnings.append(
             f"the teacher gives all images the same output (KL from uniform {measures['teacher_kl']:.3f} of "
-            f"{uniform:.3f}); centre more (a lower task.center_momentum) or sharpen less"
+            f"{uniform:.3f}); center more (a lower task.center_momentum) or sharpen less"
         )
+    return warnings
+
+
+def feature_warnings(measures: Mapping[str, float], feature_dim: int) -> list[str]:
+    """Return what the features say about collapse; an empty list if they say nothing.
+
+    Args:
+        measures: `feature_std` and `feature_rank`.
+        feature_dim: Length of the features, d.
+    """
+    warnings = []
     if measures["feature_std"] * math.sqrt(feature_dim) < 0.05:
-        found.append(
+        warnings.append(
             f"all features point the same way (standard deviation {measures['feature_std']:.2g}, healthy is about "
             f"{1 / math.sqrt(feature_dim):.2g}); lower optimizer.lr"
         )
     if measures["feature_rank"] < 2:
-        found.append(f"the features fill hardly one dimension (effective rank {measures['feature_rank']:.2f})")
-    return "; ".join(found) or None
+        warnings.append(f"the features span hardly one dimension (effective rank {measures['feature_rank']:.2f})")
+    return warnings

@@ -1,7 +1,7 @@
 """Intersection over union, from counts of pixels, so that one number means the same for every method.
 
 Counts are (..., c, 3) int64: of each class the pixels in which prediction and label agree, those predicted, those
-labelled. Counts of several images add up. Ignored pixels count nowhere.
+labeled. Counts of several images add up. Ignored pixels count nowhere.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def count_masks(predicted: Tensor, labels: Tensor, asked: Tensor, ignore: int) -
         (b, q, 3).
     """
     valid = (labels != ignore)[:, None]
-    labelled = labels[:, None].long() == asked[:, :, None, None] + 1
+    labeled = labels[:, None].long() == asked[:, :, None, None] + 1
     predicted = predicted & valid
-    return torch.stack([(mask.flatten(2).sum(-1)) for mask in (predicted & labelled, predicted, labelled)], dim=-1)
+    return torch.stack([(mask.flatten(2).sum(-1)) for mask in (predicted & labeled, predicted, labeled)], dim=-1)
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:
-    """The IoU of each class, (..., c, 3) to (..., c); NaN for one that is neither predicted nor labelled."""
-    intersection, predicted, labelled = np.moveaxis(counts, -1, 0)
-    union = predicted + labelled - intersection
+    """The IoU of each class, (..., c, 3) to (..., c); NaN for one that is neither predicted nor labeled."""
+    intersection, predicted, labeled = np.moveaxis(counts, -1, 0)
+    union = predicted + labeled - intersection
     values: NDArray[np.float64] = np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
     return values
 
@@ -82,8 +82,8 @@ def image_iou(counts: Counts) -> float:
     Args:
         counts: (images, c, 3).
     """
-    intersection, predicted, labelled = np.moveaxis(counts, -1, 0)
-    union = predicted + labelled - intersection
+    intersection, predicted, labeled = np.moveaxis(counts, -1, 0)
+    union = predicted + labeled - intersection
     pairs = union > 0
     return float((intersection[pairs] / (union[pairs] + 1)).mean()) if pairs.any() else float("nan")
 
@@ -94,9 +94,9 @@ def presence_f1(counts: Counts) -> float:
     Args:
         counts: (images, c, 3).
     """
-    predicted, labelled = counts[..., 1] > 0, counts[..., 2] > 0
-    wrong = (predicted != labelled).sum()
-    right = (predicted & labelled).sum()
+    predicted, labeled = counts[..., 1] > 0, counts[..., 2] > 0
+    wrong = (predicted != labeled).sum()
+    right = (predicted & labeled).sum()
     return float(2 * right / (2 * right + wrong)) if right + wrong else float("nan")
 
 
@@ -107,11 +107,11 @@ def count_constant(counts: Counts, label: int) -> Counts:
         counts: (images, 1 + c, 3) of any prediction of the same images, the background first.
         label: 0 for background, then the classes.
     """
-    labelled = counts[..., 2]
+    labeled = counts[..., 2]
     constant = np.zeros_like(counts)
-    constant[..., 2] = labelled
-    constant[:, label, 0] = labelled[:, label]
-    constant[:, label, 1] = labelled.sum(axis=1)
+    constant[..., 2] = labeled
+    constant[:, label, 0] = labeled[:, label]
+    constant[:, label, 1] = labeled.sum(axis=1)
     return constant
 
 

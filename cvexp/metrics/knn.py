@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification, the usual way to judge frozen features (Wu et al. 2018, section 3.4)."""
+"""Weighted k-nearest-neighbor classification, the usual way to judge frozen features (Wu et al. 2018, section 3.4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def knn_predict(
         bank_labels_n: Their labels, int64.
         queries_md: Features to classify.
         classes: How many classes there are.
-        k: How many neighbours vote; all of them where the bank holds fewer.
+        k: How many neighbors vote; all of them where the bank holds fewer.
 
     Returns:
         (m,) int64 labels.

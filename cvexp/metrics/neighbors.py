@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, and how often they are of the same class."""
+"""Nearest neighbors by cosine, and how often they are of the same class."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def _unit(features: NDArray[np.floating]) -> NDArray[np.float64]:
 def precision_at_k(
     indices: NDArray[np.int64], bank_labels: NDArray[np.integer], query_labels: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """For each query the share of its neighbours (m, k) that have its class, (m,)."""
+    """For each query the share of its neighbors (m, k) that have its class, (m,)."""
     share: NDArray[np.float64] = (bank_labels[indices] == query_labels[:, None]).mean(axis=1)
     return share

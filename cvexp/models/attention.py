@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("scaled_dot_product", "dot_product", "additive", "cosine")
+SCORES = ("scaled_dot_product", "dot_product", "additive", "cosine")
 NORMALIZATIONS = ("softmax", "mean_one", "sigmoid")
 
 

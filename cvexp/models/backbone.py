@@ -11,44 +11,58 @@ import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
-from cvexp.config import nearest
-from cvexp.errors import UserError
+LOW_STRIDE = 4  # of the low-level feature map, as in the DeepLabV3+ paper
 
-LOW_STRIDE = 4  # of the early map, as in the DeepLabV3+ paper
+NAMES = {"resnet_mini": "test_resnet"}  # our own names of timm models
 
-NAMES = {"resnet_mini": "test_resnet"}  # ours, with timm's
+
+class BackboneError(ValueError):
+    """A backbone can't be created, or can't do what is needed."""
+
+
+class UnknownModelError(BackboneError):
+    """timm has no model of this name."""
+
+
+class ArgumentsError(BackboneError):
+    """A model does not accept the arguments."""
+
+
+class PretrainedWeightsError(BackboneError):
+    """timm's pretrained weights can't be loaded."""
+
+
+def known_models() -> list[str]:
+    """List all names that `create_backbone` accepts."""
+    return [*NAMES, *timm.list_models()]
 
 
 def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Module:
-    """Create a timm model that gives feature maps by `forward_intermediates` and one pooled vector by `forward`.
+    """Create a timm model without its classifier.
+
+    It gives feature maps by `forward_intermediates`, and one pooled vector by `forward`.
 
     Args:
-        name: Any name that timm knows, or one of ours.
-        pretrained: Load timm's pretrained weights, from the local cache or its hub.
+        name: Any name that timm knows, or one of `NAMES`.
+        pretrained: Whether to load timm's pretrained weights, from the local cache or its hub.
         args: Passed to `timm.create_model`.
 
     Raises:
-        UserError: for an unknown name, arguments that the model doesn't accept, and weights that can't be loaded.
+        BackboneError: for an unknown name, arguments that the model does not accept, or weights that can't be loaded.
     """
     if not timm.is_model(NAMES.get(name, name)):
-        raise UserError(f"backbone.name: timm has no model {name!r}; {nearest(name, [*NAMES, *timm.list_models()])}")
+        raise UnknownModelError(f"timm has no model {name!r}")
     try:
         with _cache_if_offline() if pretrained else contextlib.nullcontext():
             return timm.create_model(NAMES.get(name, name), pretrained=pretrained, num_classes=0, **args)
     except Exception as error:  # models raise many kinds
         if isinstance(error, TypeError) and args:
-            message = f"backbone.args: {name} refuses {args}: {one_line(error)}"
-        elif pretrained:
-            message = (
-                f"backbone.weights=timm: the pretrained weights of {name} can't be loaded ({one_line(error)}); check "
-                "the network, or give a file with backbone.weights=PATH"
-            )
-        else:
-            message = (
-                f"backbone.name: {name} can't be created with {args or 'its defaults'} ({one_line(error)}); change "
-                "backbone.args, or choose another with backbone.name="
-            )
-        raise UserError(message) from error
+            raise ArgumentsError(f"{name} refuses {args}: {one_line(error)}") from error
+        if pretrained:
+            raise PretrainedWeightsError(
+                f"the pretrained weights of {name} can't be loaded ({one_line(error)})"
+            ) from error
+        raise BackboneError(f"{name} can't be created with {args or 'its defaults'} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager
@@ -66,7 +80,7 @@ def _cache_if_offline() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's text, or its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -84,43 +98,43 @@ def _measuring(model: nn.Module) -> Iterator[None]:
 
 
 def feature_dim(backbone: nn.Module, image_size: int) -> int:
-    """Measure the length of a backbone's pooled vector, which timm's `num_features` doesn't always give.
+    """Measure the length of a backbone's pooled vector, because timm's `num_features` is not always right.
 
     Args:
         backbone: A timm model.
         image_size: Side length of the image that is tried, in pixels.
 
     Raises:
-        ValueError: when the model gives something else than a vector for each image.
+        ValueError: if the model returns anything but one vector for each image.
     """
     with _measuring(backbone):
         features = backbone(torch.zeros(1, 3, image_size, image_size))
     if not isinstance(features, Tensor) or features.ndim != 2:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"it gives {shape} instead of one vector for each image")
+        raise ValueError(f"it returns {shape} instead of one vector for each image")
     return features.shape[1]
 
 
 def feature_maps(backbone: nn.Module) -> list[dict[str, Any]]:
-    """What timm knows of the feature maps: channels (`num_chs`), stride (`reduction`) and where they are (`module`)."""
+    """Return what timm knows about the feature maps: channels (`num_chs`), stride (`reduction`), place (`module`)."""
     maps = backbone.feature_info
     assert isinstance(maps, list)
     return maps
 
 
 class Encoder(nn.Module):
-    """A backbone that gives two feature maps: an early one, which knows where edges are, and the last one.
+    """A backbone that returns two feature maps: a low-level one, which locates edges, and the last one.
 
     Args:
         backbone: A timm model.
-        image_size: Side length of the image on which the maps are measured, in pixels.
+        image_size: Side length in pixels of the image on which the maps are measured.
 
     Attributes:
-        low_channels, high_channels: Of the two maps.
+        low_channels, high_channels: Number of channels of the two maps.
         stride: Pixels of the image for each position of the last map.
 
     Raises:
-        ValueError: when the model gives something else than feature maps.
+        ValueError: if the model returns anything but feature maps.
     """
 
     def __init__(self, backbone: nn.Module, image_size: int) -> None:
@@ -136,7 +150,7 @@ class Encoder(nn.Module):
             images = torch.zeros(1, 3, image_size, image_size)
             try:
                 measured = self(images)
-            except AssertionError:  # some models can't normalise their maps
+            except AssertionError:  # some models can't normalize their maps
                 self.norm = False
                 measured = self(images)
         if any(map_.ndim != 4 for map_ in measured):
@@ -144,7 +158,7 @@ class Encoder(nn.Module):
         self.low_channels, self.high_channels = (map_.shape[1] for map_ in measured)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 3, h, w) to two maps (b, c, h', w')."""
+        """Map images (b, 3, h, w) to two feature maps (b, c, h', w')."""
         if not hasattr(self.backbone, "forward_intermediates"):
             return self._hooked(images)
         low, high = self.backbone.forward_intermediates(  # type: ignore[operator]
@@ -153,7 +167,7 @@ class Encoder(nn.Module):
         return low, high
 
     def _hooked(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of the modules that `feature_info` names."""
+        """Return the outputs of the modules that `feature_info` names."""
         outputs: dict[int, Tensor] = {}
 
         def keep(index: int, output: Tensor) -> None:
@@ -172,10 +186,10 @@ class Encoder(nn.Module):
 
 
 def forward_crops(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Pooled features of several crops, with one pass of the backbone for each resolution.
+    """Compute the pooled features of several crops, with one pass of the backbone for each resolution.
 
     Args:
-        crops: (b, 3, h, w) each; those of equal resolution must be neighbours in the list.
+        crops: (b, 3, h, w) each. Those of equal resolution must be next to each other.
 
     Returns:
         (len(crops) * b, d), crop by crop.

@@ -25,9 +25,9 @@ class DINOHead(nn.Module):
     Args:
         in_dim: Length of the backbone's features.
         hidden_dim: Width of the two hidden layers.
-        bottleneck_dim: Length of the vector that is normalised.
+        bottleneck_dim: Length of the vector that is normalized.
         out_dim: How many prototypes, k.
-        batch_norm: Normalise the hidden layers over the batch; helps convolutional backbones on little data.
+        batch_norm: Normalize the hidden layers over the batch; helps convolutional backbones on little data.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class DINOHead(nn.Module):
 class DINOLoss(nn.Module):
     """Cross-entropy between the teacher's and the student's view of the same image (equations 1 to 4 of the paper).
 
-    The teacher's output is centred, against the collapse to one prototype, and sharpened by a low temperature, against
-    the collapse to all prototypes alike. The centre follows the mean of the teacher's logits over the batch, and over
+    The teacher's output is centered, against the collapse to one prototype, and sharpened by a low temperature, against
+    the collapse to all prototypes alike. The center follows the mean of the teacher's logits over the batch, and over
     all processes where there are several.
 
     Args:
         out_dim: How many prototypes, k.
         student_temperature: Divides the student's logits.
-        center_momentum: How much of the old centre stays at each update; 1 keeps the centre at 0, so none is taken.
+        center_momentum: How much of the old center stays at each update; 1 keeps the center at 0, so none is taken.
     """
 
     center: Tensor
@@ -82,7 +82,7 @@ class DINOLoss(nn.Module):
         Args:
             teacher_tbk: The teacher's logits of the t global views.
             student_vbk: The student's logits of all v views, the global ones first and in the same order.
-            teacher_temperature: Divides the teacher's centred logits.
+            teacher_temperature: Divides the teacher's centered logits.
 
         Raises:
             ValueError: when there is no pair of different views.
@@ -99,12 +99,12 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher_tbk: Tensor, teacher_temperature: float) -> Tensor:
-        """The teacher's centred and sharpened distribution over the prototypes, in float32."""
+        """The teacher's centered and sharpened distribution over the prototypes, in float32."""
         return F.softmax((teacher_tbk.float() - self.center) / teacher_temperature, dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_tbk: Tensor) -> None:
-        """Move the centre towards the mean of the teacher's logits, over all processes."""
+        """Move the center towards the mean of the teacher's logits, over all processes."""
         batch_center = teacher_tbk.float().mean(dim=(0, 1))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(batch_center)
@@ -121,7 +121,7 @@ class DINONetwork(nn.Module):
         self.head = head
 
     def forward(self, views: list[Tensor]) -> Tensor:
-        """Logits (v, b, k) of v views, each (b, 3, h, w); views of equal resolution must be neighbours."""
+        """Logits (v, b, k) of v views, each (b, 3, h, w); views of equal resolution must be neighbors."""
         logits: Tensor = self.head(forward_crops(self.backbone, views))
         return logits.view(len(views), -1, logits.shape[-1])
 

@@ -1,7 +1,7 @@
 """What a timm model accepts, found by trying it.
 
-Some models take one image size only, some need an argument to take others, some have no output stride but their own.
-timm doesn't say which.
+Some models accept only one image size, some need an argument to accept others, and some have only their own output
+stride. timm doesn't say which.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cvexp.errors import UserError
-from cvexp.models.backbone import Encoder, create_backbone, feature_dim, feature_maps, one_line
+from cvexp.models.backbone import BackboneError, Encoder, create_backbone, feature_dim, feature_maps, one_line
 
 DEFAULT_STRIDE = 16  # of the last map, where the model can have it
 
@@ -29,13 +28,22 @@ FLEXIBLE: tuple[dict[str, Any], ...] = (
 SUGGESTED = {*range(32, 128, 16), *range(128, 449, 32), *range(28, 449, 28)}  # image sizes: multiples of patch sizes
 
 
+class StrideError(BackboneError):
+    """A model can't have the output stride that is needed."""
+
+
+class SizeError(BackboneError):
+    """A model can't take images of the sizes that are needed, but it can take others."""
+
+
 class Needs(NamedTuple):
-    """What a task needs from a backbone.
+    """What is needed from a backbone.
 
     Attributes:
-        sizes: Side lengths of its images in pixels, by the configuration key that sets them.
-        maps: Whether it uses feature maps; else it uses the pooled vector.
-        output_stride: Pixels for each position of the last map; None is 16 where the model can have it, else its own.
+        sizes: Side lengths of its images in pixels, by a name for each, which messages use.
+        maps: Whether feature maps are used; otherwise the pooled vector is.
+        output_stride: Pixels for each position of the last map; None means 16 if the model can have it, and otherwise
+            its own.
     """
 
     sizes: dict[str, int]
@@ -44,18 +52,18 @@ class Needs(NamedTuple):
 
 
 def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str, Any]:
-    """Choose arguments for `create_backbone` with which a model does what a task needs.
+    """Choose arguments for `create_backbone` with which a model does what is needed.
 
     The choice depends on the arguments of this function alone, so that a finished run's backbone can be created again.
     The random state is left as it was.
 
     Args:
         name: Any name that timm knows.
-        args: The user's own, which always win.
+        args: Arguments that are given, which always win.
         needs: What the model must do.
 
     Raises:
-        UserError: when no arguments will do, with sizes that the model accepts, or its own output stride.
+        BackboneError: if no arguments will do, with sizes that the model accepts, or its own output stride.
     """
     stride = needs.output_stride or DEFAULT_STRIDE
     strides: list[dict[str, Any]] = [{"output_stride": stride}, {}] if needs.maps else [{}]
@@ -69,7 +77,7 @@ def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str,
             continue
         try:
             own_stride = _try(name, chosen, needs)
-        except UserError:
+        except BackboneError:
             if chosen == args:
                 raise
         except Exception as error:  # models raise many kinds
@@ -78,15 +86,14 @@ def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str,
             if not needs.maps or own_stride == (needs.output_stride or chosen.get("output_stride", own_stride)):
                 return chosen
     if own_stride is not None:
-        raise UserError(
-            f"task.output_stride: got {stride}, but {name} can't have it, at least not with these backbone.args; its "
-            f"own is {own_stride}"
+        raise StrideError(
+            f"got {stride}, but {name} can't have it, at least not with these arguments; its own is {own_stride}"
         )
-    raise UserError(_refusal(name, args, needs, reason))
+    raise _refusal(name, args, needs, reason)
 
 
 def _try(name: str, args: dict[str, Any], needs: Needs) -> int:
-    """Create a model and try it; give the output stride of its last map."""
+    """Create a model, try it, and return the output stride of its last map."""
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(name, **args)
         _check(backbone, needs)
@@ -107,19 +114,19 @@ def _check(backbone: nn.Module, needs: Needs) -> None:
         network.train()(torch.zeros(2, 3, sizes[0], sizes[0]))
 
 
-def _refusal(name: str, args: dict[str, Any], needs: Needs, reason: str) -> str:
-    """The message for a model that can't be used: with sizes that it accepts, if any are found."""
+def _refusal(name: str, args: dict[str, Any], needs: Needs, reason: str) -> BackboneError:
+    """Return the error for a model that can't be used, with sizes that it accepts if there are any."""
     sizes = " and ".join(map(str, dict.fromkeys(needs.sizes.values())))
-    found = _find_sizes(name, args, needs)
-    changed = [key for key, size in found.items() if size != needs.sizes[key]]
+    accepted = _find_sizes(name, args, needs)
+    changed = [key for key, size in accepted.items() if size != needs.sizes[key]]
     if not changed:
-        return f"backbone.name: {name} can't be used for this task ({reason}); choose another with backbone.name="
-    remedy = " ".join(f"{key}={size}" for key, size in found.items())
-    return f"{', '.join(changed)}: {name} can't take images of {sizes} px ({reason}); it can with {remedy}"
+        return BackboneError(f"{name} can't be used for this ({reason})")
+    remedy = " ".join(f"{key}={size}" for key, size in accepted.items())
+    return SizeError(f"{', '.join(changed)}: {name} can't take images of {sizes} px ({reason}); it can with {remedy}")
 
 
 def _find_sizes(name: str, args: dict[str, Any], needs: Needs) -> dict[str, int]:
-    """The nearest sizes that a model accepts together, by the key that sets them; empty if there are none."""
+    """Return the nearest sizes that a model accepts together, by their names; empty if there are none."""
     best: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]):
         for size in _nearest(max(needs.sizes.values())):  # one size for all
@@ -129,11 +136,11 @@ def _find_sizes(name: str, args: dict[str, Any], needs: Needs) -> dict[str, int]
                 break
         for option in FLEXIBLE:
             within = _distance(best, needs) if best else max(SUGGESTED)
-            with contextlib.suppress(UserError):  # it has no such argument
+            with contextlib.suppress(BackboneError):  # it has no such argument
                 backbone = create_backbone(name, **option | args)
-                found = {key: _first_accepted(backbone, size, within, needs) for key, size in needs.sizes.items()}
-                complete = {key: size for key, size in found.items() if size is not None}
-                if len(complete) == len(found) and (not best or _distance(complete, needs) < within):
+                sizes = {key: _first_accepted(backbone, size, within, needs) for key, size in needs.sizes.items()}
+                complete = {key: size for key, size in sizes.items() if size is not None}
+                if len(complete) == len(sizes) and (not best or _distance(complete, needs) < within):
                     best = complete
     return best
 
@@ -143,7 +150,7 @@ def _distance(sizes: dict[str, int], needs: Needs) -> int:
 
 
 def _first_accepted(backbone: nn.Module, wanted: int, within: int, needs: Needs) -> int | None:
-    """The image size nearest to the wanted one that a model accepts; None if there is none so near."""
+    """Return the image size nearest to the wanted one that a model accepts; None if there is none so near."""
     for size in _nearest(wanted):
         if abs(size - wanted) > within:
             break
@@ -154,5 +161,5 @@ def _first_accepted(backbone: nn.Module, wanted: int, within: int, needs: Needs)
 
 
 def _nearest(wanted: int) -> list[int]:
-    """The image sizes to try, the nearest to the wanted one first, of two equally near ones the larger first."""
+    """List the image sizes to try, nearest to the wanted one first, and of two equally near ones the larger first."""
     return sorted({wanted, *SUGGESTED}, key=lambda size: (abs(size - wanted), -size))

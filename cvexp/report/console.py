@@ -1,110 +1,16 @@
-"""What a run shows in the terminal."""
+"""What people see in the terminal."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-import pytorch_lightning as pl
-from rich import progress
 from rich.console import Console
-from rich.table import Table
 
+from cvexp import processes
 from cvexp.redaction import hide_secrets
-from cvexp.report.style import shorten
-from cvexp.tracking import Run
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # a class may be called [red] or :cat:
+# A class may be called [red] or :cat:, so neither means anything. Of several processes, the first one prints.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=processes.rank() > 0)
 
 
 def print_line(text: str, style: str | None = None) -> None:
+    """Print a line without secrets."""
     console.print(hide_secrets(text), style=style)
-
-
-class Progress(pl.callbacks.ProgressBar):
-    """Epoch, loss, images per second and remaining time: a bar on a terminal, a line for each epoch elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: progress.Progress | None = None
-
-    def disable(self) -> None:
-        """On all processes but the first."""
-        self.is_disabled_ = True
-
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.started, self.first_step = time.perf_counter(), trainer.global_step
-        self.images, self.loss = 0, float("nan")
-        if console.is_terminal:
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TextColumn("{task.completed}/{task.total}"),
-                progress.TextColumn("{task.fields[status]}"),
-                progress.TimeRemainingColumn(),
-                console=console,
-            )
-            self.bar.start()
-            self.row = self.bar.add_task("training", total=module.total_steps, completed=trainer.global_step, status="")
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.images += len(batch[1]) * trainer.world_size
-        if self.bar is None:
-            return
-        if trainer.global_step % module.run_.log_every_n_steps == 0:
-            self.loss = float(outputs["loss"])  # waits for the device, so not at each step
-        self.bar.update(
-            self.row,
-            completed=trainer.global_step,
-            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            status=f"loss {self.loss:.3f}  {self._speed():.0f} images/s",
-        )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        shown = "  ".join(
-            f"{shorten(name.removeprefix('val/'))} {value:.3f}" for name, value in module.validated.items()
-        )
-        seconds = time.perf_counter() - self.started
-        steps = trainer.global_step - self.first_step
-        remaining = seconds / max(steps, 1) * (module.total_steps - trainer.global_step)
-        print_line(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  "
-            f"{self._speed():.0f} images/s  {_clock(remaining)} left"
-        )
-
-    def _speed(self) -> float:
-        return self.images / (time.perf_counter() - self.started)
-
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-def print_summary(run: Run, best: dict[str, float], untrained: dict[str, float], warning: str | None) -> None:
-    """What a run found, where it lies, and what to do next; a warning comes first."""
-    if warning:
-        print_line(warning, style="bold yellow")
-    table = Table(title=f"run {run.id}", title_justify="left")
-    table.add_column("")
-    table.add_column("untrained", justify="right")
-    table.add_column(f"best epoch ({best['epoch'] + 1:.0f})", justify="right")
-    for name, value in best.items():
-        if name.startswith("val/"):
-            before = untrained.get(name)
-            table.add_row(shorten(name), "" if before is None else f"{before:.3f}", f"{value:.3f}")
-    console.print(table)
-    print_line(f"artifacts  {run.client.get_run(run.id).info.artifact_uri}")
-    print_line("look       make ui, or: " + run.ui_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -36,7 +36,7 @@ def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> 
     over them.
 
     Args:
-        panels: The curves by the name of the axis; runs of equal labels share a colour and a legend entry.
+        panels: The curves by the name of the axis; runs of equal labels share a color and a legend entry.
         stacked: Whether the panels lie below each other, for a narrow column, rather than side by side.
     """
     every = [curve for curves in panels.values() for curve in curves]
@@ -68,6 +68,19 @@ def compare(panels: Mapping[str, Sequence[Curve]], *, stacked: bool = False) -> 
         if handles:
             add_legend(figure, handles)
     return figure
+
+
+def training_metric(recorded: Mapping[str, Any], name: str) -> str | None:
+    """Return the metric of the training that belongs to one of the validation, such as train/miou to val/miou.
+
+    A method may add a word if its training metric means something else, such as `train/miou_asked`.
+
+    Args:
+        recorded: All metrics of the run.
+        name: A validation metric.
+    """
+    prefix = name.replace("val/", "train/", 1)
+    return min((other for other in recorded if other == prefix or other.startswith(f"{prefix}_")), default=None)
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cvexp.config import Dataset
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import grouped
 from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
 from cvexp.data.split import null_training_key
@@ -60,7 +60,7 @@ def _range(values: Any) -> dict[str, float]:
     return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
 
 
-def print_data(config: Dataset, splits: Splits) -> None:
+def print_data(config: DatasetConfig, splits: Splits) -> None:
     """The table of both splits, and the first problems."""
     key = null_training_key(config)
     filled = [splits.val] if key else list(splits)

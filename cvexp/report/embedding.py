@@ -11,19 +11,18 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from cvexp.data.index import Index
-from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable, marker
-from cvexp.store import read_artifact
-from cvexp.tracking import Run
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable, marker, state_of
+from cvexp.tracking.sink import Sink
+from cvexp.tracking.store import Store
 
-FEWEST = 5  # crops of which a t-SNE says anything
+MIN_CROPS = 5  # fewer make no meaningful t-SNE
 
 
 def log_embedding(
-    run: Run,
+    sink: Sink,
     index: Index,
     positions: list[int],
     features: NDArray[np.float32],
@@ -33,11 +32,12 @@ def log_embedding(
     """Save features as the artifact `embeddings/epoch-NNNN.npz`; epoch 0 is the untrained backbone.
 
     Args:
+        sink: Where they are recorded.
         index: Where the crops come from.
         positions: Which of its objects they are, n of them.
         features: (n, d).
-        layout: Their t-SNE, (n, 2); None where there are too few.
-        epoch: How many epochs were trained.
+        layout: Their t-SNE, (n, 2); None if there are too few.
+        epoch: Number of epochs of training.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"epoch-{epoch:04d}.npz"
@@ -49,18 +49,18 @@ def log_embedding(
             box=index.box[positions],
             layout=np.zeros((0, 2), np.float32) if layout is None else layout,
         )
-        run.log_file(path, "embeddings")
+        sink.log_file(path, "embeddings")
 
 
 class Embedding(NamedTuple):
-    """What `log_embedding` wrote of n crops.
+    """What `log_embedding` recorded of n crops.
 
     Attributes:
         features: (n, d).
-        labels: (n,), -1 where there are none.
-        image: (n,), files below the data set's root.
+        labels: (n,), -1 if there are none.
+        image: (n,), files relative to the root of the data set.
         box: (n, 4), left, top, width and height in pixels.
-        layout: (n, 2), its t-SNE; (0, 2) where there were too few crops, or it was not kept.
+        layout: (n, 2), the t-SNE; (0, 2) if there were too few crops, or it was not kept.
     """
 
     features: NDArray[np.float32]
@@ -70,31 +70,31 @@ class Embedding(NamedTuple):
     layout: NDArray[np.float32]
 
 
-def read_embedding(client: MlflowClient, run_id: str, epoch: int) -> Embedding:
-    """The embedding that a run recorded after so many epochs.
+def read_embedding(store: Store, run_id: str, epoch: int) -> Embedding:
+    """Read the embedding that a run recorded after so many epochs.
 
     Raises:
-        UserError: when there is none, or it is damaged.
+        UserError: if there is none, or it is damaged.
     """
-    return read_artifact(client, run_id, f"embeddings/epoch-{epoch:04d}.npz", _read)
+    return store.read(run_id, f"embeddings/epoch-{epoch:04d}.npz", _read)
 
 
 def _read(path: Path) -> Embedding:
-    nothing = {"layout": np.zeros((0, 2), np.float32)}  # of runs from before it was kept
+    nothing = {"layout": np.zeros((0, 2), np.float32)}  # older runs did not keep it
     with np.load(path) as content:
         embedding = Embedding(**{**nothing, **{name: content[name] for name in Embedding._fields if name in content}})
     count = len(embedding.features)
     lengths = [len(array) for array in (embedding.labels, embedding.image, embedding.box)]
     if embedding.features.ndim != 2 or lengths != [count] * 3 or embedding.layout.shape not in ((0, 2), (count, 2)):
-        raise ValueError("its arrays do not belong together")
+        raise ValueError("its arrays have different lengths")
     return embedding
 
 
 def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The t-SNE of l2-normalised features, (n, d) to (n, 2); started from the previous epoch's layout.
+    """Compute the t-SNE of l2-normalized features, (n, d) to (n, 2), starting from the layout of the previous epoch.
 
-    The start keeps clusters roughly where they were, so that pictures of consecutive epochs can be compared. It is
-    shrunk, as t-SNE needs room to move points past each other (Kobak and Berens 2019).
+    This start keeps clusters roughly where they were, so that pictures of consecutive epochs can be compared. It is
+    scaled down because t-SNE needs room to move points past each other (Kobak and Berens 2019).
     """
     from sklearn.manifold import TSNE
 
@@ -109,7 +109,7 @@ def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) 
 
 
 def draw(points: NDArray[np.float32], index: Index, positions: list[int], epoch: int) -> Figure:
-    """A t-SNE layout, coloured by class."""
+    """Draw a t-SNE layout, colored by class."""
     with rc_context(STYLE):
         figure = Figure(figsize=(COLUMN, 3.5), layout="constrained")
         axes = figure.subplots()
@@ -121,13 +121,13 @@ def draw(points: NDArray[np.float32], index: Index, positions: list[int], epoch:
 
 
 def draw_epochs(embeddings: Mapping[int, Embedding], classes: Sequence[str]) -> Figure:
-    """The layouts of some epochs side by side."""
+    """Draw the layouts of some epochs side by side."""
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, PAGE / max(len(embeddings), 2) + 0.4), layout="constrained")
-        for axes, (epoch, one) in zip(
+        for axes, (epoch, embedding) in zip(
             figure.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items(), strict=True
         ):
-            _scatter(axes, one.layout, one.labels, classes, size=7)
+            _scatter(axes, embedding.layout, embedding.labels, classes, size=7)
             axes.set_title(state_of(epoch))
         if classes:
             _legend(figure, classes)
@@ -136,10 +136,6 @@ def draw_epochs(embeddings: Mapping[int, Embedding], classes: Sequence[str]) -> 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     add_legend(figure, figure.axes[0].collections[: len(names)], markerscale=1.5)
-
-
-def state_of(epoch: int) -> str:
-    return "untrained" if epoch == 0 else f"after epoch {epoch}"
 
 
 def _scatter(

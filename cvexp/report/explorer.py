@@ -31,11 +31,11 @@ from PIL import Image
 
 from cvexp.data.crops import read_crop
 from cvexp.data.index import Index
-from cvexp.finished import embedded_epochs
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.style import color, marker, shorten
-from cvexp.tracking import Run
+from cvexp.tracking.finished import embedded_epochs
+from cvexp.tracking.run import ReadOnlyRun
 
 NEIGHBORS = 8
 BYTES_OF_EPOCHS, BYTES_OF_PICTURES = 4_500_000, 2_800_000  # as base64; with Bokeh's 1.5 MB the page stays below 10 MB
@@ -44,15 +44,15 @@ BOKEHS_NAMES |= {"v": "inverted_triangle", "X": "x"}
 MARKS = dict(zip("os^*PDvX", "●■▲★✚◆▼✖", strict=True))
 
 
-def log_explorer(run: Run, index: Index, positions: Sequence[int]) -> None:
+def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> None:
     """Record `explorer.html`, from the embeddings that the run has recorded.
 
     Args:
-        run: A dino run.
+        run: A pretraining.
         index, positions: Where the crops come from.
     """
-    epochs = kept_epochs(embedded_epochs(run.client, run.id), len(positions))
-    embeddings = {epoch: read_embedding(run.client, run.id, epoch) for epoch in epochs}
+    epochs = kept_epochs(embedded_epochs(run.store, run.id), len(positions))
+    embeddings = {epoch: read_embedding(run.store, run.id, epoch) for epoch in epochs}
     if any(len(embedding.layout) == 0 for embedding in embeddings.values()):
         return  # too few crops for a t-SNE
     crops = [read_crop(index, position, resolution=96) for position in positions]
@@ -106,7 +106,7 @@ def page(embeddings: dict[int, Embedding], crops: Sequence[Image.Image], classes
             "data": _in_script(data),
             "pictures": pictures,
             "count": len(crops),
-            "labelled": bool(classes),
+            "labeled": bool(classes),
         },
     )
     return html
@@ -197,8 +197,8 @@ def _plot(labels: NDArray[np.int_], classes: int, columns: int) -> Any:
 
 def _layout(layout: NDArray[np.float32]) -> str:
     """Places from -1 to 1, as whole numbers; the scale changes from epoch to epoch, and means nothing."""
-    centred = layout - (layout.max(axis=0) + layout.min(axis=0)) / 2
-    return _packed((centred / np.abs(centred).max().clip(1e-12) + 1) / 2 * 65535)
+    centered = layout - (layout.max(axis=0) + layout.min(axis=0)) / 2
+    return _packed((centered / np.abs(centered).max().clip(1e-12) + 1) / 2 * 65535)
 
 
 def _packed(values: NDArray[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Nearest neighbours: a table, a picture, and how often they are of the same class."""
+"""Nearest neighbors: a table, pictures, and how often they have the same class."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rich.table import Table
 from cvexp.metrics.names import safe_name
 from cvexp.metrics.neighbors import Neighbors
 from cvexp.report.console import console
-from cvexp.report.embedding import Embedding, state_of
-from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, color, drawable, shorten
-from cvexp.tracking import Run
+from cvexp.report.embedding import Embedding
+from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, color, drawable, shorten, state_of
+from cvexp.tracking.sink import Sink
 
-SIDE = (0.5, 0.62)  # inches of a picture: the least and the largest
-ROWS = 5  # queries in a picture
+SIDE = (0.5, 0.62)  # smallest and largest side of a picture, in inches
+NUM_ROWS = 5  # queries in a picture
 
 
 class Query(NamedTuple):
-    """What is asked.
+    """A crop or picture whose neighbors are searched.
 
     Attributes:
-        name: Its place in the embedding, or the file's name.
-        label: Its class; -1 where that is not known.
+        name: Its position in the embedding, or the file's name.
+        label: Its class; -1 if that is not known.
         picture: The crop.
     """
 
@@ -41,7 +41,7 @@ class Query(NamedTuple):
 
 
 def log_precision(
-    run: Run,
+    sink: Sink,
     classes: Sequence[str],
     labels: NDArray[np.int16],
     trained: NDArray[np.float64],
@@ -50,16 +50,16 @@ def log_precision(
     epoch: int,
     warning: str | None,
 ) -> None:
-    """Print and record precision@k by class, beside chance and what the untrained backbone gives.
+    """Print and record the precision at k by class, beside chance and the precision of the untrained backbone.
 
     Args:
-        run: Where it is recorded.
-        classes: Names.
-        labels: Of each crop, (n,).
-        trained, untrained: Of each crop the share of its neighbours of the same class, (n,).
-        k: How many neighbours each had.
+        sink: Where it is recorded.
+        classes: Class names.
+        labels: The class of each crop, (n,).
+        trained, untrained: The share of each crop's neighbors that have its class, (n,).
+        k: Number of neighbors of each crop.
         epoch: Of the trained features.
-        warning: That the features are worse than the untrained ones.
+        warning: Says that the features are worse than the untrained ones.
     """
     rows: list[tuple[Any, ...]] = []
     for label, name in enumerate(classes):
@@ -67,67 +67,83 @@ def log_precision(
         if own.any():
             chance = (own.sum() - 1) / max(len(labels) - 1, 1)
             rows.append((name, int(own.sum()), trained[own].mean(), untrained[own].mean(), chance))
-    counts = np.array([row[1] for row in rows])
-    overall = [float((np.array([row[column] for row in rows]) * counts).sum() / counts.sum()) for column in (2, 3, 4)]
-    total: tuple[Any, ...] = ("all", int(counts.sum()), *overall)
-    table = Table(title=f"neighbours of the same class, of {k}", title_justify="left")
+    weights = np.array([row[1] for row in rows])
+    overall = [float((np.array([row[column] for row in rows]) * weights).sum() / weights.sum()) for column in (2, 3, 4)]
+    total: tuple[Any, ...] = ("all", int(weights.sum()), *overall)
+    table = Table(title=f"share of {k} neighbors that have the same class", title_justify="left")
     for column in ("", "crops", "trained", "untrained", "chance"):
         table.add_column(column, justify="left" if column == "" else "right")
-    for name, count, *values in [*rows, total]:
-        table.add_row(shorten(name), str(count), *(f"{value:.3f}" for value in values))
+    for name, num_crops, *values in [*rows, total]:
+        table.add_row(shorten(name), str(num_crops), *(f"{value:.3f}" for value in values))
     console.print(table)
     keys = ("crops", "precision", "untrained", "chance")
     every, *by_class = ((name, dict(zip(keys, values, strict=True))) for name, *values in [total, *rows])
     precision = {"epoch": epoch, "k": k, "warning": warning, "classes": dict(by_class), "all": every[1]}
-    run.log_json(precision, "neighbors/precision.json")
-    for which, key in (("precision", "precision"), ("precision_untrained", "untrained")):
-        run.log_metrics(
-            {which: every[1][key], **{f"{which}/{safe_name(name)}": own[key] for name, own in by_class}}, step=0
-        )
+    sink.log_json(precision, "neighbors/precision.json")
+    for metric, key in (("precision", "precision"), ("precision_untrained", "untrained")):
+        of_classes = {f"{metric}/{safe_name(name)}": values[key] for name, values in by_class}
+        sink.log_metrics({metric: every[1][key], **of_classes}, step=0)
 
 
 def log_table(
-    run: Run, queries: Sequence[Query], found: Neighbors, embedding: Embedding, classes: Sequence[str]
+    sink: Sink, queries: Sequence[Query], neighbors: Neighbors, embedding: Embedding, classes: Sequence[str]
 ) -> None:
-    """Record each query's neighbours, a line each, as `neighbors/neighbors.csv`."""
+    """Record the neighbors of each query, a line for each, as `neighbors/neighbors.csv`."""
     lines = io.StringIO()
     table = csv.writer(lines)
     table.writerow(
         ["query", "query_class", "rank", "neighbor", "class", "distance", "image", "left", "top", "width", "height"]
     )
-    for query, indices, cosines in zip(queries, found.indices, found.cosines, strict=True):
+    for query, indices, cosines in zip(queries, neighbors.indices, neighbors.cosines, strict=True):
         for rank, (i, cosine) in enumerate(zip(indices, cosines, strict=True), start=1):
             place = [embedding.image[i], *(f"{value:g}" for value in embedding.box[i])]
             names = _name(classes, query.label), _name(classes, int(embedding.labels[i]))
             table.writerow([query.name, names[0], rank, int(i), names[1], f"{1 - cosine:.6f}", *place])
-    run.log_text(lines.getvalue(), "neighbors/neighbors.csv")
+    sink.log_text(lines.getvalue(), "neighbors/neighbors.csv")
+
+
+def log_grids(
+    sink: Sink,
+    queries: Sequence[Query],
+    neighbors: Neighbors,
+    crops: Mapping[int, Image.Image],
+    labels: NDArray[np.int16],
+    classes: Sequence[str],
+    epoch: int,
+) -> None:
+    """Record pictures of queries and their neighbors, some queries in each; the arguments are those of `draw`."""
+    for first in range(0, len(queries), NUM_ROWS):
+        part = slice(first, first + NUM_ROWS)
+        rows = Neighbors(neighbors.indices[part], neighbors.cosines[part])
+        name = f"grid-{first // NUM_ROWS + 1}" if first else "grid"
+        sink.log_figure(draw(queries[part], rows, crops, labels, classes, epoch), f"neighbors/{name}.png")
 
 
 def draw(
     queries: Sequence[Query],
-    found: Neighbors,
+    neighbors: Neighbors,
     crops: Mapping[int, Image.Image],
     labels: NDArray[np.int16],
     classes: Sequence[str],
     epoch: int,
 ) -> Figure:
-    """A row for each query: the query, then its neighbours, framed in their classes' colours.
+    """Draw a row for each query: the query, then its neighbors, framed in the colors of their classes.
 
     Args:
-        queries: What was asked.
-        found: The answers.
-        crops: The neighbours' pictures by their place in the embedding.
-        labels: Of all crops.
-        classes: Names.
+        queries: The queries.
+        neighbors: Their neighbors.
+        crops: The neighbors' pictures by their position in the embedding.
+        labels: The class of every crop.
+        classes: Class names.
         epoch: Of the embedding.
     """
-    columns = 1 + found.indices.shape[1]
+    columns = 1 + neighbors.indices.shape[1]
     side = min(max(PAGE / columns, SIDE[0]), SIDE[1])
     with rc_context(STYLE):
         figure = Figure(figsize=(max(side * columns, 2.2), (side + 0.22) * len(queries) + 0.4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
         axes = figure.subplots(len(queries), columns, squeeze=False)
-        for row, query, indices, cosines in zip(axes, queries, found.indices, found.cosines, strict=True):
+        for row, query, indices, cosines in zip(axes, queries, neighbors.indices, neighbors.cosines, strict=True):
             _show(row[0], query.picture, query.label, _caption(drawable(query.name, NARROW), classes, query.label))
             for at, i, cosine in zip(row[1:], indices, cosines, strict=True):
                 label = int(labels[i])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib import colors, rc_context
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cvexp.data.augment import fit
+from cvexp.data.augment.labeled import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
-from cvexp.models.segmenters import Prediction
 from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, add_legend, color, drawable
+
+if TYPE_CHECKING:
+    from cvexp.models.segmenters import Prediction
 
 SIDE = (0.55, 0.78)  # inches of a picture: the least and the largest
 ASKED = 8  # classes in one figure
@@ -55,8 +57,8 @@ class Example:
         return large[:height, :width]
 
     @property
-    def shown_class(self) -> int:
-        """The class with most labelled pixels, counted from 0."""
+    def main_class(self) -> int:
+        """The class with most labeled pixels, counted from 0."""
         values = self.labels[(self.labels != BACKGROUND) & (self.labels != IGNORE)]
         return int(np.bincount(values).argmax()) - 1 if len(values) else 0
 
@@ -66,7 +68,7 @@ def example(index: Index, position: int, image: Tensor, labels: Tensor, predicti
 
     Args:
         index, position: Where it comes from.
-        image, labels: As the model got them, but not normalised: (3, h, w) uint8 and (h, w).
+        image, labels: As the model got them, but not normalized: (3, h, w) uint8 and (h, w).
         prediction: Of its batch.
         number: Its place there.
     """
@@ -127,7 +129,7 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
         absent = [i for i in range(len(classes)) if not (e.labels == i + 1).any()]
         row: dict[str, Any] = {"image": e.image, "label": e.labels, "prediction": e.predicted}
         for place, label in (
-            ("there", e.shown_class if len(there) else None),
+            ("there", e.main_class if len(there) else None),
             ("not there", absent[0] if absent else None),
         ):
             for head in range(number):
@@ -166,7 +168,7 @@ def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
 
 
 def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence[str], title: str) -> Figure:
-    """Rows of pictures, each with the same named columns, and the classes' colours below.
+    """Rows of pictures, each with the same named columns, and the classes' colors below.
 
     Args:
         rows: A caption or None, and the pictures: an image (h, w, 3), a label map (h, w) uint8, a pair of an image and
@@ -200,7 +202,7 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
 
 
 def show_attention(axes: Axes, image: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-    """An attention map over a grey image, from the least to the largest of its weights."""
+    """An attention map over a gray image, from the least to the largest of its weights."""
     _show(axes, np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1) * 0.6 + 0.4)
     axes.imshow(weights, cmap="inferno", alpha=0.75, vmin=float(weights.min()), vmax=float(weights.max()) + 1e-12)
 
@@ -217,7 +219,7 @@ def _axes(
 
 
 def _show(axes: Axes, picture: NDArray[Any]) -> None:
-    """An image, or a label map in the classes' colours: the background light grey, ignored pixels hatched."""
+    """An image, or a label map in the classes' colors: the background light gray, ignored pixels hatched."""
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():

@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 matplotlib.use("Agg")
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart; markers for print without colour.
+# Okabe and Ito's colors, which people with any kind of color vision tell apart; markers for print without color.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 
@@ -63,6 +63,11 @@ def drawable(name: str, max_length: int = 24) -> str:
     """A name for a figure: `shorten`, with □ for characters that the font lacks; Matplotlib would warn of each."""
     known = _characters()
     return "".join(c if ord(c) in known else "□" for c in shorten(name, max_length))
+
+
+def state_of(epoch: int) -> str:
+    """Say in a title after which epoch something was measured; 0 is before training."""
+    return "untrained" if epoch == 0 else f"after epoch {epoch}"
 
 
 @cache

@@ -1,7 +1,8 @@
-"""`task=attention`: one class asked for at a time, by attention over the feature map."""
+"""`task=attention`: one class at a time, segmented by attention over the feature map."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,21 +12,32 @@ import torch.nn.functional as F
 from omegaconf import MISSING
 from torch import Tensor
 
-from cvexp import config
-from cvexp.checkpoints import StartingPoint
-from cvexp.config import require, require_one_of
+from cvexp import processes
+from cvexp.config import RunConfig, require, require_fraction, require_one_of
 from cvexp.data.index import IGNORE
 from cvexp.metrics import iou
-from cvexp.models.attention import KINDS, NORMALIZATIONS, ClassAttention
+from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.models.segmenters import AttentionSegmenter, Prediction
 from cvexp.report import segmentation as pictures
-from cvexp.tasks import segmentation
-from cvexp.tasks.segmentation import Segmentation, SegmentationTask, make_decoder, make_encoder
-from cvexp.tracking import Run
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.segmentation import (
+    SegmentationConfig,
+    SegmentationTraining,
+    make_decoder,
+    make_encoder,
+    train_segmenter,
+)
+from cvexp.weights.fitting import fit_decoder
+from cvexp.weights.start import Start
 
 
 @dataclass(kw_only=True)
-class Config(SegmentationTask):
+class Config(SegmentationConfig):
+    description: ClassVar[str] = (
+        "segments one class at a time; the masks are then merged by score, with background where no score reaches one "
+        "half"
+    )
+
     kind: str = MISSING
     normalization: str = MISSING
     placement: str = MISSING
@@ -37,29 +49,34 @@ class Config(SegmentationTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("task.kind", self.kind, KINDS)
+        require_one_of("task.kind", self.kind, SCORES)
         require_one_of("task.normalization", self.normalization, NORMALIZATIONS)
         require_one_of("task.placement", self.placement, ("encoder", "decoder"))
         for key in ("heads", "asked_classes"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
         require(self.dim is None or self.dim >= 1, "task.dim", self.dim, "at least 1, or null")
-        probability = self.present_probability
-        require(0 <= probability <= 1, "task.present_probability", probability, "from 0 to 1")
+        require_fraction("task.present_probability", self.present_probability)
         require(self.foreground_weight > 0, "task.foreground_weight", self.foreground_weight, "positive")
 
 
-def run(config: config.Config, run: Run) -> None:
-    """Train, and leave checkpoints, metrics and pictures in `run`."""
-    segmentation.run(Attention, config, run)
+def main(config: RunConfig, run: ReadOnlyRun) -> float:
+    """Train, and return the monitored metric at the best epoch."""
+    return train_segmenter(Attention, config, run)
 
 
-class Attention(Segmentation):
-    """Binary cross-entropy of the masks of some classes, drawn anew for each image."""
+class Attention(SegmentationTraining):
+    """Binary cross-entropy of the masks of some classes, which are drawn anew for each image.
 
-    trained_scores: ClassVar = {"miou": "miou_asked"}  # only of the masks that were asked for
+    Shapes: b images of h x w pixels, c classes, q queried classes.
+    """
+
+    @property
+    def task(self) -> Config:
+        assert isinstance(self.config.task, Config)
+        return self.config.task
 
     @staticmethod
-    def make_model(config: config.Config, classes: int, start: StartingPoint) -> AttentionSegmenter:
+    def build_model(config: RunConfig, num_classes: int, start: Start) -> AttentionSegmenter:
         task = config.task
         assert isinstance(task, Config)
         encoder = make_encoder(config, start)
@@ -67,88 +84,112 @@ class Attention(Segmentation):
         channels = encoder.high_channels if on_encoder else task.decoder_channels
         dim = task.dim or channels
         require(dim % task.heads == 0, "task.heads", task.heads, f"a divisor of the attention's {dim} channels")
-        attention = ClassAttention(classes, channels, dim, task.heads, task.kind, task.normalization)
+        attention = ClassAttention(num_classes, channels, dim, task.heads, task.kind, task.normalization)
         decoder = make_decoder(task, encoder.low_channels, dim if on_encoder else encoder.high_channels)
         model = AttentionSegmenter(
             encoder, decoder, attention, task.decoder_channels if on_encoder else dim, task.placement
         )
-        start.load_decoder(model, of_classes="attention")
+        fit_decoder(model, start, of_classes="attention")
         return model
 
-    def learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.task, Config)
-        asked = draw_classes(labels, len(self.classes), self.task.asked_classes, self.task.present_probability)
-        logits, _ = self.model(images, asked)
-        losses, weights = self.losses(logits, labels, asked)
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = batch
+        queries = draw_classes(labels, len(self.classes), self.task.asked_classes, self.task.present_probability)
+        logits, _ = self.model(images, queries)
+        losses, num_pixels = self.losses(logits, labels, queries)
         counts = torch.zeros(1 + len(self.classes), 3, dtype=torch.int64, device=labels.device)
-        own = iou.count_masks(logits > 0, labels, asked, IGNORE)
-        counts.index_add_(0, (asked + 1).flatten(), own.flatten(0, 1))
-        return losses.sum() / weights.sum().clamp(min=1), counts
+        of_masks = iou.count_masks(logits > 0, labels, queries, IGNORE)
+        counts.index_add_(0, (queries + 1).flatten(), of_masks.flatten(0, 1))
+        return losses.sum() / processes.mean(num_pixels.sum()).clamp(min=1), {"counts": counts}
+
+    def training_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Only the queried classes were scored, so the mIoU has a name of its own."""
+        return {"miou_asked": scores["miou"]} if "miou" in scores else {}
 
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
         logits, attention = self.model.logits(images)  # type: ignore[operator]
-        every = torch.arange(logits.shape[1], device=labels.device).expand(len(labels), -1)
-        losses, weights = self.losses(logits, labels, every)
-        return self.model.read(logits, attention), losses / weights.clamp(min=1)  # type: ignore[operator]
+        losses, num_pixels = self.losses(logits, labels, self._all_classes(labels))
+        return self.model.read(logits, attention), losses / num_pixels.clamp(min=1)  # type: ignore[operator]
 
-    def losses(self, logits: Tensor, labels: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the cross-entropies of each image's masks, and of their pixels; both 0 where all is ignored."""
-        assert isinstance(self.task, Config)
+    def losses(self, logits: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the cross-entropy of each image, summed over masks and pixels, and the number of these pixels.
+
+        Both are 0 for an image whose pixels are all ignored.
+
+        Args:
+            logits: (b, q, h, w).
+            labels: (b, h, w).
+            queries: (b, q), the class of each mask, counted from 0.
+
+        Returns:
+            Two tensors (b,).
+        """
         valid = (labels != IGNORE)[:, None].expand_as(logits)
-        masks = (labels[:, None] == asked[:, :, None, None] + 1).to(logits)
+        masks = (labels[:, None] == queries[:, :, None, None] + 1).to(logits)
         weight = torch.tensor(self.task.foreground_weight).to(logits)
         losses = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none")
         return (losses * valid).sum(dim=(1, 2, 3)), valid.sum(dim=(1, 2, 3))
+
+    def _all_classes(self, labels: Tensor) -> Tensor:
+        """Return queries (b, c) for every class."""
+        return torch.arange(len(self.classes), device=labels.device).expand(len(labels), -1)
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.mask_counts: list[iou.Counts] = []
+        self._mask_counts: list[iou.Counts] = []
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
         super().count(prediction, labels)
-        every = torch.arange(len(self.classes), device=labels.device).expand(len(labels), -1)
-        self.mask_counts.append(iou.count_masks(prediction.masks, labels, every, IGNORE).cpu().numpy())
+        counts = iou.count_masks(prediction.masks, labels, self._all_classes(labels), IGNORE)
+        self._mask_counts.append(counts.cpu().numpy())
 
     def scores(self) -> dict[str, float]:
-        """Those of the joined label map, and of the masks by themselves."""
-        total = np.concatenate(self.mask_counts).sum(axis=0)
+        """Return the scores of the merged label map, and the mIoU of the separate masks."""
+        total = np.concatenate(self._mask_counts).sum(axis=0)
         return {**super().scores(), "miou_masks": float(iou.mean_iou(total))}
 
-    def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
-        several = max((e for _, e in examples), key=lambda e: len(np.unique(e.labels[e.labels != IGNORE])))
-        when = "best checkpoint"
-        one_each = examples[:: len(examples) // 3]
-        return {
-            **super().draw_best(examples),
-            "attention": pictures.attention([e for _, e in examples], self.classes, when),
-            "heads": pictures.heads(one_each, self.classes, f"attention of each head, {when}"),
-            "one_after_another": pictures.one_after_another(several, self.classes, f"one class after another, {when}"),
-        }
-
     def draw(self) -> dict[str, Any]:
-        attention = pictures.attention(self.shown, self.classes, self._when())
+        attention = pictures.attention(self._examples, self.classes, self._state())
         return {**super().draw(), "attention": attention}
 
+    def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
+        most_classes = max((e for _, e in examples), key=lambda e: len(np.unique(e.labels[e.labels != IGNORE])))
+        state = "best checkpoint"
+        one_of_each = examples[:: len(examples) // 3]
+        return {
+            **super().draw_best(examples),
+            "attention": pictures.attention([e for _, e in examples], self.classes, state),
+            "heads": pictures.heads(one_of_each, self.classes, f"attention of each head, {state}"),
+            "one_after_another": pictures.one_after_another(
+                most_classes, self.classes, f"one class after another, {state}"
+            ),
+        }
 
-def draw_classes(labels: Tensor, classes: int, number: int, present_probability: float) -> Tensor:
-    """Draw the classes that are asked of each image.
 
-    Each is one of those present with `present_probability`, where there is any, else any class, so that the model
-    learns to say "none" too.
+Method = Attention
+
+
+def draw_classes(labels: Tensor, num_classes: int, num_queries: int, present_probability: float) -> Tensor:
+    """Draw the classes to query for each image.
+
+    With `present_probability`, a query is one of the classes in the image, if there is any. Otherwise it is any class,
+    so that the model learns to return empty masks, too.
 
     Args:
         labels: (b, h, w), 0 background, then the classes.
-        classes: How many there are.
-        number: How many are drawn for each image, independently.
+        num_classes: Number of classes.
+        num_queries: Number of queries for each image, q. They are drawn independently.
         present_probability: From 0 to 1.
 
     Returns:
-        (b, number) int64, counted from 0.
+        (b, q) int64, counted from 0.
     """
-    present = torch.stack([(labels == i + 1).flatten(1).any(dim=1) for i in range(classes)], dim=1).float()
-    chances = torch.where(present.any(dim=1, keepdim=True), present, 1.0)
-    of_present = torch.multinomial(chances, number, replacement=True)
-    of_all = torch.randint(classes, of_present.shape, device=labels.device)
-    return torch.where(torch.rand(of_present.shape, device=labels.device) < present_probability, of_present, of_all)
+    present = torch.stack([(labels == i + 1).flatten(1).any(dim=1) for i in range(num_classes)], dim=1).float()
+    weights = torch.where(present.any(dim=1, keepdim=True), present, 1.0)
+    from_present = torch.multinomial(weights, num_queries, replacement=True)
+    from_all = torch.randint(num_classes, from_present.shape, device=labels.device)
+    return torch.where(
+        torch.rand(from_present.shape, device=labels.device) < present_probability, from_present, from_all
+    )

@@ -1,30 +1,31 @@
-"""`task=prepare`: fetch, unpack and check a data set, and report what is in it. Training does all but the report."""
+"""`task=prepare`: fetch, unpack and check a data set, and report what it contains. Training does all but the report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cvexp import config, data
+from cvexp import data
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.errors import UserError
 from cvexp.report.data import describe, print_data
-from cvexp.tracking import Run
+from cvexp.tracking.run import ReadOnlyRun
 
 
 @dataclass(kw_only=True)
-class Config(config.Task):
+class Config(TaskConfig):
     pass
 
 
-def run(config: config.Config, run: Run) -> None:
-    """Make the data ready for all that it can be used for, and leave the report `data/report.json` in `run`.
+def main(config: RunConfig, run: ReadOnlyRun) -> None:
+    """Prepare the data for everything they can be used for, and leave the report `data/report.json` in `run`.
 
     Raises:
-        UserError: after the report, when something is broken and `dataset.strict` says that this stops.
+        UserError: after the report, if something is broken and `dataset.strict` is set.
     """
-    lenient = replace(config.dataset, strict=False)  # to see all that is wrong
+    lenient = replace(config.dataset, strict=False)  # to report everything that is wrong
     report: dict[str, Any] = {}
-    problems, seen = 0, set()
+    num_problems, seen = 0, set()
     for use in data.uses(config.dataset):
         splits = data.open_splits(lenient, use)
         if splits.val.catalog.folder in seen:  # the same images serve both uses
@@ -35,10 +36,10 @@ def run(config: config.Config, run: Run) -> None:
         for index in splits:
             if len(index.images):
                 data.warn_of_absent_classes(index, config.dataset, use)
-        problems += sum(len(index.problems) for index in splits)
+        num_problems += sum(len(index.problems) for index in splits)
     run.log_json(report, "data/report.json")
-    if problems and config.dataset.strict:
+    if num_problems and config.dataset.strict:
         raise UserError(
-            f"dataset: {problems} broken things, listed above and in data/report.json of the run {run.id}; mend them, "
-            "or leave them out with dataset.strict=false"
+            f"dataset: {num_problems} things are broken, listed above and in data/report.json of the run {run.id}; "
+            "repair them, or leave them out with dataset.strict=false"
         )

@@ -7,7 +7,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from cvexp.config import Loader
-from cvexp.data.augment import ColorJitter, change_colors, normalize, plain_view, view
+from cvexp.data.augment.colors import ColorJitter, change_colors
+from cvexp.data.augment.normalization import normalize
+from cvexp.data.augment.views import plain_view, view
 from cvexp.data.catalog import Draft, open_catalog, write_catalog
 from cvexp.data.crops import Crops, read_crop
 from cvexp.data.index import Index, select

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cvexp.data import load
-from cvexp.data.archive import unpack
+from cvexp.data.files.archive import unpack
 from cvexp.errors import UserError
 from tests.conftest import dataset, write_coco
 from tests.data.test_folder import save, save_mask
@@ -253,13 +253,13 @@ def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
         unpack(tmp_path / "x.zip", tmp_path / "unpacked")
 
 
-def mask_of_colours(path: Path) -> None:
+def mask_of_colors(path: Path) -> None:
     Image.new("RGB", (48, 40), "red").save(path)
 
 
 MASKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "mask with an unknown number": (lambda path: save_mask(path, 0, 77), r"a\.png: the mask has the number 77"),
-    "mask with colours": (mask_of_colours, r"a\.png: a mask has one number for each pixel"),
+    "mask with colors": (mask_of_colors, r"a\.png: a mask has one number for each pixel"),
     "mask of another size": (lambda path: Image.new("L", (9, 9)).save(path), "annotations are for 9 x 9"),
     "missing mask": (Path.unlink, r"a\.png: there is no such mask"),
     "broken mask": (lambda path: path.write_bytes(path.read_bytes()[:50]) and None, r"a\.png: the image is broken"),

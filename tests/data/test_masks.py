@@ -14,11 +14,13 @@ from scipy import ndimage
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from cvexp.data import load, rle
-from cvexp.data.augment import LabelledView, PlainLabelledView, plain_view, view
+from cvexp.data import load
+from cvexp.data.augment.labeled import LabeledView, PlainLabeledView
+from cvexp.data.augment.views import plain_view, view
 from cvexp.data.catalog import Draft, open_catalog, write_catalog
-from cvexp.data.components import components
 from cvexp.data.crops import read_crop
+from cvexp.data.files import rle
+from cvexp.data.files.components import components
 from cvexp.data.index import IGNORE, select
 from cvexp.data.masks import Masks
 from tests.conftest import dataset
@@ -45,7 +47,7 @@ def test_views_have_their_size_and_no_label_that_was_not_there(
     labels: np.ndarray[Any, Any], size: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    for make in (LabelledView(size, (0.2, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8), PlainLabelledView(size)):
+    for make in (LabeledView(size, (0.2, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8), PlainLabeledView(size)):
         image, seen = make(*pair(labels))
         assert image.shape == (3, size, size)
         assert seen.shape == (size, size)
@@ -59,9 +61,9 @@ def test_views_have_their_size_and_no_label_that_was_not_there(
 @given(label_maps(values=(3,)), st.integers(2, 64), st.integers(0, 2**31))
 def test_an_image_of_one_label_keeps_it(labels: np.ndarray[Any, Any], size: int, seed: int) -> None:
     torch.manual_seed(seed)
-    _, seen = LabelledView(size, (0.2, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
+    _, seen = LabeledView(size, (0.2, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
     assert (seen == 3).all()
-    _, seen = PlainLabelledView(size)(*pair(labels))
+    _, seen = PlainLabeledView(size)(*pair(labels))
     height, width = labels.shape
     kept = max(1, round(height * size / max(height, width))), max(1, round(width * size / max(height, width)))
     assert (seen[: kept[0], : kept[1]] == 3).all()
@@ -71,7 +73,7 @@ def test_an_image_of_one_label_keeps_it(labels: np.ndarray[Any, Any], size: int,
 @few
 @given(label_maps())
 def test_at_its_own_size_a_view_changes_nothing(labels: np.ndarray[Any, Any]) -> None:
-    image, seen = PlainLabelledView(max(labels.shape))(*pair(labels))
+    image, seen = PlainLabeledView(max(labels.shape))(*pair(labels))
     height, width = labels.shape
     assert np.array_equal(seen[:height, :width].numpy(), labels)
     assert np.array_equal(image[0, :height, :width].numpy(), labels)
@@ -89,13 +91,13 @@ def test_a_flip_undoes_itself_and_moves_image_and_labels_alike(labels: np.ndarra
 
 
 def test_a_random_view_shows_the_same_place_of_image_and_labels() -> None:
-    """The left half is bright and labelled: it must be so in every view, but for the edge that resizing blurs."""
+    """The left half is bright and labeled: it must be so in every view, but for the edge that resizing blurs."""
     labels = np.zeros((90, 120), dtype=np.uint8)
     labels[:, :60] = 200
     agree = []
     for seed in range(40):
         torch.manual_seed(seed)
-        image, seen = LabelledView(48, (0.1, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
+        image, seen = LabeledView(48, (0.1, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
         agree.append(((image[0] > 100) == (seen == 200)).float().mean().item())
     assert min(agree) > 0.95
 
@@ -169,7 +171,7 @@ def dataset_of_x() -> Any:
 
 def test_an_item_is_a_function_of_seed_epoch_and_position() -> None:
     index = load(dataset("shapes", image_size=64, train_images=4, val_images=2), "segmentation").train
-    make = LabelledView(32, (0.3, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8)
+    make = LabeledView(32, (0.3, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8)
     masks, same, other = (Masks(index, make, seed) for seed in (0, 0, 1))
     assert len(masks) == 4
     for key in [(0, 0), (0, 1), (1, 0)]:
@@ -188,6 +190,6 @@ def test_odd_images_come_whole(tmp_path: Path, size: tuple[int, int]) -> None:
         Image.new("L", size, 1).save(tmp_path / split / "a.png")
     keys = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
     index = load(dataset("folder", tmp_path, **keys), "segmentation").train
-    image, labels = Masks(index, PlainLabelledView(16), 0)[0, 0]
+    image, labels = Masks(index, PlainLabeledView(16), 0)[0, 0]
     assert image.shape == (3, 16, 16)
     assert (labels == 1).sum() == max(1, round(size[0] * 16 / max(size))) * max(1, round(size[1] * 16 / max(size)))

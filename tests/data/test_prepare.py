@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cvexp.data import images, load, open_splits, prepare
+from cvexp.data import load, open_splits, prepare
+from cvexp.data.files import images
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
 from tests.conftest import TINY, Outcome, dataset, runs, store

@@ -8,10 +8,10 @@ from cvexp.metrics.iou import iou, mean_iou
 
 def random_counts(seed: int, runs: int = 2, images: int = 60, classes: int = 3, quality: float = 0.6) -> np.ndarray:
     random = np.random.default_rng(seed)
-    labelled = random.integers(20, 100, (1, images, classes)).repeat(runs, axis=0)
-    intersection = random.binomial(labelled, quality)
-    predicted = intersection + random.integers(0, 30, labelled.shape)
-    return np.stack([intersection, predicted, labelled], axis=-1)
+    labeled = random.integers(20, 100, (1, images, classes)).repeat(runs, axis=0)
+    intersection = random.binomial(labeled, quality)
+    predicted = intersection + random.integers(0, 30, labeled.shape)
+    return np.stack([intersection, predicted, labeled], axis=-1)
 
 
 def test_the_interval_equals_scipys_paired_bootstrap() -> None:
@@ -33,11 +33,11 @@ def test_the_interval_equals_scipys_paired_bootstrap() -> None:
 def test_pairing_makes_the_interval_of_like_methods_narrow() -> None:
     """Images differ far more than the two methods do."""
     random = np.random.default_rng(0)
-    labelled = random.integers(20, 100, (1, 60, 3))
+    labeled = random.integers(20, 100, (1, 60, 3))
     difficulty = random.uniform(0.1, 0.9, (1, 60, 1))
-    intersection = (labelled * difficulty).astype(int)
-    first = np.stack([intersection + 1, labelled, labelled], axis=-1)
-    second = np.stack([intersection, labelled, labelled], axis=-1)
+    intersection = (labeled * difficulty).astype(int)
+    first = np.stack([intersection + 1, labeled, labeled], axis=-1)
+    second = np.stack([intersection, labeled, labeled], axis=-1)
     paired = paired_difference(first, second)
     shuffled = paired_difference(first, second[:, random.permutation(60)])
     assert paired.is_clear

@@ -65,7 +65,7 @@ def test_an_absent_class_has_no_iou_and_is_left_out_of_the_mean() -> None:
     assert summary["miou_all"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
 
 
-def test_a_class_that_is_only_predicted_or_only_labelled_has_an_iou_of_zero() -> None:
+def test_a_class_that_is_only_predicted_or_only_labeled_has_an_iou_of_zero() -> None:
     total = counts(torch.tensor([[[1, 0]]]), torch.tensor([[[0, 2]]])).sum(axis=0)
     assert iou.iou(total)[:3].tolist() == [0.0, 0.0, 0.0]
     assert np.isnan(iou.iou(total)[3:]).all()

@@ -14,7 +14,7 @@ def theirs(bank: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("k", [1, 7, 300])
-def test_neighbours_equal_scikit_learns(k: int) -> None:
+def test_neighbors_equal_scikit_learns(k: int) -> None:
     random = np.random.default_rng(0)
     bank, queries = random.normal(size=(300, 40)).astype(np.float32), random.normal(size=(90, 40)).astype(np.float32)
     index, distance = theirs(bank, queries)
@@ -42,7 +42,7 @@ def test_features_that_single_precision_mixes_up_are_told_apart() -> None:
     assert np.array_equal(nearest_neighbors(bank, bank[:5], 10).indices, index[:, :10])
 
 
-def test_a_query_of_the_bank_is_not_its_own_neighbour() -> None:
+def test_a_query_of_the_bank_is_not_its_own_neighbor() -> None:
     bank = np.random.default_rng(3).normal(size=(50, 8))
     bank[7] = bank[3]
     own = np.arange(50)
@@ -54,6 +54,6 @@ def test_a_query_of_the_bank_is_not_its_own_neighbour() -> None:
     assert np.array_equal(found.indices[10], everything[10][everything[10] != 10])
 
 
-def test_precision_counts_neighbours_of_the_same_class() -> None:
+def test_precision_counts_neighbors_of_the_same_class() -> None:
     index = np.array([[0, 1], [2, 3]])
     assert precision_at_k(index, np.array([0, 1, 1, 1]), np.array([0, 1])).tolist() == [0.5, 1.0]

@@ -102,7 +102,7 @@ class Marked(nn.Module):
 def test_what_is_marked_in_the_feature_map_changes_the_mask_there(
     placement: str, decoder: str, at: tuple[int, int]
 ) -> None:
-    """Layout through attention, heads, decoder and upsampling: what a mark changes has its centre where the mark is."""
+    """Layout through attention, heads, decoder and upsampling: what a mark changes has its center where the mark is."""
     torch.manual_seed(0)
     channels = 24 if placement == "encoder" else 16
     attention = ClassAttention(CLASSES, channels, 24 if placement == "encoder" else 16, heads=2)
@@ -114,10 +114,10 @@ def test_what_is_marked_in_the_feature_map_changes_the_mask_there(
         marked, _ = model(images, torch.arange(CLASSES)[None])
         model.encoder.at = (slice(0, 0), slice(0, 0))  # type: ignore[assignment]
         plain, _ = model(images, torch.arange(CLASSES)[None])
-    centres = torch.arange(128) + 0.5
+    centers = torch.arange(128) + 0.5
     for change in (marked - plain)[0].abs():
         assert change.max() > 1e-4
-        row = (change.sum(1) * centres).sum() / change.sum()
-        column = (change.sum(0) * centres).sum() / change.sum()
+        row = (change.sum(1) * centers).sum() / change.sum()
+        column = (change.sum(0) * centers).sum() / change.sum()
         assert abs(row - (at[0] + 0.5) * 16) < 16  # a position of the map; to mix up rows and columns would be 80
         assert abs(column - (at[1] + 0.5) * 16) < 16

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def class_iou(predicted: Sequence[int], labels: Sequence[int], value: int, ignore: int) -> float | None:
-    """The IoU of one value over flat label maps; None where it is neither predicted nor labelled."""
+    """The IoU of one value over flat label maps; None where it is neither predicted nor labeled."""
     intersection = union = 0
     for p, y in zip(predicted, labels, strict=True):
         if y == ignore:

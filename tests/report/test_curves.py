@@ -45,7 +45,7 @@ def words(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_seeds_share_a_colour_and_a_legend_entry() -> None:
+def test_seeds_share_a_color_and_a_legend_entry() -> None:
     seeds = [run("multiclass, random", [0.1, 0.4 + seed / 10, 0.5]) for seed in range(3)]
     figure = compare({"loss (nats)": seeds, "mIoU": seeds})
     assert len({line.get_color() for axes in figure.axes for line in axes.lines}) == 1

@@ -112,7 +112,7 @@ def test_the_slider_goes_through_the_epochs(shown: Page) -> None:
         assert max(np.abs(x).max(), np.abs(y).max()) <= 1
 
 
-def test_a_click_shows_the_nearest_neighbours_of_that_epoch(shown: Page) -> None:
+def test_a_click_shows_the_nearest_neighbors_of_that_epoch(shown: Page) -> None:
     crop = loneliest(shown)
     shown.mouse.click(*on_screen(shown, crop))
     shown.wait_for_selector("#found button")

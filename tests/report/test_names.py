@@ -96,7 +96,7 @@ def test_pictures_of_embeddings() -> None:
         assert {*ODD[:-2], "□ □"} <= texts(figure)
 
 
-def test_pictures_of_neighbours() -> None:
+def test_pictures_of_neighbors() -> None:
     one, crops = embedded(), {i: Image.new("RGB", (30, 30), "teal") for i in range(COUNT)}
     queries = [Query(f"{i}{'q' * 90}.jpg", i, crops[0]) for i in range(len(ODD))]
     found = nearest_neighbors(one.features, one.features[: len(ODD)], 3, np.arange(len(ODD)))
@@ -105,7 +105,7 @@ def test_pictures_of_neighbours() -> None:
     assert "🚗 漢" not in " ".join(captions)
 
 
-def test_the_table_of_neighbours_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_neighbors_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(console.console, "_file", shown)
     monkeypatch.setattr(console.console, "_width", 120)

@@ -16,7 +16,7 @@ from tests.tasks.test_resume import assert_equal_runs, histories, interrupted_at
 
 LONGER = ["dataset.train_images=24", "trainer.max_epochs=3"]
 COLLAPSES = {
-    "nothing centres": (
+    "nothing centers": (
         ["task.center_momentum=1", "task.teacher_momentum=0.9", "optimizer.lr=0.01"],  # soon
         "gives all images the same output",
     ),

@@ -1,4 +1,4 @@
-"""Neighbours of a finished run, end to end on small data."""
+"""Neighbors of a finished run, end to end on small data."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ def pretrained(cvexp: Callable[..., Outcome]) -> str:
     return str(runs()[0].info.run_id)
 
 
-def test_neighbours_and_their_precision_follow_from_the_recorded_embedding(
+def test_neighbors_and_their_precision_follow_from_the_recorded_embedding(
     cvexp: Callable[..., Outcome], pretrained: str
 ) -> None:
     embedding = np.load(artifact("embeddings/epoch-0001.npz"))
@@ -92,7 +92,7 @@ def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
     assert "have changed since" in cvexp("task=neighbors", f"run={run_id}").message
 
 
-def test_data_without_labels_have_neighbours_but_no_precision(cvexp: Callable[..., Outcome]) -> None:
+def test_data_without_labels_have_neighbors_but_no_precision(cvexp: Callable[..., Outcome]) -> None:
     random = np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 8)):
         Path(f"mine/{split}").mkdir(parents=True)
@@ -129,7 +129,7 @@ def test_any_name_of_a_class_will_do(cvexp: Callable[..., Outcome], names: tuple
     assert outcome.code == 0, outcome.message
 
 
-def test_embeddings_of_before_layouts_were_kept_have_neighbours(cvexp: Callable[..., Outcome], pretrained: str) -> None:
+def test_embeddings_of_before_layouts_were_kept_have_neighbors(cvexp: Callable[..., Outcome], pretrained: str) -> None:
     for epoch in (0, 1):
         path = artifact(f"embeddings/epoch-{epoch:04d}.npz")
         content = dict(np.load(path))

@@ -39,7 +39,7 @@ def cells(html: str) -> list[list[str]]:
 
 
 def test_the_whole_story(cvexp: Callable[..., Outcome]) -> None:
-    """A pretraining, both segmenters from it, neighbours, the comparison, and the report of them."""
+    """A pretraining, both segmenters from it, neighbors, the comparison, and the report of them."""
     same_data = [setting for setting in SMALL if not setting.startswith("task.")]
     dino = [setting for setting in TINY if setting.startswith("task.")]
     assert cvexp("task=dino", *same_data, *dino, "trainer.max_epochs=1").code == 0
@@ -242,8 +242,8 @@ def test_runs_that_did_not_record_their_data_are_named(
     run_id = runs()[0].info.run_id
     for task in ("multiclass", "attention"):
         assert cvexp(f"task={task}", *SMALL, *QUICK).code == 0
-    monkeypatch.setattr("cvexp.finished._recorded_data", lambda run: {})
-    monkeypatch.setattr("cvexp.finished.FinishedRun.classes", [])
+    monkeypatch.setattr("cvexp.tracking.finished._recorded_data", lambda run: {})
+    monkeypatch.setattr("cvexp.tracking.finished.FinishedRun.classes", [])
     outcome = cvexp("task=report")
     assert outcome.code == 0, outcome.message
     assert f"3 runs did not record the data: {run_id[:8]}" in text(page())

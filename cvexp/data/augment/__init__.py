@@ -1,0 +1,1 @@
+"""Views of images: the distributions of random views are stated here, and nowhere else."""

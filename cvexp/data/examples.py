@@ -1,0 +1,50 @@
+"""Some items of an index to look at or to measure, the same ones each time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cvexp.data.index import BACKGROUND, IGNORE, Index
+from cvexp.seeds import mix
+
+
+def sample(index: Index, max_objects: int) -> list[int]:
+    """Return at most so many positions of objects of an index, in order."""
+    order = np.random.RandomState(mix(0, len(index)) % 2**32).permutation(len(index))
+    return sorted(order[:max_objects].tolist())
+
+
+def choose_images(index: Index, num_images: int) -> set[int]:
+    """Return positions of images of an index, spread over the classes and over the index.
+
+    Images without an object of the classes are chosen only if no image has one.
+    """
+    positions_of = _positions_of_classes(index)
+    classes_at: dict[int, set[int]] = {}  # by position
+    for label, positions in positions_of.items():
+        for position in positions:
+            classes_at.setdefault(position, set()).add(label)
+    if not classes_at:
+        last = len(index.images) - 1
+        return set(np.linspace(0, last, min(num_images, last + 1)).astype(int).tolist())
+    chosen: set[int] = set()
+    num_chosen = dict.fromkeys(positions_of, 0)  # of each class
+    while len(chosen) < min(num_images, len(classes_at)):
+        free = {label: [i for i in positions if i not in chosen] for label, positions in positions_of.items()}
+        label = min((label for label in positions_of if free[label]), key=lambda label: num_chosen[label])
+        farthest = max(free[label], key=lambda i: min((abs(i - other) for other in chosen), default=0))
+        chosen.add(farthest)
+        for other in classes_at[farthest]:
+            num_chosen[other] += 1
+    return chosen
+
+
+def _positions_of_classes(index: Index) -> dict[int, list[int]]:
+    """Return the positions of the images that have an object of each class, by the class's value in label maps."""
+    catalog = index.catalog
+    value = index.value_of[catalog.label]
+    is_object = ~catalog.crowd & (value != BACKGROUND) & (value != IGNORE)
+    return {
+        label: np.flatnonzero(np.isin(index.images, catalog.image[is_object & (value == label)])).tolist()
+        for label in np.unique(value[is_object]).tolist()
+    }

@@ -1,0 +1,1 @@
+"""Image, mask and archive files that nobody has checked yet."""

@@ -1,0 +1,1 @@
+"""What `dataset=` names: each source is a module with a `Config` and `recipes`."""

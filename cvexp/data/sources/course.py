@@ -1,0 +1,140 @@
+"""The downloads of the course "Computer Vision, assignment 1" (Freiburg, 2022): crops without labels, and masks.
+
+`task=dino` takes the crops, segmentation the images with masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from zipfile import is_zipfile
+
+from filelock import FileLock
+from omegaconf import MISSING
+from PIL import Image
+
+from cvexp.config import DatasetConfig
+from cvexp.data.catalog import Draft
+from cvexp.data.files.archive import unpack
+from cvexp.data.files.fetch import Remote, alone, fetch_with_bar
+from cvexp.data.files.images import FORMATS, explain, leaves_folder, upright_size
+from cvexp.data.prepare import Recipe, Use
+from cvexp.data.sources import coco
+from cvexp.data.sources.folder import list_images, tree_recipe
+from cvexp.errors import UserError
+
+CATEGORIES = {"1": "person", "2": "bicycle", "3": "car", "17": "cat", "18": "dog"}
+ARCHIVES: dict[Use, str] = {"pretraining": "unlabelled_dataset.zip", "segmentation": "segmentation_dataset.zip"}
+UNPACKED: dict[Use, str] = {"pretraining": "crops/images/256", "segmentation": "COCO_mini5class_medium"}
+
+
+@dataclass(kw_only=True)
+class Config(DatasetConfig):
+    password: str | None = MISSING
+    download: bool = MISSING
+    url: str = MISSING
+
+
+def uses(config: Config) -> tuple[Use, ...]:
+    """What the data that is there, or can be fetched, serves for."""
+    root = Path(config.root)
+    there: tuple[Use, ...] = tuple(
+        use for use in ARCHIVES if (root / ARCHIVES[use]).exists() or (root / UNPACKED[use]).exists()
+    )
+    return there if there and not config.download else tuple(ARCHIVES)
+
+
+def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+    """How the catalogs of both splits are made; the archive is fetched and unpacked first where it needs to be.
+
+    Raises:
+        UserError: where the archive is missing or damaged, or the password does not fit.
+    """
+    root = _unpacked(config, use).absolute()
+    folder = UNPACKED[use]
+    if use == "pretraining":
+        train, val = (list_images(root, f"{folder}/{split}", "dataset.root") for split in ("train", "val"))
+        return tree_recipe(root, train, f"{folder}/train"), tree_recipe(root, val, f"{folder}/val")
+    paths = [root / folder / f"aggregated_annotations_{split}_5classes.json" for split in ("train", "val")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; check dataset.root=, or fetch the archive again")
+    train_recipe, val_recipe = (
+        Recipe(
+            [str(root), images],
+            [path, *sorted((root / folder / "imgs" / images).glob("*"))],
+            partial(_read_aggregated, root, path, f"{folder}/imgs/{images}"),
+        )
+        for path, images in zip(paths, ("train2014", "val2014"), strict=True)
+    )
+    return train_recipe, val_recipe
+
+
+def _unpacked(config: Config, use: Use) -> Path:
+    """The folder in which the content of an archive lies."""
+    root, name = Path(config.root), ARCHIVES[use]
+    if (root / UNPACKED[use]).is_dir():
+        return root
+    archive = root / name
+    if not archive.exists():
+        if not config.download:
+            raise UserError(
+                f"dataset.root: there is no {archive}, nor {root / UNPACKED[use]}; give the folder in which {name} "
+                "lies, or fetch it with dataset.download=true"
+            )
+        with alone(root):
+            fetch_with_bar(Remote(f"{config.url}/{name}", archive, verify=is_zipfile))
+    state = archive.stat()
+    digest = hashlib.sha256(f"{archive.absolute()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
+    folder = Path(config.cache) / f"course-{archive.stem}-{digest[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"course-{archive.stem}.lock"):
+        if not folder.exists():
+            unpack(archive, folder, password=config.password)
+    if not (folder / UNPACKED[use]).is_dir():
+        raise UserError(f"{archive}: there is no {UNPACKED[use]} in it, so it is not the course's; check dataset.root=")
+    return folder
+
+
+def _read_aggregated(root: Path, path: Path, images: str) -> Draft:
+    """The catalog of an aggregated annotation file: one entry an image, its objects by their COCO category."""
+    entries = coco.read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: this is no list of images with their annotations; fetch the archive again")
+    draft = Draft(root, list(CATEGORIES.values()))
+    label_of = {category: label for label, category in enumerate(CATEGORIES)}
+    for number, entry in enumerate(entries):
+        where = f"{path}: [{number}]"
+        try:
+            file, width, height = coco.check_image(_with_size(entry, root / images))
+            image = draft.add_image(f"{images}/{file}", width, height)
+            groups = [(label_of[key], list(objects)) for key, objects in entry["annotations"].items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            draft.add_problem(where, coco.say(error))
+            continue
+        for label, objects in groups:
+            for annotation in objects:
+                try:
+                    # In the course's files only crowds have run lengths.
+                    crowd = annotation.get("iscrowd", int(isinstance(annotation["segmentation"], dict)))
+                    coco.add_object(draft, image, label, {**annotation, "iscrowd": crowd})
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                    draft.add_problem(where, coco.say(error))
+    return draft
+
+
+def _with_size(entry: dict[str, object], images: Path) -> dict[str, object]:
+    """An entry with the width and height of its image, which the course's own files need not tell."""
+    file = entry["file_name"]
+    if "width" in entry or not isinstance(file, str) or leaves_folder(file):
+        return entry
+    try:
+        with Image.open(images / file, formats=FORMATS) as image:
+            width, height = upright_size(image)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {images / file}") from error
+    except Exception as error:  # what a broken file makes Pillow raise is not limited
+        raise ValueError(f"{images / file}: {explain(error)}") from error
+    return {**entry, "width": width, "height": height}

@@ -1,0 +1,281 @@
+"""A generated data set in COCO's format: shapes with textures, in any colors, on cluttered ground.
+
+The five classes differ in shape and in a family of textures and in nothing else: position, size, rotation, color,
+light and the pattern's fineness are random. What tells the classes apart is so what DINO's augmentations leave, while
+features that have learned nothing mostly tell colors apart.
+
+The same settings give the same bytes on every machine: the random numbers are those of `numpy.random.RandomState`,
+which is frozen; the arithmetic is what IEEE 754 defines exactly (+, -, *, /, square root, comparison), no sine; the
+images are BMP files, which have no compression whose bytes depend on a library's version.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from omegaconf import MISSING
+from PIL import Image
+
+from cvexp.config import DatasetConfig, require, require_one_of
+from cvexp.data.prepare import Recipe, Use
+from cvexp.data.sources import coco
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+VERSION = 2  # of the pictures: changes whenever the same settings give other bytes
+SUPERSAMPLING = 2
+
+
+@dataclass(kw_only=True)
+class Config(DatasetConfig):
+    train_images: int = MISSING
+    val_images: int = MISSING
+    generator_seed: int = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.classes or ():
+            require_one_of("dataset.classes", name, CLASSES)
+        require(self.train_images >= 1, "dataset.train_images", self.train_images, "at least 1")
+        require(self.val_images >= 1, "dataset.val_images", self.val_images, "at least 1")
+        require(self.image_size >= 32, "dataset.image_size", self.image_size, "at least 32 (pixels)")
+        require(0 <= self.generator_seed < 2**16, "dataset.generator_seed", self.generator_seed, "from 0 to 65535")
+
+
+def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
+    """How the catalogs of both splits are made; they are generated first unless they are there."""
+    name = f"v{VERSION}-{config.image_size}px-{config.train_images}-{config.val_images}-seed{config.generator_seed}"
+    folder = Path(config.root) / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of two processes that start at once, one makes them
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for number, (split, count) in enumerate((("train", config.train_images), ("val", config.val_images))):
+                _write_split(unfinished, split, count, config, seed=2 * config.generator_seed + number)
+            unfinished.rename(folder)
+    made = replace(config, root=str(folder))
+    return (
+        coco.recipe(made, "train", "annotations/train.json", "train"),
+        coco.recipe(made, "val", "annotations/val.json", "val"),
+    )
+
+
+def _write_split(folder: Path, split: str, count: int, config: Config, seed: int) -> None:
+    from pycocotools import mask as rle
+
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    (folder / split).mkdir(parents=True)
+    for i in range(count):
+        pixels, objects = draw_image(np.random.RandomState([seed, i]), config.image_size)
+        file_name = f"{i:06d}.bmp"
+        Image.fromarray(pixels).save(folder / split / file_name)
+        images.append({"id": i, "file_name": file_name, "width": config.image_size, "height": config.image_size})
+        for label, mask in objects:
+            encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    "area": int(mask.sum()),
+                    "bbox": [int(value) for value in rle.toBbox(encoded)],
+                    "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                }
+            )
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
+    (folder / "annotations").mkdir(exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uint8], list[tuple[int, Mask]]]:
+    """One image, and the visible part of each object in it.
+
+    Returns:
+        (size, size, 3) uint8, and for each object its label and its (size, size) bool mask.
+    """
+    big = size * SUPERSAMPLING
+    canvas = _ground(random, big)
+    owner = np.zeros((big, big), dtype=np.int64)  # 0 is the ground, i + 1 the i-th object
+    for _ in range(random.randint(3, 7)):  # clutter: bare scraps, to be told from objects
+        u, v, window = _place(random, big, radius=big * (0.02 + 0.03 * random.random_sample()))
+        scrap = SHAPES[random.randint(len(SHAPES))](u, v)
+        canvas[window][scrap] = _color(random, 0, 255)
+    labels: list[int] = []
+    for _ in range(random.randint(2, 4)):
+        label = random.randint(len(CLASSES))
+        radius = big * (0.16 + 0.18 * random.random_sample())
+        for _ in range(10):  # objects may overlap, but not so far that a class can't be told
+            u, v, window = _place(random, big, radius)
+            inside = SHAPES[label](u, v)
+            if np.count_nonzero(owner[window][inside]) <= 0.2 * np.count_nonzero(inside):
+                break
+        else:
+            continue
+        pattern = TEXTURES[label](u, v, random)
+        first, second = _two_colors(random)
+        canvas[window][inside & pattern] = first
+        canvas[window][inside & ~pattern] = second
+        labels.append(label)
+        owner[window][inside] = len(labels)
+    pixels = _downsample(canvas)
+    pixels = pixels * _light(random, size) + random.randint(-8, 9, size=pixels.shape)
+    center = owner[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]
+    objects = [(label, center == i + 1) for i, label in enumerate(labels) if (center == i + 1).any()]
+    return np.clip(np.floor(pixels), 0, 255).astype(np.uint8), objects
+
+
+def _place(random: np.random.RandomState, big: int, radius: float) -> tuple[Array, Array, tuple[slice, slice]]:
+    """Coordinates (u, v) in which a randomly placed, turned shape fills [-1, 1], over the window that it can touch."""
+    x, y = (0.1 + 0.8 * random.random_sample(2)) * big
+    # A rotation without sine and cosine, whose last bits differ between machines: the rational points of the circle.
+    t = random.random_sample()
+    cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    for _ in range(random.randint(4)):  # t covers a quarter of the circle
+        cosine, sine = -sine, cosine
+    reach = radius * 1.5
+    left, top = max(int(x - reach), 0), max(int(y - reach), 0)
+    right, bottom = min(int(x + reach) + 1, big), min(int(y + reach) + 1, big)
+    dx = (np.arange(left, right, dtype=np.float64) + 0.5 - x)[None, :] / radius
+    dy = (np.arange(top, bottom, dtype=np.float64) + 0.5 - y)[:, None] / radius
+    return cosine * dx + sine * dy, cosine * dy - sine * dx, (slice(top, bottom), slice(left, right))
+
+
+def _color(random: np.random.RandomState, darkest: int, lightest: int) -> Array:
+    """A color with each channel in this range: a narrow one makes it pale, as most of a photograph is.
+
+    Vivid random colors and lights would be all that a network needs to tell one crop from another.
+    """
+    return random.randint(darkest, lightest + 1, size=3).astype(np.float64)
+
+
+def _two_colors(random: np.random.RandomState) -> tuple[Array, Array]:
+    """A dark and a light color, in either order: a texture can be seen even without its hues."""
+    dark, light = _color(random, 0, 105), _color(random, 150, 255)
+    return (dark, light) if random.randint(2) else (light, dark)
+
+
+def _ground(random: np.random.RandomState, big: int) -> Array:
+    """A ground of smoothly varying color: a coarse random grid, interpolated."""
+    cells = random.randint(1, 4)
+    grid = random.randint(100, 156, size=(cells + 1, cells + 1, 3)).astype(np.float64)
+    position = (np.arange(big) + 0.5) / big * cells
+    low = position.astype(np.int64)
+    weight = position - low
+    rows = grid[low] + (grid[low + 1] - grid[low]) * weight[:, None, None]
+    ground: Array = rows[:, low] + (rows[:, low + 1] - rows[:, low]) * weight[None, :, None]
+    return ground
+
+
+def _light(random: np.random.RandomState, size: int) -> Array:
+    """A gradient of brightness over the image, (size, size, 1)."""
+    slope_x, slope_y = 0.3 * (random.random_sample(2) - 0.5)
+    position = (np.arange(size) + 0.5) / size - 0.5
+    brightness = 0.85 + 0.2 * random.random_sample()
+    light: Array = (brightness + slope_x * position[None, :] + slope_y * position[:, None])[..., None]
+    return light
+
+
+def _downsample(canvas: Array) -> Array:
+    total = np.zeros((canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING, 3))
+    for row in range(SUPERSAMPLING):
+        for column in range(SUPERSAMPLING):
+            total = total + canvas[row::SUPERSAMPLING, column::SUPERSAMPLING]
+    return total / SUPERSAMPLING**2
+
+
+# Shapes: which points (u, v) are inside.
+
+
+def _disk(u: Array, v: Array) -> Mask:
+    return u * u + v * v <= 1
+
+
+def _square(u: Array, v: Array) -> Mask:
+    return (np.abs(u) <= 0.85) & (np.abs(v) <= 0.85)
+
+
+def _triangle(u: Array, v: Array) -> Mask:
+    return (v <= 0.6) & (v >= 1.8 * np.abs(u) - 1.1)
+
+
+# Tips of a regular five-pointed star: cosine and sine of the multiples of 72 degrees.
+_TIPS = ((1.0, 0.0), (0.30902, 0.95106), (-0.80902, 0.58779), (-0.80902, -0.58779), (0.30902, -0.95106))
+
+
+def _star(u: Array, v: Array) -> Mask:
+    """Inside at least four of the five lines that draw a pentagram; a line lies opposite each tip."""
+    lines = sum(((-x * u - y * v) <= 0.37).astype(np.int64) for x, y in _TIPS)
+    return (np.asarray(lines) >= 4) & (u * u + v * v <= 1.45)
+
+
+def _cross(u: Array, v: Array) -> Mask:
+    return ((np.abs(u) <= 0.32) & (np.abs(v) <= 1)) | ((np.abs(v) <= 0.32) & (np.abs(u) <= 1))
+
+
+# Textures: which points (u, v) have the first of the two colors. Each draws how fine it is, and where it starts.
+
+
+def _fineness(random: np.random.RandomState) -> float:
+    return 1.8 + 1.7 * random.random_sample()
+
+
+def _alternate(x: Array) -> Mask:
+    """Whether the whole part is even."""
+    is_even: Mask = np.floor(x) % 2 == 0
+    return is_even
+
+
+def _fraction(x: Array) -> Array:
+    fraction: Array = x - np.floor(x)
+    return fraction
+
+
+def _stripes(u: Array, v: Array, random: np.random.RandomState) -> Mask:
+    return _alternate(u * _fineness(random) + random.random_sample())
+
+
+def _checks(u: Array, v: Array, random: np.random.RandomState) -> Mask:
+    fineness = _fineness(random)
+    shift_u, shift_v = random.random_sample(2)
+    checks: Mask = _alternate(u * fineness + shift_u) == _alternate(v * fineness + shift_v)
+    return checks
+
+
+def _dots(u: Array, v: Array, random: np.random.RandomState) -> Mask:
+    fineness = _fineness(random)
+    shift_u, shift_v = random.random_sample(2)
+    du, dv = _fraction(u * fineness + shift_u) - 0.5, _fraction(v * fineness + shift_v) - 0.5
+    return du * du + dv * dv <= 0.1
+
+
+def _rings(u: Array, v: Array, random: np.random.RandomState) -> Mask:
+    return _alternate(np.sqrt(u * u + v * v) * 1.3 * _fineness(random) + random.random_sample())
+
+
+def _zigzag(u: Array, v: Array, random: np.random.RandomState) -> Mask:
+    fineness = _fineness(random)
+    wave = np.abs(_fraction(u * fineness + random.random_sample()) - 0.5)
+    return _alternate((v * fineness + 2 * wave) * 1.2 + random.random_sample())
+
+
+CLASSES = ("disk", "square", "triangle", "star", "cross")
+SHAPES: tuple[Callable[[Array, Array], Mask], ...] = (_disk, _square, _triangle, _star, _cross)
+TEXTURES: tuple[Callable[[Array, Array, np.random.RandomState], Mask], ...] = (
+    _stripes,
+    _checks,
+    _dots,
+    _rings,
+    _zigzag,
+)

@@ -1,0 +1,153 @@
+"""Trained networks, ready for images: with their own preprocessing, on a device, in evaluation mode."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cvexp import plugins
+from cvexp.config import RunConfig, TrainerConfig
+from cvexp.data.augment.labeled import PlainLabeledView
+from cvexp.data.augment.normalization import normalize
+from cvexp.data.augment.views import plain_view
+from cvexp.data.index import IGNORE, Splits
+from cvexp.data.loaders import FixedBatches, make_loader
+from cvexp.data.masks import Masks
+from cvexp.metrics import iou
+from cvexp.models.segmenters import Prediction
+from cvexp.tracking.finished import FinishedRun
+from cvexp.weights.locate import download
+from cvexp.weights.read import read_checkpoint
+from cvexp.weights.start import Start
+
+
+def device(trainer: TrainerConfig) -> torch.device:
+    """Return the device that Lightning uses with these settings."""
+    chosen = pl.Trainer(accelerator=trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
+    return chosen.strategy.root_device
+
+
+class Segmenter:
+    """A segmentation network that takes images as they are read, and preprocesses them as in its training.
+
+    Args:
+        model: The network.
+        config: The configuration that it was trained with.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model.to(device).eval(), config, device
+
+    @torch.inference_mode()
+    def label(self, images: Tensor) -> Tensor:
+        """Map images (b, 3, h, w) uint8 to label maps (b, h, w) on the CPU."""
+        labels: Tensor = self.model.label(self._preprocess(images)).cpu()  # type: ignore[operator]
+        return labels
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Prediction:
+        """Map images (b, 3, h, w) uint8 to everything that the network predicts."""
+        prediction: Prediction = self.model.predict(self._preprocess(images))  # type: ignore[operator]
+        return prediction
+
+    def evaluate(self, splits: Splits) -> iou.Counts:
+        """Count the pixels of every validation image, (images, 1 + c, 3); see `cvexp.metrics.iou`."""
+        num_classes = len(splits.val.classes)
+        return np.concatenate(
+            [
+                iou.count_labels(self.label(images), labels, num_classes, IGNORE).numpy()
+                for images, labels in validation_loader(self.config, splits)
+            ]
+        )
+
+    def _preprocess(self, images: Tensor) -> Tensor:
+        dataset = self.config.dataset
+        return normalize(images.to(self.device), dataset.mean, dataset.std)
+
+
+def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> Segmenter:
+    """Load the network of a finished segmentation run from its best checkpoint.
+
+    Args:
+        run: The run.
+        num_classes: Number of classes without the background.
+        device: Where the network runs.
+
+    Raises:
+        UserError: if the checkpoint can't be fetched or read.
+    """
+    model = _method(run.config).build_model(run.config, num_classes, Start())
+    state = _fetch(run, "best.ckpt", key="runs")
+    model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    return Segmenter(model, run.config, device)
+
+
+def validation_loader(config: RunConfig, splits: Splits) -> DataLoader[Any]:
+    """Return a loader of all validation images with their label maps, whole and in order."""
+    masks = Masks(splits.val, PlainLabeledView(config.dataset.image_size), config.seed)
+    batches = FixedBatches(list(range(len(masks))), config.loader.batch_size)
+    return make_loader(masks, batches, config.loader)
+
+
+class Embedder:
+    """A pretrained encoder that maps pictures to feature vectors.
+
+    Args:
+        encoder: The network.
+        config: The configuration that it was pretrained with.
+        device: Where it runs.
+    """
+
+    def __init__(self, encoder: nn.Module, config: RunConfig, device: torch.device) -> None:
+        self.encoder, self.config, self.device = encoder.to(device).eval(), config, device
+        self.view = plain_view(config.task.eval_size)  # type: ignore[attr-defined]
+
+    @torch.inference_mode()
+    def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Compute the features (n, d) of the center squares of n pictures."""
+        images = torch.stack([self.view(torch.from_numpy(np.array(picture)).permute(2, 0, 1)) for picture in pictures])
+        dataset = self.config.dataset
+        batches = normalize(images.to(self.device), dataset.mean, dataset.std).split(64)
+        features: NDArray[np.float32] = torch.cat([self.encoder(batch).float().cpu() for batch in batches]).numpy()
+        return features
+
+
+def load_embedder(run: FinishedRun, device: torch.device) -> Embedder:
+    """Load the encoder of a finished pretraining as it was at the end.
+
+    Args:
+        run: The run.
+        device: Where the encoder runs.
+
+    Raises:
+        UserError: if the checkpoint can't be fetched or read.
+    """
+    method = _method(run.config)
+    encoder = method.build_backbone(run.config, Start()).backbone
+    prefix = f"{method.encoder_name}."
+    state = _fetch(run, "last.ckpt", key="run")
+    encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+    return Embedder(encoder, run.config, device)
+
+
+def _method(config: RunConfig) -> Any:
+    """Return the training module of a task."""
+    return plugins.load("task", config.task.name).Method
+
+
+def _fetch(run: FinishedRun, name: str, key: str) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint of a run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        uri = f"runs:/{run.id}/checkpoints/{name}"
+        return read_checkpoint(download(uri, run.store, Path(temporary), key)).tensors

@@ -1,0 +1,191 @@
+"""What a comparison of segmentation runs holds: scores of each run, and differences between groups of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from cvexp.metrics import iou
+from cvexp.metrics.bootstrap import Interval, paired_difference
+
+RANDOM = "random"  # the start of runs without pretraining
+
+
+def _scores(counts: iou.Counts) -> dict[str, float]:
+    return iou.summarize(counts, [f"{i}" for i in range(counts.shape[1] - 1)])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of one run.
+
+    Attributes:
+        run_id: MLflow's.
+        method: The task.
+        start: Where its weights came from.
+        seed: The run's.
+        counts: (images, 1 + c, 3), see `cvexp.metrics.iou`.
+        times: Milliseconds for one image at a time, of several images.
+        num_parameters: Of the whole network.
+    """
+
+    run_id: str
+    method: str
+    start: str
+    seed: int
+    counts: iou.Counts
+    times: Sequence[float]
+    num_parameters: int
+
+    @property
+    def milliseconds(self) -> float:
+        return float(np.median(self.times))
+
+    @property
+    def miou(self) -> float:
+        return float(iou.mean_iou(self.counts[:, 1:].sum(axis=0)))
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores of the whole data set by name; classes are numbered."""
+        return _scores(self.counts)
+
+
+class Constant(NamedTuple):
+    """What predicting the same label for every pixel gives.
+
+    Attributes:
+        label: The class, or "background".
+        counts: (images, 1 + c, 3), see `cvexp.metrics.iou`.
+    """
+
+    label: str
+    counts: iou.Counts
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores of the whole data set by name; classes are numbered."""
+        return _scores(self.counts)
+
+
+class Group(NamedTuple):
+    """The runs of a method from a start.
+
+    Attributes:
+        method: The task.
+        start: Where the weights came from; None for all starts.
+    """
+
+    method: str
+    start: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger the mIoU of one group of runs is than that of another, paired by start and seed."""
+
+    first: Group
+    second: Group
+    num_pairs: int
+    interval: Interval
+
+    @property
+    def is_between_methods(self) -> bool:
+        """Whether the groups differ in the method, rather than in the start."""
+        return self.first.method != self.second.method
+
+    @property
+    def name(self) -> str:
+        if self.is_between_methods:
+            return f"{self.first.method} - {self.second.method}, from {self.first.start or 'all'}"
+        return f"{self.first.start} - {self.second.start}, {self.first.method}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured.
+
+    Attributes:
+        classes: Class names.
+        images: Files, in the order of the counts.
+        evaluated: The runs.
+        differences: Between groups of them.
+        confidence: Of the intervals of the differences.
+    """
+
+    classes: Sequence[str]
+    images: Sequence[str]
+    evaluated: Sequence[Evaluated]
+    differences: Sequence[Difference]
+    confidence: float
+
+    def groups(self) -> dict[tuple[str, str], list[Evaluated]]:
+        """Return the runs by method and start."""
+        groups: dict[tuple[str, str], list[Evaluated]] = {}
+        for run in self.evaluated:
+            groups.setdefault((run.method, run.start), []).append(run)
+        return groups
+
+    def constants(self) -> list[Constant]:
+        """Return two constant predictions: the class with most labeled pixels, and the background."""
+        counts = self.evaluated[0].counts
+        largest = int(counts[:, 1:, 2].sum(axis=0).argmax())
+        return [
+            Constant(self.classes[largest], iou.count_constant(counts, 1 + largest)),
+            Constant("background", iou.count_constant(counts, 0)),
+        ]
+
+    def representatives(self) -> list[Evaluated]:
+        """Return one run of each method, to look at: its first seed, from the start that is best on average.
+
+        A start that all methods have comes first, if there is one.
+        """
+        groups = self.groups()
+        methods = list(dict.fromkeys(run.method for run in self.evaluated))
+        starts = list(dict.fromkeys(run.start for run in self.evaluated))
+        shared = [start for start in starts if all((method, start) in groups for method in methods)]
+
+        def score(start: str) -> float:
+            return float(np.mean([run.miou for run in self.evaluated if run.start == start]))
+
+        best = max(shared or starts, key=score)
+        return [groups[method, best][0] for method in methods if (method, best) in groups]
+
+
+def differences(evaluated: Sequence[Evaluated], samples: int, confidence: float) -> list[Difference]:
+    """Compare the methods from each start and from all starts, and each start with random weights for each method.
+
+    Only what both groups have is compared: the same seeds, and the same starts.
+
+    Args:
+        evaluated: The runs, those of a baseline before those of other methods.
+        samples: Of the bootstrap over the images.
+        confidence: Of the intervals.
+    """
+    methods = list(dict.fromkeys(run.method for run in evaluated))
+    starts = list(dict.fromkeys(run.start for run in evaluated))
+    pairs: list[tuple[Group, Group]] = []
+    for baseline, method in combinations(methods, 2):
+        scopes = [*starts, None] if len(starts) > 1 else starts
+        pairs += [(Group(method, start), Group(baseline, start)) for start in scopes]
+    pairs += [
+        (Group(method, start), Group(method, RANDOM)) for method in methods for start in starts if start != RANDOM
+    ]
+    counts = {(run.method, run.start, run.seed): run.counts[:, 1:] for run in evaluated}
+    seeds = sorted({run.seed for run in evaluated})
+    compared = []
+    for first, second in pairs:
+        keys = [
+            ((first.method, first.start or start, seed), (second.method, second.start or start, seed))
+            for start in (starts if first.start is None else [first.start])
+            for seed in seeds
+        ]
+        both = [(counts[a], counts[b]) for a, b in keys if a in counts and b in counts]
+        if both:
+            a, b = (np.stack(side) for side in zip(*both, strict=True))
+            compared.append(Difference(first, second, len(both), paired_difference(a, b, samples, confidence)))
+    return compared

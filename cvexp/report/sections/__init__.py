@@ -1,0 +1,1 @@
+"""The sections of the report, each written from what finished runs recorded."""

@@ -1,0 +1,93 @@
+"""How MLflow describes a run: its name, parameters and tags."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from cvexp.config import RunConfig
+from cvexp.redaction import hide_secrets
+from cvexp.tracking.sweep import PARENT_VARIABLE
+
+LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
+
+# Settings that the name of a run shows in any case.
+_NAMED_ANYWAY = ("task", "backbone", "backbone.name", "dataset", "seed")
+
+
+def default_name(config: RunConfig, swept: Mapping[str, str]) -> str:
+    """Return the name of a run: its task, model, data, start and seed, and what else a sweep varies.
+
+    Args:
+        config: The run's configuration.
+        swept: The settings that the jobs of a sweep differ in.
+    """
+    if config.task.works_on is not None:  # its data and models are those of other runs
+        parts = [config.task.name]
+    else:
+        weights = config.backbone.weights or ""
+        start = "timm" if weights == "timm" else weights.partition("latest:")[2]
+        candidates = (config.task.name, config.backbone.name, config.dataset.name, start, f"seed{config.seed}")
+        parts = [part for part in candidates if part]
+        if not weights or start:
+            swept = {key: value for key, value in swept.items() if key != "backbone.weights"}
+    last_parts = [key.rpartition(".")[2] for key in swept]
+    for key, value in swept.items():
+        if key not in _NAMED_ANYWAY:
+            short = key.rpartition(".")[2]
+            parts.append(f"{short if last_parts.count(short) == 1 else key}={value}")
+    return "-".join(parts)[:250]
+
+
+def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
+    """Return the tags of a new run.
+
+    Args:
+        config: The run's configuration.
+        folder: Hydra's folder of the run.
+        command: The command that repeats it.
+    """
+    tags = {
+        "task": config.task.name,
+        "role": config.task.role,
+        "seed": str(config.seed),
+        "command": command,
+        "cvexp.folder": str(folder.absolute()),
+        "version.python": platform.python_version(),
+        **{f"version.{package}": version(package) for package in LOGGED_VERSIONS},
+    }
+    if parent := os.environ.get(PARENT_VARIABLE):
+        tags["mlflow.parentRunId"] = parent
+    if commit := _git("rev-parse", "HEAD"):
+        tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+    return tags
+
+
+def command(overrides: Sequence[str], is_sweep: bool = False) -> str:
+    """Return the command line that overrides make, without secrets.
+
+    Args:
+        overrides: Hydra's, of a job or of a whole sweep.
+        is_sweep: Whether they are those of a sweep.
+    """
+    words = [word.removeprefix("++") for word in overrides if not word.startswith("hydra.mode=")]
+    return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(_quoted, words)]))
+
+
+def _quoted(word: str) -> str:
+    """Quote a word of the command line where a shell needs that."""
+    return repr(word) if re.search(r"[\s\[{(*$&;<>|]", word) else word
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says of the working folder, or nothing if it is no repository or git is missing."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+    return ""

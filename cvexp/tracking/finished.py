@@ -1,0 +1,227 @@
+"""Finished runs: found in MLflow, with what they recorded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from mlflow.entities import Run as MLflowRun
+
+from cvexp.composition import check
+from cvexp.config import RunConfig, flatten
+from cvexp.errors import UserError
+from cvexp.tracking.resume import recorded_config
+from cvexp.tracking.store import Content, Store
+
+log = logging.getLogger("cvexp")
+
+
+class RecordedData(NamedTuple):
+    """What a run recorded about a split.
+
+    Attributes:
+        fingerprint: Of the files' contents, boxes and labels.
+        num_images, num_objects: How many there are.
+        classes: The number of objects of each class, in order; empty if there are no labels.
+    """
+
+    fingerprint: str
+    num_images: int
+    num_objects: int
+    classes: dict[str, int]
+
+
+class FinishedRun:
+    """A run that a job works on.
+
+    Attributes:
+        id: MLflow's.
+        name: In MLflow.
+        task: The name of its task.
+        role: ``"pretraining"``, ``"segmentation"`` or ``"job"``.
+        start: Where its weights came from: ``"random"``, ``"timm"``, the task of a pretraining, or a file's name.
+        tags, params, metrics: MLflow's.
+        data: What it recorded about each split.
+    """
+
+    def __init__(self, store: Store, run: MLflowRun, local: RunConfig) -> None:
+        """
+        Args:
+            store: Where the run is recorded.
+            run: MLflow's.
+            local: The configuration of this process.
+        """
+        self.id = str(run.info.run_id)
+        self.name = str(run.info.run_name)
+        self.tags: dict[str, str] = run.data.tags
+        self.params: dict[str, str] = run.data.params
+        self.metrics: dict[str, float] = run.data.metrics
+        self.task = self.tags.get("task", "")
+        self.role = self.tags.get("role", "")
+        self.start = self.tags.get("start", "random")
+        self.data = _recorded_data(run)
+        self.store, self._local = store, local
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What it ran with; fetched when it is first needed.
+
+        Raises:
+            UserError: if it can't be read, or is of another version of cvexp.
+        """
+        try:
+            return check(recorded_config(self.store, self.id, self._local))
+        except UserError as error:
+            raise UserError(f"the run {self.id} can't be used: {error}") from error
+
+    @property
+    def seed(self) -> int:
+        return int(self.params["seed"])
+
+    def is_readable(self) -> bool:
+        """Return whether its configuration can be used; otherwise a warning says why not."""
+        try:
+            return bool(self.config)
+        except UserError as error:
+            log.warning("left out: %s", error)
+            return False
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names of its data, in order; empty if they have no labels, or were not recorded."""
+        return list(self.data["val"].classes) if "val" in self.data else []
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return all (step, value) pairs of a metric, by step; an empty list if the run has no such metric."""
+        return self.store.history(self.id, name) if name in self.metrics else []
+
+    def sweep_command(self) -> str | None:
+        """Return the command of the sweep that the run belongs to, if it does."""
+        parent = self.tags.get("mlflow.parentRunId")
+        if parent is None:
+            return None
+        tags = self.store.run(parent, "run").data.tags
+        return tags.get("command") if tags.get("role") == "sweep" else None
+
+    def read(self, path: str, parse: Callable[[Path], Content]) -> Content | None:
+        """Read an artifact, or return None if there is none.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        return self.store.read_if_there(self.id, path, parse)
+
+
+def embedded_epochs(store: Store, run_id: str) -> list[int]:
+    """List the epochs after which a run recorded an embedding.
+
+    Raises:
+        UserError: if it recorded none.
+    """
+    names = store.files(run_id, "embeddings")
+    epochs = sorted(int(match[1]) for name in names if (match := re.search(r"epoch-(\d+)\.npz$", name)))
+    if not epochs:
+        raise UserError(f"run: {run_id} has recorded no embedding; name another pretraining run")
+    return epochs
+
+
+def find_runs(store: Store, config: RunConfig, tag: str, value: str) -> list[FinishedRun]:
+    """Return the runs that `config.runs` names, or all finished ones with a tag, newest first.
+
+    Args:
+        store: Where they are recorded.
+        config: The job's configuration.
+        tag, value: The tag that they have: ``"role"`` or ``"task"``, and its value.
+
+    Raises:
+        UserError: if a named run does not exist, has not finished, or has another value of the tag.
+    """
+    if config.runs is None:
+        return list(all_runs(store, config, tag, value))
+    return [_named_run(store, config, tag, value, run_id, "runs") for run_id in config.runs]
+
+
+def all_runs(store: Store, config: RunConfig, tag: str, value: str) -> Iterator[FinishedRun]:
+    """Yield all finished runs with a tag, newest first, whether the configuration names runs or not."""
+    for run in store.search(f"attributes.status = 'FINISHED' and tags.{tag} = '{value}'"):
+        yield FinishedRun(store, run, config)
+
+
+def find_run(store: Store, config: RunConfig, tag: str, value: str) -> FinishedRun | None:
+    """Return the run that `config.run` names, or the newest finished one with a tag; None if there is none.
+
+    Raises:
+        UserError: if the named run does not exist, has not finished, or has another value of the tag.
+    """
+    if config.run is not None:
+        return _named_run(store, config, tag, value, config.run, "run")
+    return next((run for run in all_runs(store, config, tag, value) if run.is_readable()), None)
+
+
+def _named_run(store: Store, config: RunConfig, tag: str, value: str, run_id: str, key: str) -> FinishedRun:
+    run = store.run(run_id, key)
+    tags, status = run.data.tags, run.info.status
+    if tags.get(tag) != value or status != "FINISHED":
+        raise UserError(
+            f"{key}: {run_id} is a run of task={tags.get('task')} and {status}, but finished {value} runs are needed"
+        )
+    return FinishedRun(store, run, config)
+
+
+def _recorded_data(run: MLflowRun) -> dict[str, RecordedData]:
+    """Return what `record_data` recorded of each split."""
+    recorded = {}
+    for entry in run.inputs.dataset_inputs if run.inputs else []:
+        split = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), "")
+        if fingerprint := run.data.tags.get(f"data.{split}.fingerprint"):
+            profile = json.loads(entry.dataset.profile or "{}")
+            num_images, num_objects = profile.pop("images", 0), profile.pop("objects", 0)
+            classes = profile.pop("classes", profile)  # older runs have the classes beside the others
+            classes = classes if isinstance(classes, dict) else profile
+            recorded[split] = RecordedData(fingerprint, num_images, num_objects, classes)
+    return recorded
+
+
+def latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
+    """Return the id of the newest finished pretraining with this backbone and data set.
+
+    A run of the same seed comes first.
+
+    Args:
+        store: Where it is recorded.
+        config: The configuration of the run that starts from it.
+        method: The pretraining task.
+
+    Raises:
+        UserError: if there is none.
+    """
+    wanted = _identity(flatten(asdict(config)))
+    newest = None
+    for run in all_runs(store, config, "task", method):
+        if run.role == "pretraining" and _identity(run.params) == wanted:
+            if run.seed == config.seed:
+                return run.id
+            newest = newest or run.id
+    if newest is None:
+        described = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UserError(
+            f"backbone.weights=latest:{method}: there is no finished {method} run with {described}; pretrain with "
+            f"python -m cvexp task={method}, or give other weights"
+        )
+    return newest
+
+
+def _identity(params: Mapping[str, str]) -> dict[str, str]:
+    """Return what a pretraining and the training that starts from it share: the network, and where the data are."""
+    keys = [key for key in params if key.startswith("backbone.args")]
+    identity = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
+    if identity.get("dataset.root", "null") != "null":
+        identity["dataset.root"] = os.path.realpath(identity["dataset.root"])
+    return identity

@@ -1,0 +1,198 @@
+"""Opening a run, new or interrupted, and closing it as it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from mlflow.entities import Param
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from omegaconf import OmegaConf
+
+from cvexp import processes
+from cvexp.config import RunConfig, flatten, without_passwords
+from cvexp.errors import OUT_OF_SPACE, Interrupted, UserError, explain_os_error, opening
+from cvexp.metrics.names import safe_name
+from cvexp.tracking import description
+from cvexp.tracking.run import ReadOnlyRun, Run
+from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunConfig, folder: Path, command: str = "", swept: Mapping[str, str] | None = None
+) -> Iterator[ReadOnlyRun]:
+    """Open a new run, or the interrupted one that `config.resume` names, and close it as the block ends.
+
+    It ends as FINISHED; as KILLED after Ctrl-C or SIGTERM; as FAILED after any error, whose text is in the tag
+    `error`. Of several processes that train together, only the first one writes to the run.
+
+    Args:
+        config: The run's configuration.
+        folder: Hydra's folder of a new run.
+        command: The command that repeats the run.
+        swept: The settings that the jobs of a sweep differ in, for the name of a new run.
+
+    Raises:
+        UserError: also when the store fails, the disk is full, or a worker process of a loader is killed.
+    """
+    if processes.rank() > 0:
+        run_id, folder = processes.from_first(("", folder))
+        yield ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
+        return
+    store = connect(config.tracking)
+    if config.resume is None:
+        with failures_explained("check it, and start again"):
+            run_id = _create_run(store, config, folder, command, swept or {})
+    else:
+        run_id = config.resume
+        folder = _recorded_folder(store, config)
+    processes.from_first((run_id, folder))
+    with (
+        _only_process(folder, run_id),
+        failures_explained(f"once it works again, resume the run with: python -m cvexp resume={run_id}"),
+        _killed_worker_explained(run_id),
+    ):
+        run = Run(store, run_id, folder, config.tracking)
+        if config.resume is not None:
+            _reopen(run, config)
+        with _closing(run, config):
+            yield run
+
+
+def _reopen(run: Run, config: RunConfig) -> None:
+    """Set an interrupted run to RUNNING, and record what it may not have recorded before it was killed."""
+    client = run.store.client
+    _log_parameters(run.store, run.id, config)
+    run.remember_what_is_logged()
+    client.update_run(run.id, status="RUNNING")
+    if "error" in run.tags():
+        client.delete_tag(run.id, "error")
+
+
+@contextlib.contextmanager
+def _closing(run: Run, config: RunConfig) -> Iterator[None]:
+    monitor = SystemMetricsMonitor(
+        run.id, resume_logging=config.resume is not None, tracking_uri=run.store.client.tracking_uri
+    )
+    if config.tracking.system_metrics:
+        monitor.start()
+    status: str = "FAILED"
+    failure: BaseException | None = None
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, Interrupted):
+        status = "KILLED"
+        raise
+    except OSError as error:
+        failure = error
+        if error.errno not in OUT_OF_SPACE:
+            raise
+        error.filename = error.filename or str(run.folder)
+        raise UserError(explain_os_error(error, "tracking.folder")) from error
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        _close(run, status, failure, monitor if config.tracking.system_metrics else None)
+
+
+def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetricsMonitor | None) -> None:
+    """End a run. Every step is tried, even if others fail.
+
+    Args:
+        run: The run.
+        status: How it ends, unless a step fails.
+        error: What made it fail, which is recorded.
+        monitor: Of the machine, if there is one.
+
+    Raises:
+        Exception: the first failure, unless the run ends for another reason, which is the one to report.
+    """
+    failures: list[Exception] = []
+    steps: list[Callable[[], object]] = [run.flush, run.upload_checkpoints]
+    if monitor is not None:
+        steps.insert(0, monitor.finish)
+    if error is not None:
+        steps.insert(0, lambda: run.set_tag("error", f"{type(error).__name__}: {error}"))
+    terminated = run.store.client.set_terminated
+    steps.append(lambda: terminated(run.id, "FAILED" if failures and status == "FINISHED" else status))
+    for step in steps:
+        # MLflow tries to reach an absent server for minutes; once is enough.
+        with few_retries() if failures or isinstance(error, FAILURES) else contextlib.nullcontext():
+            try:
+                step()
+            except Exception as failed:  # whatever it is, the next steps still matter
+                failures.append(failed)
+    if status == "FINISHED" and failures:
+        raise failures[0]
+
+
+@contextlib.contextmanager
+def _killed_worker_explained(run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        match = re.search(r"DataLoader worker \(pid.*\) (.*)", str(error))
+        if match is None:
+            raise
+        raise UserError(
+            f"loader: a worker process {match[1].rstrip('. ')}; if the machine ran out of memory, lower "
+            f"loader.num_workers or loader.batch_size. Resume the run with: python -m cvexp resume={run_id}"
+        ) from error
+
+
+def _recorded_folder(store: Store, config: RunConfig) -> Path:
+    """Return the folder of an interrupted run.
+
+    Raises:
+        UserError: if it is not inside the tracking folder, because anybody may have written a tag of a store.
+    """
+    recorded = store.run(str(config.resume), "resume").data.tags.get("cvexp.folder", "")
+    folder, tracking = Path(recorded).resolve(), Path(config.tracking.folder).resolve()
+    if not recorded or not folder.is_relative_to(tracking):
+        raise UserError(
+            f"resume: the run {config.resume} has its folder at {recorded!r} (tag cvexp.folder), which is not in "
+            f"tracking.folder={config.tracking.folder}; name the folder that it was started with, on its own machine"
+        )
+    return folder
+
+
+def _create_run(store: Store, config: RunConfig, folder: Path, command: str, swept: Mapping[str, str]) -> str:
+    name = config.name or description.default_name(config, swept)
+    tags = description.describe(config, folder, command)
+    run_id = str(store.client.create_run(store.experiment_id(), run_name=name, tags=tags).info.run_id)
+    # First of all: from here on, a run that is killed can be resumed.
+    store.client.log_text(run_id, OmegaConf.to_yaml(without_passwords(asdict(config))), "config.yaml")
+    _log_parameters(store, run_id, config)
+    return run_id
+
+
+def _log_parameters(store: Store, run_id: str, config: RunConfig) -> None:
+    """Record every key of the configuration that is not recorded yet; a recorded one can't be changed."""
+    logged = store.client.get_run(run_id).data.params
+    values = {safe_name(key): value for key, value in flatten(without_passwords(asdict(config))).items()}
+    params = [Param(key, value[:6000]) for key, value in values.items() if key not in logged]
+    for first in range(0, len(params), 100):  # MLflow's limit
+        store.client.log_batch(run_id, params=params[first : first + 100])
+
+
+@contextlib.contextmanager
+def _only_process(folder: Path, run_id: str) -> Iterator[None]:
+    """Lock a run for this process. The system releases the lock however the process ends."""
+    with opening("tracking.folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"resume: the run {run_id} is still running in another process; stop that first") from error
+    try:
+        yield
+    finally:
+        lock.release()

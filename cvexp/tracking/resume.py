@@ -1,0 +1,119 @@
+"""Configurations read back from a store. Whoever can write to the store may have changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cvexp.composition import check
+from cvexp.config import RunConfig, flatten
+from cvexp.errors import UserError
+from cvexp.tracking.store import Store, connect
+
+FOLDERS = ("root", "cache")  # keys of `dataset` that name folders which a run may create
+
+
+def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
+    """Return the configuration that the run `config.resume` was started with.
+
+    Args:
+        config: The configuration composed now; it says where the store is, and which run to resume.
+        composed: The same as YAML.
+        overrides: The command line. It may repeat the run's settings, but not change them.
+
+    Raises:
+        UserError: if there is no such run, it has finished, or an override differs from the run's setting.
+    """
+    store = connect(config.tracking)
+    run = store.run(str(config.resume), "resume")
+    if run.info.status == "FINISHED":
+        raise UserError(f"resume: the run {config.resume} has finished; there is nothing to resume")
+    if "config.yaml" not in store.files(run.info.run_id):
+        command = run.data.tags.get("command", "python -m cvexp ...")
+        raise UserError(
+            f"resume: the run {config.resume} has no configuration (config.yaml), because it was killed before it was "
+            f"recorded; start it again with: {command}"
+        )
+    named = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    saved = recorded_config(store, run.info.run_id, config, named)
+    saved.resume = config.resume
+    old, new = flatten(_plain(saved)), flatten(_plain(composed))
+    if "experiment" in named:  # it may set any key
+        named = list(new)
+    changed = sorted(
+        key
+        for key in old.keys() | new.keys()
+        if any(key == word or key.startswith(f"{word}.") for word in named)
+        and old.get(key) != new.get(key)
+        and not key.endswith(".password")
+    )
+    if changed:
+        differences = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
+        raise UserError(
+            f"resume: the configuration differs from that of the run {config.resume} ({differences}); leave these out "
+            f"(resume={config.resume} alone keeps all settings), or start a new run"
+        )
+    if "password" in saved.dataset:  # the only key that is not recorded
+        saved.dataset.password = OmegaConf.select(composed, "dataset.password")
+    return check(saved)
+
+
+def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence[str] = ()) -> DictConfig:
+    """Return what a run was started with, moved to the tracking folder of this process.
+
+    Whoever can write to the store can change it. So nothing in it is resolved against the environment, and it can't
+    create folders just anywhere.
+
+    Args:
+        store: Where the run is recorded.
+        run_id: MLflow's id of the run.
+        local: The configuration of this process.
+        named: The keys that the command line of this process sets.
+
+    Raises:
+        UserError: if it is missing or damaged, holds an interpolation, or names a folder that neither exists nor lies
+            within the working folder or the tracking folder.
+    """
+    saved = store.read(run_id, "config.yaml", _read_config)
+    where = f"run {run_id}: its config.yaml"
+    for key, value in flatten(saved).items():
+        if "${" in key + value:
+            raise UserError(
+                f"{where} has {key}: {value!r}, but a run records values and no interpolations; it was changed since, "
+                "so restore it, or start a new run"
+            )
+    former, saved["tracking"]["folder"] = saved["tracking"]["folder"], local.tracking.folder
+    for key in FOLDERS:
+        folder = str(saved["dataset"].get(key))
+        if Path(folder).is_relative_to(former):  # which may have been moved since
+            folder = saved["dataset"][key] = str(Path(local.tracking.folder) / Path(folder).relative_to(former))
+        allowed = (Path.cwd(), Path(local.tracking.folder).resolve())
+        is_inside = any(Path(folder).resolve().is_relative_to(parent) for parent in allowed)
+        if not is_inside and not Path(folder).is_dir() and f"dataset.{key}" not in named:
+            raise UserError(
+                f"{where} has dataset.{key}: {folder!r}, which does not exist; if that is the right place, create it, "
+                f"or repeat dataset.{key}= on the command line"
+            )
+    config = OmegaConf.create(saved)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read YAML as plain values, in which nothing is resolved."""
+    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("dataset", "tracking")):
+        raise ValueError("it is no configuration of cvexp")
+    if not isinstance(config["tracking"].get("folder"), str):
+        raise ValueError("it has no tracking.folder")
+    saved = {str(key): value for key, value in config.items()}
+    return {"run": None, "runs": None, **saved}  # runs from before there were jobs lack these two
+
+
+def _plain(config: DictConfig) -> Mapping[str, Any]:
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

@@ -1,0 +1,135 @@
+"""An open run: what it has recorded can be read, and the first of several processes writes to it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsFloat
+from urllib.parse import unquote, urlparse
+
+from mlflow.entities import Metric
+
+from cvexp.config import TrackingConfig
+from cvexp.redaction import hide_secrets
+from cvexp.tracking.sink import Sink
+from cvexp.tracking.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLUSH_SECONDS = 5.0  # a write takes some milliseconds however many metrics it holds
+
+
+class ReadOnlyRun(Sink):
+    """An open run of MLflow as the other processes see it when several train together: it writes nothing.
+
+    Attributes:
+        id: MLflow's id of the run.
+        store: Where it is recorded.
+        artifacts: Address of its artifacts.
+        folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
+            otherwise Hydra's run folder, from which they are uploaded at the end.
+    """
+
+    def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
+        self.store = store
+        self.id = run_id
+        self.log_every_n_steps = tracking.log_every_n_steps
+        self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
+        address = urlparse(self.artifacts)
+        self._is_local = address.scheme in ("", "file")
+        self.folder = Path(unquote(address.path)) if self._is_local else run_folder
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from; None before the first one was written."""
+        path = self.folder / "checkpoints" / "last.ckpt"
+        return path if path.exists() else None
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags as they are now."""
+        tags: dict[str, str] = self.store.client.get_run(self.id).data.tags
+        return tags
+
+    def flush(self) -> None:
+        """Write the metrics that wait to be written."""
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return all (step, value) pairs of a metric, by step."""
+        self.flush()
+        return self.store.history(self.id, name)
+
+
+class Run(ReadOnlyRun):
+    """An open run of MLflow. Metrics are gathered and written every few seconds; all else is written at once."""
+
+    def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
+        super().__init__(store, run_id, run_folder, tracking)
+        self._pending: list[tuple[str, SupportsFloat, int]] = []
+        self._last_flush = time.monotonic()
+        self._logged_until: dict[str, int] = {}
+        self._images: set[tuple[str, int]] = set()
+
+    def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
+        """Record values that were measured after this many optimizer steps.
+
+        A value may be a tensor on a device, which is fetched when it is written. Steps that the run had before it was
+        interrupted are not recorded twice. Metric names that contain a class name take it from `safe_name`.
+        """
+        for name, value in metrics.items():
+            if step > self._logged_until.get(name, -1):
+                self._pending.append((name, value, step))
+        if time.monotonic() - self._last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the metrics that wait to be written; those that the store does not take go on waiting."""
+        now = int(time.time() * 1000)
+        while batch := self._pending[:1000]:  # MLflow's limit
+            self.store.client.log_batch(
+                self.id, metrics=[Metric(name, float(value), now, step) for name, value, step in batch]
+            )
+            del self._pending[: len(batch)]
+        self._last_flush = time.monotonic()
+
+    def log_image(self, key: str, figure: Figure, step: int) -> None:
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        if (key, step) in self._images:
+            return
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self.store.client.log_image(self.id, pixels, key=key, step=step)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        self.store.client.log_figure(self.id, figure, path)
+
+    def log_file(self, source: Path, folder: str) -> None:
+        self.store.client.log_artifact(self.id, str(source), folder)
+
+    def log_json(self, values: Mapping[str, Any], path: str) -> None:
+        self.store.client.log_dict(self.id, dict(values), path)
+
+    def log_text(self, text: str, path: str) -> None:
+        self.store.client.log_text(self.id, text, path)
+
+    def set_tag(self, key: str, value: str) -> None:
+        self.store.client.set_tag(self.id, key, hide_secrets(value)[:5000])
+
+    def upload_checkpoints(self) -> None:
+        """Send the checkpoints to the server, unless the artifact folder is on this machine."""
+        if not self._is_local and (self.folder / "checkpoints").is_dir():
+            self.store.client.log_artifacts(self.id, str(self.folder / "checkpoints"), "checkpoints")
+
+    def remember_what_is_logged(self) -> None:
+        """Look up which steps an interrupted run has recorded, so that resuming records none of them twice."""
+        for name in self.store.client.get_run(self.id).data.metrics:
+            self._logged_until[name] = max(step for step, _ in self.store.history(self.id, name))
+        for path in self.store.files(self.id, "images"):
+            # MLflow writes two files of each picture, this one last.
+            if match := re.match(r"images/(.*)[+%]step[+%](\d+)[+%].*[+%]compressed\.webp$", path):
+                self._images.add((match[1], int(match[2])))

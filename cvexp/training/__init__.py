@@ -1,0 +1,1 @@
+"""What all that trains has in common."""

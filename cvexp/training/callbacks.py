@@ -1,0 +1,183 @@
+"""What happens around the steps of every training: schedules, speed, checkpoints, and interruptions."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from cvexp import processes
+from cvexp.config import RunConfig
+from cvexp.errors import Interrupted, opening
+from cvexp.models.schedules import cosine, warmup_cosine
+from cvexp.report.console import print_line
+from cvexp.seeds import mix
+from cvexp.tracking.run import ReadOnlyRun
+
+
+class Schedule(pl.Callback):
+    """Sets learning rate, weight decay and random state as pure functions of the step, so that a run can be resumed.
+
+    It also ends the run after its last step, which may be inside an epoch if `trainer.max_steps` is set. Unlike with
+    Lightning's own limit, the validation after the last step takes place.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.optimizer = config.optimizer
+        self.seed = config.seed
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        trainer.should_stop = trainer.global_step >= module.total_steps  # a run that was stopped after its last step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        own = [processes.rank()] if processes.rank() > 0 else []  # each process draws its own dropout
+        torch.manual_seed(mix(self.seed, trainer.global_step, *own))
+        lr = warmup_cosine(module.done, self.optimizer.warmup, self.optimizer.lr, self.optimizer.final_lr)
+        weight_decay = cosine(module.done, self.optimizer.weight_decay, self.optimizer.final_weight_decay)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = lr * group["lr_factor"]
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        if module.logs_now:
+            schedule = {"schedule/lr": lr, "schedule/weight_decay": weight_decay}
+            module.sink.log_metrics(schedule, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == module.total_steps:
+            trainer.should_stop = True
+
+
+class Speed(pl.Callback):
+    """Records images per second, and the share of time spent waiting for data, of each training epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.on_train_epoch_start(trainer, module)  # Lightning skips it when a run is resumed inside an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.started = self.ready = time.perf_counter()
+        self.waited = 0.0
+        self.num_images = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.ready
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.ready = time.perf_counter()
+        self.num_images += len(batch[1]) * trainer.world_size
+        if trainer.is_last_batch or trainer.global_step == module.total_steps:
+            seconds = self.ready - self.started
+            speed = {"speed/images_per_second": self.num_images / seconds, "speed/data_wait": self.waited / seconds}
+            module.sink.log_metrics(speed, trainer.global_step)
+
+
+class Checkpoints(pl.Callback):
+    """Writes checkpoints/last.ckpt after each epoch, and checkpoints/best.ckpt after the best one.
+
+    Before last.ckpt is written, all metrics are: whatever a checkpoint has behind it is recorded.
+
+    Args:
+        run: Where checkpoints and metrics are written.
+        monitor: The metric that selects the best epoch. A loss is best when it is smallest, all else when largest.
+
+    Attributes:
+        best: The validation metrics at the best epoch, and its `epoch` and `step`.
+    """
+
+    def __init__(self, run: ReadOnlyRun, monitor: str) -> None:
+        self.run = run
+        self.monitor = monitor
+        self.best: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        metrics = module.validated
+        sign = -1 if self.monitor.endswith("loss") else 1
+        if not self.best or sign * metrics[self.monitor] > sign * self.best[self.monitor]:
+            self.best = {**metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
+            self._write(trainer, "best.ckpt", weights_only=True)
+            named = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.items()}
+            self.run.log_metrics(named, trainer.global_step)
+        self.save_last(trainer)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt, from which the run can be resumed."""
+        self.run.flush()
+        self._write(trainer, "last.ckpt", weights_only=False)
+
+    def _write(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
+        """Write a checkpoint beside the old one, then replace that: a full disk or a kill leaves the old one."""
+        path = self.run.folder / "checkpoints" / name
+        unfinished = path.with_suffix(".unfinished")
+        with opening("tracking.folder"):
+            try:
+                trainer.save_checkpoint(unfinished, weights_only=weights_only)
+                trainer.strategy.barrier()
+                if trainer.is_global_zero:
+                    unfinished.replace(path)
+            except OSError as error:
+                error.filename = error.filename or str(path)  # a full disk does not say which file has no room
+                raise
+            finally:
+                if trainer.is_global_zero:
+                    unfinished.unlink(missing_ok=True)
+
+
+class Interruption(pl.Callback):
+    """After Ctrl-C or SIGTERM, ends a run where it can be resumed: after a step, or after the validation.
+
+    A second signal ends it at once; it is then resumed from the end of the last epoch.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.signal_number: int | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        for number in self.SIGNALS:
+            self.previous[number] = signal.signal(number, self._note)
+
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise Interrupted(signal_number)
+        self.signal_number = signal_number
+        print_line("stopping after this step, or validation; once more to stop at once", style="bold yellow")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Several processes must stop at the same step, so they agree on it; not at each step, which would slow them.
+        may_stop = trainer.world_size == 1 or module.logs_now
+        if may_stop and not (trainer.is_last_batch or trainer.should_stop) and self._is_noted(trainer):
+            self.checkpoints.save_last(trainer)
+            self._stop()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:  # after Checkpoints has saved
+        if trainer.global_step < module.total_steps and self._is_noted(trainer):
+            self._stop()
+
+    def _is_noted(self, trainer: pl.Trainer) -> bool:
+        """Return whether any of the processes has received a signal."""
+        return trainer.strategy.reduce_boolean_decision(self.signal_number is not None, all=False)
+
+    def _stop(self) -> None:
+        print_line(f"stopped; resume with: python -m cvexp resume={self.checkpoints.run.id}")
+        raise Interrupted(self.signal_number or signal.SIGTERM)
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        self._restore()
+
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

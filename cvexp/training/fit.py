@@ -1,0 +1,100 @@
+"""Fitting a module: from its first validation, or its last checkpoint, to curves and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from cvexp import processes
+from cvexp.config import TrainerConfig
+from cvexp.metrics.knn import worse_than_untrained
+from cvexp.report import curves
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
+from cvexp.training.module import TrainingModule
+from cvexp.training.progress import Progress, print_summary
+
+PANELS = {"loss (nats)": "val/loss", "mIoU": "val/miou", "kNN accuracy": "val/knn_top1"}  # of the picture of curves
+
+
+def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
+    """Train a module, from its run's last checkpoint if there is one.
+
+    Args:
+        module: Its validation ends with `log_validation`.
+        run: Where checkpoints, curves and the summary go.
+        monitor: The metric that selects best.ckpt. A loss is best when it is smallest, all else when largest.
+
+    Returns:
+        The monitored metric at the best epoch.
+    """
+    config = module.config
+    checkpoints = Checkpoints(run, monitor)
+    trainer = pl.Trainer(
+        max_epochs=config.trainer.max_epochs,
+        accelerator=config.trainer.accelerator,
+        **_devices(config.trainer),
+        strategy=config.trainer.strategy,
+        precision=_precision(config.trainer),  # type: ignore[arg-type]
+        gradient_clip_val=config.optimizer.clip_norm,
+        deterministic="warn",  # equal seeds give equal losses; an operation that can't be deterministic warns
+        callbacks=[Schedule(config), Speed(), checkpoints, Interruption(checkpoints), Progress()],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=True,
+        enable_model_summary=False,
+    )
+    last = run.last_checkpoint
+    if last is None:
+        trainer.validate(module, verbose=False)  # before it has learned anything
+    trainer.fit(module, ckpt_path=last, weights_only=True)
+    if trainer.is_global_zero:
+        _summarize(run, checkpoints.best, len(module.batches))
+    return checkpoints.best[monitor]
+
+
+def _summarize(run: ReadOnlyRun, best: Mapping[str, float], steps_per_epoch: int) -> None:
+    recorded = run.store.run(run.id, "run").data.metrics
+    panels = {}
+    for words, name in PANELS.items():
+        if name in best:
+            train = curves.training_metric(recorded, name)
+            curve = curves.Curve("", run.history(train) if train else [], run.history(name), steps_per_epoch)
+            panels[words] = [curve]
+    run.log_figure(curves.compare(panels), "curves/curves.png")
+    untrained = {name: run.history(name)[0][1] for name in best if name.startswith("val/")}
+    print_summary(run, best, untrained, _record_worse_features(run, best))
+
+
+def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str | None:
+    """Return a warning if pretraining lowered the kNN accuracy, and add it to the tag `warning`."""
+    if "val/knn_top1" not in best:
+        return None
+    accuracies = run.history("val/knn_top1")
+    trained = {"at the best epoch": best["val/knn_top1"], "at the last epoch": accuracies[-1][1]}
+    warning = worse_than_untrained(dict(accuracies).get(0), trained)
+    if warning:
+        earlier = run.tags().get("warning", "")
+        if warning not in earlier:  # a run that was resumed at its very end may have recorded it
+            run.set_tag("warning", f"{earlier}; {warning}" if earlier else warning)
+    return warning
+
+
+def _devices(config: TrainerConfig) -> dict[str, Any]:
+    """Return Lightning's `devices` and `num_nodes`: what torchrun started, or else what the configuration says."""
+    if processes.world_size() == 1:
+        return {"devices": 1 if config.devices == "auto" else config.devices, "num_nodes": 1}
+    local = processes.local_world_size()
+    return {"devices": local, "num_nodes": processes.world_size() // local}
+
+
+def _precision(config: TrainerConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"

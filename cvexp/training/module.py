@@ -1,0 +1,182 @@
+"""The base of everything that trains."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from cvexp import processes
+from cvexp.config import RunConfig
+from cvexp.data.augment.normalization import normalize
+from cvexp.data.index import Splits
+from cvexp.data.loaders import ShuffledBatches
+from cvexp.errors import UserError
+from cvexp.report.console import print_line
+from cvexp.tracking.sink import Sink
+from cvexp.training.optimizer import make_optimizer
+from cvexp.weights.read import metadata
+from cvexp.weights.start import Start
+
+
+class TrainingModule(pl.LightningModule):
+    """Epochs, schedules, normalization, logging and the record of a method that trains.
+
+    A method defines its networks in :meth:`build`, its loss in :meth:`step`, and the name of its encoder. It runs
+    without MLflow: metrics go to a sink, and by default nowhere.
+
+    Args:
+        config: The run's configuration.
+        splits: The data.
+        sink: Where metrics and pictures go.
+        start: The weights that the networks start from.
+
+    Attributes:
+        encoder_name: Name of the submodule whose weights other runs start from.
+        batches: Batches of an epoch, one for each optimizer step.
+        total_steps: Number of optimizer steps of the run.
+        validated: The metrics of the last validation.
+    """
+
+    encoder_name: ClassVar[str]
+
+    def __init__(self, config: RunConfig, splits: Splits, sink: Sink | None = None, start: Start | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.splits = splits
+        self.sink = sink or Sink()
+        self.total_steps = 1
+        self.validated: dict[str, float] = {}
+        torch.manual_seed(config.seed)
+        self.build(start or Start())
+
+    # What a method defines
+
+    @abstractmethod
+    def build(self, start: Start) -> None:
+        """Create the networks, with the weights of a start."""
+
+    @abstractmethod
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch of normalized images, and metrics to log as `train/NAME`."""
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Number of training samples of an epoch."""
+
+    def trained_network(self) -> nn.Module:
+        """Return what the optimizer trains."""
+        return self
+
+    def lr_factors(self) -> dict[nn.Module, float]:
+        """Return factors of the learning rate for parts of the network."""
+        return {}
+
+    def after_optimizer_step(self, done: float) -> None:
+        """Update what no gradient updates. `done` is the fraction of the run that was done before the step."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides the networks, for :meth:`load_extra_state`."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+
+    # Progress
+
+    @property
+    def done(self) -> float:
+        """The fraction of the run's optimizer steps that is done."""
+        return self.global_step / self.total_steps
+
+    @property
+    def epochs_done(self) -> int:
+        """0 before training, and then the number of epochs, a last one that was cut off included."""
+        return math.ceil(self.global_step / len(self.batches))
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether training metrics are logged at this step."""
+        return self.global_step % self.sink.log_every_n_steps == 0
+
+    def setup(self, stage: str) -> None:
+        self.batches = ShuffledBatches(
+            self.num_samples,
+            self.config.loader.batch_size,
+            self.config.seed,
+            batches_done=lambda: self.global_step,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        trainer = self.config.trainer
+        steps = trainer.max_epochs * len(self.batches)
+        self.total_steps = steps if trainer.max_steps is None else min(steps, trainer.max_steps)
+
+    # Training
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalize the images of a batch, one tensor or a list of views, on their device."""
+        images, labels = batch
+        if isinstance(images, Tensor):
+            return self.normalize(images), labels
+        return [self.normalize(view) for view in images], labels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize images (..., 3, h, w) uint8 as the data set says."""
+        return normalize(images, self.config.dataset.mean, self.config.dataset.std)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, metrics = self.step(batch)
+        self.log_step(loss, metrics)
+        return loss
+
+    def log_step(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        """Record the loss and the metrics of a step, averaged over all processes, if it is time for that."""
+        if self.logs_now:
+            values = {"train/loss": loss.detach(), **{f"train/{name}": value for name, value in metrics.items()}}
+            means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in values.items()}
+            self.sink.log_metrics(means, self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.trained_network(), self.config.optimizer, self.lr_factors())
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        done = self.done
+        super().optimizer_step(*args, **kwargs)
+        self.after_optimizer_step(done)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cvexp"] = metadata(self.config, self.sink.id, self.encoder_name)
+        checkpoint.update(self.extra_state())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.load_extra_state(checkpoint)
+
+    # Validation
+
+    def log_validation(self, metrics: Mapping[str, float]) -> None:
+        """Record validation metrics, and keep them for the callbacks. Every process gets those of the first one."""
+        self.check_loss(metrics["loss"])
+        self.validated = processes.from_first({f"val/{name}": value for name, value in metrics.items()})
+        self.sink.log_metrics(self.validated, self.global_step)
+
+    def check_loss(self, loss: float) -> None:
+        """Raise a UserError if a validation loss is not finite: then nothing else can be measured, either."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the validation loss is {loss} after {self.global_step} steps; lower optimizer.lr, or raise the "
+                "precision with trainer.precision=32-true; the last good epoch is in checkpoints/last.ckpt"
+            )
+
+    def warn(self, warning: str) -> None:
+        """Print a warning, and keep it as the run's tag `warning`."""
+        print_line(f"warning, step {self.global_step}: {warning}", style="bold yellow")
+        self.sink.set_tag("warning", f"step {self.global_step}: {warning}")

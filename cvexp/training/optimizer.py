@@ -1,0 +1,43 @@
+"""The optimizer of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from cvexp.config import OptimizerConfig, require_one_of
+from cvexp.errors import UserError
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, lr_factors: Mapping[nn.Module, float] | None = None
+) -> torch.optim.Optimizer:
+    """Create the optimizer of a model's trainable parameters, without weight decay on biases and norms.
+
+    Args:
+        model: What is trained.
+        config: Names a class of `torch.optim` and its arguments.
+        lr_factors: Factors of the learning rate for parts of the model.
+
+    Raises:
+        UserError: if torch.optim has no such optimizer, or it refuses the arguments.
+    """
+    optimizers = {name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
+    require_one_of("optimizer.name", config.name, optimizers)
+    factor_of = {id(p): factor for part, factor in (lr_factors or {}).items() for p in part.parameters()}
+    by_kind: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            by_kind.setdefault((factor_of.get(id(parameter), 1.0), parameter.ndim > 1), []).append(parameter)
+    groups = [
+        {"params": parameters, "lr_factor": factor, "decays": decays}
+        for (factor, decays), parameters in by_kind.items()
+    ]
+    try:
+        optimizer = getattr(torch.optim, config.name)(groups, lr=config.lr, weight_decay=0.0, **config.args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.args: {config.name} refuses {config.args}: {error}") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer

@@ -1,0 +1,261 @@
+"""What all self-supervised methods share: crops, kNN accuracy, measures of collapse, embeddings, t-SNE, explorer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from cvexp import data, processes
+from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.data.augment.views import plain_view
+from cvexp.data.crops import Crops
+from cvexp.data.enlargement import crop_advice
+from cvexp.data.examples import sample
+from cvexp.data.loaders import FixedBatches, make_loader
+from cvexp.errors import UserError
+from cvexp.metrics import collapse
+from cvexp.metrics.knn import knn_top1
+from cvexp.models.backbone import feature_dim
+from cvexp.models.probe import Needs
+from cvexp.report import embedding, explorer
+from cvexp.report.console import print_line
+from cvexp.tracking.data_record import record_data
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.fit import fit
+from cvexp.training.module import TrainingModule
+from cvexp.weights.backbone import choose_arguments, create_backbone
+from cvexp.weights.start import Start, open_start, record_start
+
+
+@dataclass(kw_only=True)
+class PretrainingConfig(TaskConfig):
+    """Keys of every pretraining method; each method adds its own.
+
+    Attributes:
+        measures: What a validation measures besides the loss, without ``val/``.
+    """
+
+    role: ClassVar[str] = "pretraining"
+    measures: ClassVar[tuple[str, ...]] = ("knn_top1", "feature_std", "feature_rank")
+
+    eval_size: int = MISSING
+    knn_k: int = MISSING
+    knn_bank: int = MISSING
+    embed_every_n_epochs: int = MISSING
+    embed_crops: int = MISSING
+    monitor: str = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.eval_size >= 2, "task.eval_size", self.eval_size, "at least 2 (pixels)")
+        for key in ("knn_k", "knn_bank", "embed_crops", "embed_every_n_epochs"):
+            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *self.measures)])
+
+
+class Backbone(NamedTuple):
+    """A backbone, and the views that it takes.
+
+    Attributes:
+        backbone: The network, which returns a feature vector for each image.
+        sizes: Side lengths of its images in pixels, by the configuration key that sets them.
+    """
+
+    backbone: nn.Module
+    sizes: dict[str, int]
+
+
+class Pretraining(TrainingModule):
+    """Trains an encoder on views of object crops, and measures its features on whole crops.
+
+    A method defines the sizes of its images, its views, its networks, its loss, and what its validation measures.
+    Shapes: v views, b images, n crops, d features.
+
+    Attributes:
+        sizes: Side lengths of its images in pixels, by the configuration key that sets them.
+        layout: The last t-SNE, (n, 2).
+    """
+
+    def build(self, start: Start) -> None:
+        backbone, self.sizes = self.build_backbone(self.config, start)
+        self.layout: NDArray[np.float32] | None = None
+        self.make_networks(backbone, feature_dim(backbone, self.task.eval_size))
+
+    @property
+    def task(self) -> PretrainingConfig:
+        assert isinstance(self.config.task, PretrainingConfig)
+        return self.config.task
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.splits.train)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network whose features are measured, and from which other runs start."""
+        return self.get_submodule(self.encoder_name)
+
+    # What a method defines
+
+    @classmethod
+    @abstractmethod
+    def choose_sizes(cls, config: RunConfig) -> list[dict[str, int]]:
+        """List the side lengths of all images in pixels, by configuration key; several where there is a choice.
+
+        The first choice that the backbone accepts is taken.
+        """
+
+    @abstractmethod
+    def make_networks(self, backbone: nn.Module, num_features: int) -> None:
+        """Create the networks around a backbone whose feature vectors have this length."""
+
+    @abstractmethod
+    def views(self) -> list[v2.Transform]:
+        """Return the random views of an item; each maps (3, h, w) uint8 to a square of uint8."""
+
+    @abstractmethod
+    def crop_resolution(self) -> float:
+        """Return how many pixels a side of a crop needs for the smallest part of it that a view shows."""
+
+    @abstractmethod
+    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
+        """Compute the `loss` of a validation batch, and other means over its images, as numbers or tensors."""
+
+    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
+        """Turn the means over all validation images into further measures."""
+        return {}
+
+    def collapse_warnings(self, measures: dict[str, float]) -> list[str]:
+        """Return reasons to suspect a collapse that only this method knows."""
+        return []
+
+    @abstractmethod
+    def describe_collapse(self) -> str:
+        """Say at which losses this method has collapsed, for the report."""
+
+    # Backbone
+
+    @classmethod
+    def build_backbone(cls, config: RunConfig, start: Start) -> Backbone:
+        """Create the backbone. The choice of sizes and arguments depends on the configuration alone.
+
+        Raises:
+            UserError: if the backbone can't take the views, or the weights don't fit.
+        """
+        refusals = []
+        for sizes in cls.choose_sizes(config):
+            try:
+                arguments = choose_arguments(config.backbone, Needs(sizes))
+            except UserError as error:
+                refusals.append(error)
+            else:
+                return Backbone(create_backbone(config.backbone, arguments, start), sizes)
+        raise refusals[0]
+
+    # Data
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        crops = Crops(self.splits.train, self.views(), self.config.seed, self.crop_resolution())
+        return make_loader(crops, self.batches, self.config.loader)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Return loaders of the validation crops, a plain view and the random ones, and of the bank of the kNN."""
+        plain = plain_view(self.task.eval_size)
+        val = Crops(self.splits.val, [plain, *self.views()], self.config.seed, self.crop_resolution())
+        bank = Crops(self.splits.train, [plain], self.config.seed, self.crop_resolution())
+        chosen = sample(self.splits.train, self.task.knn_bank)
+        return [
+            make_loader(val, FixedBatches(list(range(len(val))), self.config.loader.batch_size), self.config.loader),
+            make_loader(bank, FixedBatches(chosen, self.config.loader.batch_size), self.config.loader),
+        ]
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._means: dict[str, Any] = {}
+        self._features: list[list[Tensor]] = [[], []]
+        self._labels: list[list[Tensor]] = [[], []]
+
+    def validation_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int, dataloader_idx: int) -> None:
+        (plain, *views), labels = batch
+        self._features[dataloader_idx].append(self.encoder(plain).float())
+        self._labels[dataloader_idx].append(labels)
+        if views:
+            share = len(labels) / len(self.splits.val)
+            for name, mean in self.evaluate(views).items():
+                self._means[name] = self._means.get(name, 0.0) + share * mean
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self._means.pop("loss")
+        self.check_loss(loss)
+        features, bank = (torch.cat(values) for values in self._features)
+        labels, bank_labels = (torch.cat(values) for values in self._labels)
+        num_classes = len(self.splits.val.classes)
+        measures = {
+            **self.summarize(self._means),
+            "feature_std": collapse.feature_std(features),
+            "feature_rank": collapse.effective_rank(features),
+        }
+        if num_classes:
+            accuracy = knn_top1(bank, bank_labels, features, labels, num_classes, self.task.knn_k)
+            measures = {"knn_top1": accuracy, **measures}
+        self.log_validation({"loss": loss, **measures})
+        if self.global_step > 0:  # an untrained network looks collapsed
+            warnings = [*self.collapse_warnings(measures), *collapse.feature_warnings(measures, features.shape[1])]
+            if warnings:
+                self.warn(f"collapse: {'; '.join(warnings)}")
+        is_due = self.global_step == self.total_steps or self.epochs_done % self.task.embed_every_n_epochs == 0
+        if is_due and processes.rank() == 0:
+            chosen = sample(self.splits.val, self.task.embed_crops)
+            self._embed(features[chosen].cpu().numpy(), chosen)
+
+    def _embed(self, features: NDArray[np.float32], chosen: list[int]) -> None:
+        """Record the features of some validation crops, and draw their t-SNE."""
+        val, epoch = self.splits.val, self.epochs_done
+        if len(features) >= embedding.MIN_CROPS:
+            self.layout = embedding.layout(features, self.layout)
+        embedding.log_embedding(self.sink, val, chosen, features, self.layout, epoch)
+        if self.layout is not None:
+            self.sink.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
+
+    def extra_state(self) -> dict[str, Any]:
+        # The next picture starts from the last layout, after an interruption, too.
+        return {} if self.layout is None else {"tsne": torch.from_numpy(self.layout)}
+
+    def load_extra_state(self, state: Any) -> None:
+        if "tsne" in state:
+            self.layout = state["tsne"].numpy()
+
+
+def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> float:
+    """Pretrain with a method, and leave checkpoints, metrics, embeddings and pictures in `run`.
+
+    Returns:
+        The monitored metric at the best epoch.
+    """
+    task = config.task
+    assert isinstance(task, PretrainingConfig)
+    splits = data.load(config.dataset, "pretraining")
+    if task.monitor == "val/knn_top1" and not splits.val.classes:
+        raise UserError(
+            f"task.monitor: got 'val/knn_top1', which needs labels, and {splits.val.root} has none; choose val/loss"
+        )
+    record_data(run, config.dataset.name, splits)
+    start = open_start(config, run)
+    module = method(config, splits, run, start)
+    record_start(start, run, config.backbone.name)
+    run.set_tag("collapse", module.describe_collapse())
+    if config.resume is None and (advice := crop_advice(splits.train, module.sizes)):
+        print_line(advice, style="bold yellow")
+    best = fit(module, run, task.monitor)
+    if processes.rank() == 0:
+        explorer.log_explorer(run, splits.val, sample(splits.val, task.embed_crops))
+    return best

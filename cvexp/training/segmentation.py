@@ -1,0 +1,343 @@
+"""What all segmentation methods share: images with masks, scores, pictures, and the best checkpoint."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cvexp import data, processes
+from cvexp.config import (
+    RunConfig,
+    TaskConfig,
+    require,
+    require_fraction,
+    require_jitter,
+    require_one_of,
+    require_scale,
+)
+from cvexp.data.augment.labeled import LabeledView, PlainLabeledView
+from cvexp.data.augment.normalization import denormalize
+from cvexp.data.enlargement import image_advice
+from cvexp.data.examples import choose_images
+from cvexp.data.index import IGNORE
+from cvexp.data.loaders import make_loader
+from cvexp.data.masks import Masks, evaluated_areas
+from cvexp.errors import UserError
+from cvexp.inference import Segmenter, device, validation_loader
+from cvexp.metrics import iou
+from cvexp.metrics.ranking import best_median_worst
+from cvexp.models.backbone import Encoder
+from cvexp.models.deeplab import DECODERS
+from cvexp.models.probe import DEFAULT_STRIDE, Needs
+from cvexp.models.segmenters import Prediction
+from cvexp.report import segmentation as pictures
+from cvexp.report.console import print_line
+from cvexp.report.style import state_of
+from cvexp.tracking.data_record import record_data
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.fit import fit
+from cvexp.training.module import TrainingModule
+from cvexp.weights.backbone import choose_arguments, create_backbone
+from cvexp.weights.read import read_checkpoint
+from cvexp.weights.start import Start, open_start, record_start
+
+NUM_BEST = 2  # images of each kind in the picture of the best checkpoint
+
+MEASURES = ("miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1")
+
+
+@dataclass(kw_only=True)
+class SegmentationConfig(TaskConfig):
+    """Keys of every segmentation method; each method adds its own.
+
+    Attributes:
+        description: What the method does, to complete "The method NAME ..." in the report.
+        is_baseline: Whether other methods are compared with this one, rather than the other way round.
+    """
+
+    role: ClassVar[str] = "segmentation"
+    description: ClassVar[str] = ""
+    is_baseline: ClassVar[bool] = False
+
+    output_stride: int | None = MISSING
+    freeze_backbone: bool = MISSING
+    backbone_lr_factor: float = MISSING
+    decoder: str = MISSING
+    decoder_channels: int = MISSING
+    atrous_rates: list[int] = MISSING
+    dropout: float = MISSING
+    crop_scale: list[float] = MISSING
+    flip: float = MISSING
+    jitter: list[float] = MISSING
+    jitter_probability: float = MISSING
+    pictured_images: int = MISSING
+    picture_every_n_epochs: int = MISSING
+    monitor: str = MISSING
+
+    def __post_init__(self) -> None:
+        stride = self.output_stride
+        require(stride is None or stride >= 1, "task.output_stride", stride, "at least 1, or null")
+        for key in ("decoder_channels", "picture_every_n_epochs"):
+            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        for key in ("flip", "jitter_probability", "dropout"):
+            require_fraction(f"task.{key}", getattr(self, key))
+        require_one_of("task.decoder", self.decoder, DECODERS)
+        rates = self.atrous_rates
+        require(len(rates) == 3 and min(rates) >= 1, "task.atrous_rates", rates, "three whole numbers, at least 1")
+        require_scale("task.crop_scale", self.crop_scale)
+        require_jitter("task.jitter", self.jitter)
+        require(self.backbone_lr_factor >= 0, "task.backbone_lr_factor", self.backbone_lr_factor, "at least 0")
+        require(self.pictured_images >= 0, "task.pictured_images", self.pictured_images, "at least 0")
+        require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *MEASURES)])
+
+
+class SegmentationTraining(TrainingModule):
+    """Trains a segmenter and scores it.
+
+    A method defines its network, its loss, and what it predicts. Shapes: b images of h x w pixels, c classes without
+    the background.
+
+    Attributes:
+        model: The network. It has `encoder`, and `label` and `predict`, which map images to label maps and to a
+            `Prediction`.
+        classes: Class names, without the background.
+    """
+
+    encoder_name = "model.encoder.backbone"
+
+    def build(self, start: Start) -> None:
+        self.classes = self.splits.train.classes
+        self.model = self.build_model(self.config, len(self.classes), start)
+        self._report_stride()
+        if self.task.freeze_backbone:
+            self.model.encoder.requires_grad_(False)
+        self.train()  # Lightning trains in the mode that it finds
+        self._train_counts = np.zeros((1 + len(self.classes), 3), dtype=np.int64)  # of the epoch so far
+        self._pictured = choose_images(self.splits.val, self.task.pictured_images)
+
+    @property
+    def task(self) -> SegmentationConfig:
+        assert isinstance(self.config.task, SegmentationConfig)
+        return self.config.task
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.splits.train.images)
+
+    # What a method defines
+
+    @staticmethod
+    @abstractmethod
+    def build_model(config: RunConfig, num_classes: int, start: Start) -> nn.Module:
+        """Create the network with the weights of a start.
+
+        Args:
+            config: The run's configuration.
+            num_classes: Number of classes, c.
+            start: The weights.
+        """
+
+    @abstractmethod
+    def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of normalized images (b, 3, h, w) and labels (b, h, w).
+
+        The metrics include `counts` (1 + c, 3), see `cvexp.metrics.iou`, which are summed over the epoch.
+        """
+
+    @abstractmethod
+    def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
+        """Return what the network predicts for normalized images, and the loss of each image (b,)."""
+
+    def training_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return those scores of the training to log as `train/NAME`, under the names that they deserve."""
+        return {name: scores[name] for name in ("miou", "pixel_accuracy") if name in scores}
+
+    def scores(self) -> dict[str, float]:
+        """Return the scores of the validation."""
+        return iou.summarize(np.concatenate(self.counts), self.classes)
+
+    def draw(self) -> dict[str, Any]:
+        """Draw pictures of the chosen validation images, by MLflow's key."""
+        return {"predictions": pictures.predictions(self._examples, self.classes, self._state())}
+
+    def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
+        """Draw pictures of the best checkpoint's examples, each with a caption, by name."""
+        rows = [(caption, {"image": e.image, "label": e.labels, "prediction": e.predicted}) for caption, e in examples]
+        return {"best_median_worst": pictures.grid(rows, self.classes, "validation images, best checkpoint")}
+
+    # Data
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        task = self.task
+        view = LabeledView(
+            self.config.dataset.image_size, task.crop_scale, task.flip, task.jitter, task.jitter_probability
+        )
+        return make_loader(Masks(self.splits.train, view, self.config.seed), self.batches, self.config.loader)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return validation_loader(self.config, self.splits)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
+        return images, labels.long()
+
+    # Training
+
+    def lr_factors(self) -> dict[nn.Module, float]:
+        return {} if self.task.freeze_backbone else {self.model.encoder: self.task.backbone_lr_factor}  # type: ignore[dict-item]
+
+    def train(self, mode: bool = True) -> SegmentationTraining:
+        super().train(mode)
+        if self.task.freeze_backbone:
+            self.model.encoder.eval()  # type: ignore[union-attr]  # or the statistics of batch norm would change
+        return self
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss, metrics = self.step(batch)
+        self._train_counts += metrics.pop("counts").cpu().numpy()
+        self.log_step(loss, metrics)
+        return loss
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"trained": torch.from_numpy(self._train_counts)}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self._train_counts = state["trained"].numpy().copy()
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._loss = 0.0
+        self.counts: list[iou.Counts] = []
+        self._examples: list[pictures.Example] = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        prediction, loss = self.predict(images, labels)
+        self._loss += float(loss.sum()) / len(self.splits.val.images)
+        self.count(prediction, labels)
+        if self._draws_now():
+            first = batch_idx * self.config.loader.batch_size
+            pixels = denormalize(images, self.config.dataset.mean, self.config.dataset.std)
+            for i in range(len(labels)):
+                if first + i in self._pictured:
+                    example = pictures.example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
+                    self._examples.append(example)
+
+    def count(self, prediction: Prediction, labels: Tensor) -> None:
+        """Count the pixels of a validation batch."""
+        counts = iou.count_labels(prediction.labels, labels, len(self.classes), IGNORE)
+        self.counts.append(counts.cpu().numpy())
+
+    def on_validation_epoch_end(self) -> None:
+        train_counts = self._sum_over_processes(self._train_counts)
+        if train_counts.any():
+            scores = self.training_scores(iou.summarize(train_counts[None], self.classes))
+            self.sink.log_metrics({f"train/{name}": score for name, score in scores.items()}, self.global_step)
+            self._train_counts = np.zeros_like(self._train_counts)
+        if not np.concatenate(self.counts)[:, 1:, 2].any():
+            raise UserError(
+                f"dataset: no validation image has any of the classes {list(self.classes)}, so nothing can be scored; "
+                "choose other classes, or other validation images"
+            )
+        self.log_validation({"loss": self._loss, **self.scores()})
+        if self._examples:
+            for key, figure in self.draw().items():
+                self.sink.log_image(key, figure, self.global_step)
+
+    def _sum_over_processes(self, counts: iou.Counts) -> iou.Counts:
+        total = self.trainer.strategy.reduce(torch.from_numpy(counts).to(self.device), reduce_op="sum")
+        summed: iou.Counts = total.cpu().numpy()
+        return summed
+
+    def _draws_now(self) -> bool:
+        is_due = self.global_step == self.total_steps or self.epochs_done % self.task.picture_every_n_epochs == 0
+        return is_due and processes.rank() == 0
+
+    def _state(self) -> str:
+        return state_of(self.epochs_done)
+
+    def _report_stride(self) -> None:
+        stride = self.model.encoder.stride
+        if self.task.output_stride is None and stride != DEFAULT_STRIDE:
+            name = self.config.backbone.name
+            print_line(f"output stride: {stride}, as {name} can't have {DEFAULT_STRIDE}")
+
+    def picture_best(self, checkpoint: Any) -> dict[str, Any]:
+        """Draw what a checkpoint predicts for its best, median and worst validation images.
+
+        Args:
+            checkpoint: Path of best.ckpt.
+
+        Returns:
+            Figures by name.
+        """
+        self.load_state_dict(read_checkpoint(checkpoint).tensors)
+        segmenter = Segmenter(self.model, self.config, device(self.config.trainer))
+        counts = segmenter.evaluate(self.splits)
+        size = self.config.dataset.image_size
+        masks = Masks(self.splits.val, PlainLabeledView(size), self.config.seed)
+        examples = []
+        chosen = best_median_worst([counts], evaluated_areas(self.splits.val, size), NUM_BEST)
+        for word, positions in chosen.items():
+            for position in positions:
+                image, labels = masks[0, position]
+                prediction = segmenter.predict(image[None])
+                example = pictures.example(self.splits.val, position, image, labels, prediction, 0)
+                examples.append((f"{word}\nmIoU {float(iou.mean_iou(counts[position, 1:])):.2f}", example))
+        return self.draw_best(examples)
+
+
+def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: ReadOnlyRun) -> float:
+    """Train a segmenter with a method, and leave checkpoints, metrics and pictures in `run`.
+
+    Returns:
+        The monitored metric at the best epoch.
+    """
+    task = config.task
+    assert isinstance(task, SegmentationConfig)
+    splits = data.load(config.dataset, "segmentation")
+    if min(config.loader.batch_size, len(splits.train.images)) < 2:
+        raise UserError(
+            f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
+            "the decoder's batch norm needs at least 2 images in a batch"
+            + ("; choose a larger dataset.limit=" if config.dataset.limit == 1 else "")
+        )
+    record_data(run, config.dataset.name, splits)
+    if config.resume is None and (advice := image_advice(splits.train, config.dataset.image_size)):
+        print_line(advice, style="bold yellow")
+    start = open_start(config, run)
+    module = method(config, splits, run, start)
+    record_start(start, run, config.backbone.name)
+    best = fit(module, run, task.monitor)
+    if processes.rank() == 0:
+        for name, figure in module.picture_best(run.folder / "checkpoints" / "best.ckpt").items():
+            run.log_figure(figure, f"pictures/{name}.png")
+    return best
+
+
+def make_encoder(config: RunConfig, start: Start) -> Encoder:
+    """Create the backbone, with its weights, as a network that returns feature maps.
+
+    Raises:
+        UserError: if it can't take images of `dataset.image_size`, or have the output stride.
+    """
+    task = config.task
+    assert isinstance(task, SegmentationConfig)
+    size = config.dataset.image_size
+    needs = Needs({"dataset.image_size": size}, maps=True, output_stride=task.output_stride)
+    return Encoder(create_backbone(config.backbone, choose_arguments(config.backbone, needs), start), size)
+
+
+def make_decoder(task: SegmentationConfig, low_channels: int, high_channels: int) -> nn.Module:
+    """Create the configured decoder for feature maps with these numbers of channels."""
+    decoder = DECODERS[task.decoder]
+    return decoder(low_channels, high_channels, task.decoder_channels, task.atrous_rates, task.dropout)

@@ -1,0 +1,1 @@
+"""What `backbone.weights` may name: found, read safely, fitted to a network, and recorded."""

@@ -1,0 +1,68 @@
+"""The configured backbone with its weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from cvexp.config import BackboneConfig
+from cvexp.errors import UserError, nearest
+from cvexp.models import backbone as models
+from cvexp.models import probe
+from cvexp.models.probe import Needs
+from cvexp.weights.fitting import fit_backbone
+from cvexp.weights.start import Start
+
+
+def choose_arguments(config: BackboneConfig, needs: Needs) -> dict[str, Any]:
+    """Choose the arguments with which the configured backbone does what a task needs.
+
+    Raises:
+        UserError: if no arguments will do, with sizes that the backbone accepts, or its own output stride.
+    """
+    with _explained(config):
+        return probe.choose_arguments(config.name, config.args, needs)
+
+
+def create_backbone(config: BackboneConfig, arguments: dict[str, Any], start: Start) -> nn.Module:
+    """Create the configured backbone, with the weights of a start.
+
+    Args:
+        config: Names the backbone.
+        arguments: From :func:`choose_arguments`.
+        start: Its weights. What was loaded is noted in it.
+
+    Raises:
+        UserError: if the backbone can't be created, or the weights don't fit.
+    """
+    with _explained(config):
+        backbone = models.create_backbone(config.name, start.pretrained, **arguments)
+    if start.tensors:
+        fit_backbone(backbone, start, config.name)
+    return backbone
+
+
+@contextlib.contextmanager
+def _explained(config: BackboneConfig) -> Iterator[None]:
+    """Name the configuration key that is wrong."""
+    try:
+        yield
+    except models.UnknownModelError as error:
+        raise UserError(f"backbone.name: {error}; {nearest(config.name, models.known_models())}") from error
+    except models.ArgumentsError as error:
+        raise UserError(f"backbone.args: {error}") from error
+    except models.PretrainedWeightsError as error:
+        raise UserError(
+            f"backbone.weights=timm: {error}; check the network, or give a file with backbone.weights=PATH"
+        ) from error
+    except probe.StrideError as error:
+        raise UserError(f"task.output_stride: {error}") from error
+    except probe.SizeError as error:  # it names the keys itself
+        raise UserError(str(error)) from error
+    except models.BackboneError as error:
+        raise UserError(
+            f"backbone.name: {error}; change backbone.args, or choose another with backbone.name="
+        ) from error

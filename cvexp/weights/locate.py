@@ -1,0 +1,107 @@
+"""Finding the weights that `backbone.weights` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from cvexp.config import RunConfig
+from cvexp.errors import UserError
+from cvexp.tracking.finished import latest_pretraining
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import Store, first_line
+
+FORMS = "null, timm, a .ckpt, .pth or .safetensors file, runs:/RUN_ID/PATH, models:/NAME@ALIAS, or latest:METHOD"
+
+SUFFIXES = (".ckpt", ".pth", ".safetensors")
+
+
+class Location(NamedTuple):
+    """A file of weights.
+
+    Attributes:
+        path: The file.
+        name: A short name for where it comes from: the task of its run, a registered model, or the file's name.
+        run_id: The run that it comes from, if that is known.
+    """
+
+    path: Path
+    name: str
+    run_id: str | None
+
+
+def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> Location:
+    """Find a file of weights, and fetch it if it is not on this machine.
+
+    Args:
+        weights: What `backbone.weights` says; neither null nor timm.
+        config: The configuration of the run that needs them.
+        run: That run.
+        folder: Where a fetched file is written.
+
+    Raises:
+        UserError: if there is no such file, run, artifact or model.
+    """
+    prefix, _, method = weights.partition(":")
+    if prefix == "latest":  # a run that was interrupted before its first checkpoint has chosen already
+        source = run.tags().get("weights_from") or latest_pretraining(run.store, config, method)
+        weights = f"runs:/{source}/checkpoints/best.ckpt"
+    if weights.startswith("models:/"):
+        return _locate_registered(weights, run.store, folder)
+    if weights.startswith("runs:/"):
+        run_id = weights.split("/")[1]
+        name = _task_of(run.store, run_id)
+        return Location(download(weights, run.store, folder, key="backbone.weights"), name, run_id)
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
+    return Location(path, path.stem, None)
+
+
+def _locate_registered(weights: str, store: Store, folder: Path) -> Location:
+    """Find a version in MLflow's model registry: models:/NAME@ALIAS, or models:/NAME/VERSION."""
+    name, at, alias = weights.removeprefix("models:/").partition("@")
+    try:
+        if at:
+            version = store.client.get_model_version_by_alias(name, alias)
+        else:
+            version = store.client.get_model_version(*name.rsplit("/", 1))
+        source = store.client.get_model_version_download_uri(version.name, version.version)
+    except (MlflowException, TypeError) as error:
+        raise UserError(
+            f"backbone.weights: the registry has no {weights} ({first_line(error)}); `make ui` shows its models, and "
+            "models:/NAME@ALIAS or models:/NAME/VERSION names one"
+        ) from error
+    run_id = version.run_id or None
+    path = download(source, store, folder, key="backbone.weights")
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise UserError(
+            f"backbone.weights: {weights} is a folder and should hold one checkpoint, but holds {names}; register "
+            "the file itself"
+        )
+    return Location(files[0], _task_of(store, run_id) if run_id else name, run_id)
+
+
+def _task_of(store: Store, run_id: str) -> str:
+    return str(store.run(run_id, "backbone.weights").data.params.get("task.name", "other"))
+
+
+def download(uri: str, store: Store, folder: Path, key: str) -> Path:
+    """Fetch an artifact of MLflow by its URI.
+
+    Raises:
+        UserError: naming the key that asked for it, if there is none.
+    """
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store.client.tracking_uri)
+        )
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"{key}: {uri} can't be fetched ({first_line(error)}); `make ui` shows the runs and their artifacts"
+        ) from error

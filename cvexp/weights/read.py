@@ -1,0 +1,72 @@
+"""Reading and writing checkpoints. Files are data, and never run code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cvexp.config import RunConfig, without_passwords
+from cvexp.errors import UserError
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: By name.
+        dataset: The configuration of the data that it was trained on; empty in files of other programs.
+        encoder: The name of the encoder in it; empty in files of other programs.
+    """
+
+    tensors: dict[str, Tensor]
+    dataset: dict[str, Any]
+    encoder: str
+
+
+def metadata(config: RunConfig, run_id: str, encoder: str) -> dict[str, Any]:
+    """Return what a checkpoint says about its run, in plain containers, which safe loading accepts."""
+    return {"config": without_passwords(asdict(config)), "run_id": run_id, "encoder": encoder}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file.
+
+    Raises:
+        UserError: if it is no checkpoint, is cut off, or holds objects that would run code when loaded.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return Checkpoint(load_file(path), {}, "")
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the course's files hold their options in one
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: the file holds more than tensors, and reading that could run code, so it was refused; save only "
+            "the model's state_dict"
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise UserError(f"{path}: this is no readable checkpoint ({type(error).__name__}); write it again") from error
+    metadata = _entry(content, "cvexp")
+    for key in ("state_dict", "model", "teacher"):
+        content = _entry(content, key) or content
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: the file holds no named tensors; save the model's state_dict")
+    dataset = _entry(_entry(metadata, "config"), "dataset")
+    return Checkpoint(tensors, dataset, str(metadata.get("encoder", "")))
+
+
+def _entry(content: Any, key: str) -> dict[Any, Any]:
+    """Return an inner dictionary, or an empty one if there is none."""
+    entry = content.get(key) if isinstance(content, dict) else None
+    return entry if isinstance(entry, dict) else {}

@@ -1,0 +1,184 @@
+"""Going on with a run that was tampered with, was killed early, or has other data now."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.entities import Run
+
+from cvexp.tracking import run as tracking
+from cvexp.training import fit as training
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
+
+NO_DATA = [argument for argument in TINY if not argument.startswith("dataset.")]
+
+
+def kill(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed_at(
+    place: object, name: str, cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> Run:
+    """A run that is killed where a function would be called; MLflow is not told, as after SIGKILL."""
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, kill)
+        patch.setattr(tracking, "_close", lambda *_: None)
+        assert cvexp(*arguments).code == 128 + signal.SIGTERM
+    (run,) = runs()
+    assert run.info.status == "RUNNING"
+    return run
+
+
+def artifacts(run: Run) -> Path:
+    return Path("outputs/artifacts") / run.info.run_id / "artifacts"
+
+
+def change_config(run: Run, key: str, value: object) -> None:
+    path = artifacts(run) / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    node = config
+    *groups, last = key.split(".")
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize("key", ["name", "dataset.root", "optimizer.args.betas"])
+def test_an_interpolation_in_a_recorded_configuration_is_refused(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("PRECIOUS", "hunter2")
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    change_config(run, key, "${oc.env:PRECIOUS}" if key != "optimizer.args.betas" else ["${oc.env:PRECIOUS}", 1])
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 1
+    assert key in outcome.message
+    assert "interpolation" in outcome.message
+    assert "hunter2" not in outcome.message
+    assert cvexp("task=neighbors", f"run={run.info.run_id}").code == 1
+
+
+@pytest.mark.parametrize("key", ["dataset.root", "dataset.cache"])
+def test_a_recorded_configuration_makes_no_folder_anywhere(
+    cvexp: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    key: str,
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    change_config(run, key, str(elsewhere))
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 1
+    assert f"{key}: '{elsewhere}'" in outcome.message
+    assert not elsewhere.exists()
+
+
+def test_a_changed_folder_tag_makes_no_folder_anywhere(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    for folder in (str(elsewhere), "outputs/../../new", ""):
+        store().set_tag(run.info.run_id, "cvexp.folder", folder)
+        outcome = cvexp(f"resume={run.info.run_id}")
+        assert outcome.code == 1
+        assert "cvexp.folder" in outcome.message
+    assert not elsewhere.exists()
+    assert not Path("../new").exists()
+
+
+def test_a_run_killed_before_its_configuration_was_recorded(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    run = killed_at(MlflowClient, "log_text", cvexp, monkeypatch, *TINY)
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 1
+    assert len(outcome.message.strip().splitlines()) == 1
+    assert "start it again with: python -m cvexp backbone.name=test_resnet" in outcome.message
+
+
+@pytest.mark.parametrize("method", ["log_batch", "log_inputs"])
+@pytest.mark.parametrize("task", ["dino", "multiclass"])
+def test_a_run_killed_before_its_data_were_recorded_records_them_later(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str, method: str
+) -> None:
+    """Or before its parameters were."""
+    from mlflow import MlflowClient
+
+    tiny = TINY if task == "dino" else TINY_SEGMENTATION
+    run = killed_at(MlflowClient, method, cvexp, monkeypatch, f"task={task}", *tiny, "trainer.max_epochs=1")
+    assert "data.val.fingerprint" not in run.data.tags
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 0, outcome.message
+    (run,) = runs()
+    assert run.data.params["task.name"] == task
+    assert {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags} == {"train", "val"}
+    assert run.data.tags["data.train.fingerprint"]
+    assert run.data.metrics["data/left_out"] == 0
+
+
+def test_a_run_killed_between_the_two_fingerprints_records_both(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    store().delete_tag(run.info.run_id, "data.val.fingerprint")
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 0, outcome.message
+    assert runs()[0].data.tags["data.val.fingerprint"]
+
+
+def replace_image(root: Path) -> str:
+    shutil.copy(root / "train2017" / "train1.jpg", root / "train2017" / "train3.jpg")
+    return "train: changed train2017/train3.jpg"
+
+
+def move_box(root: Path) -> str:
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][2]["bbox"][0] += 1
+    path.write_text(json.dumps(content))
+    return "val: changed val2017/val2.jpg"
+
+
+def take_image_out(root: Path) -> str:
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"], content["annotations"] = content["images"][:-1], content["annotations"][:-1]
+    path.write_text(json.dumps(content))
+    return "train: gone train2017/train7.jpg"
+
+
+def change_many(root: Path) -> str:
+    for i in range(8):
+        shutil.copy(root / "val2017" / f"val{i % 4}.jpg", root / "train2017" / f"train{i}.jpg")
+    return "train: changed train2017/train0.jpg, train2017/train1.jpg, train2017/train2.jpg and 5 more"
+
+
+@pytest.mark.parametrize("change", [replace_image, move_box, take_image_out, change_many])
+@pytest.mark.parametrize("task", ["dino", "attention"])
+def test_resume_refuses_changed_data_and_names_files(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], str], task: str
+) -> None:
+    root = write_coco(Path("coco"))
+    shutil.copytree(root, "kept")
+    tiny = NO_DATA if task == "dino" else [a for a in TINY_SEGMENTATION if not a.startswith("dataset.")]
+    data = ["dataset=coco", f"dataset.root={root}", "dataset.classes=[cat,dog]", "dataset.image_size=64"]
+    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, f"task={task}", *tiny, *data)
+    said = change(root)
+    outcome = cvexp(f"resume={run.info.run_id}")
+    assert outcome.code == 1
+    assert said in outcome.message
+    assert "restore them, or start a new run" in outcome.message
+    shutil.rmtree(root)
+    shutil.copytree("kept", root)
+    assert cvexp(f"resume={run.info.run_id}").code == 0

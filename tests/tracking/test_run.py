@@ -1,0 +1,166 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
+
+
+def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
+    settings = [*TINY, "trainer.max_epochs=1", "trainer.max_steps=2", "dataset.train_images=8", "dataset.val_images=3"]
+    processes = [start(*settings, f"seed={seed}") for seed in range(12)]
+    for process in processes:
+        finish(process)
+    assert [run.info.status for run in runs()] == ["FINISHED"] * 12
+    assert len({run.data.params["seed"] for run in runs()}) == 12
+    folders = {run.data.tags["cvexp.folder"] for run in runs()}
+    assert len(folders) == 12
+
+
+def test_a_failing_job_of_a_sweep_is_told_and_does_not_disturb_the_next(
+    cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = cvexp("-m", *TINY, "trainer.max_steps=1", "optimizer.args.betas=[2,0.9],[0.9,0.99]")
+    assert outcome.code == 1
+    assert "optimizer.args: AdamW refuses" in outcome.message
+    by_status = {run.info.status: run for run in runs() if run.data.tags["task"] != "sweep"}
+    assert set(by_status) == {"FAILED", "FINISHED"}
+    assert "AdamW refuses" in by_status["FAILED"].data.tags["error"]
+
+
+def test_an_error_that_is_a_bug_ends_the_run_as_failed(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cvexp.training import fit as training
+
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(training, "make_optimizer", bug)
+    with pytest.raises(ZeroDivisionError):
+        cvexp(*TINY)
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "ZeroDivisionError: a bug"
+
+
+def test_a_server_takes_everything(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real MLflow server on this machine that serves the artifacts too: nothing lies where the run can see it."""
+    with mlflow_server("--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "artifacts") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert cvexp(*TINY, "trainer.max_steps=2").code == 0
+        import mlflow
+
+        client = mlflow.MlflowClient(address)
+        (run,) = client.search_runs([client.get_experiment_by_name("cvexp").experiment_id])
+        assert run.info.status == "FINISHED"
+        paths = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
+        assert paths == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+        assert not Path("outputs/mlflow.db").exists()
+
+
+def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
+    from omegaconf import OmegaConf
+
+    outcome = cvexp(*TINY, "name=all-of-it")
+    assert outcome.code == 0
+    (run,) = runs()
+    client = store()
+    assert run.info.run_name == "all-of-it"
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id in outcome.message
+    assert run.data.params["task.out_dim"] == "32"
+    assert run.data.params["optimizer.args.betas"] == "[0.9, 0.999]"
+    assert run.data.params["backbone.weights"] == "null"
+    config = OmegaConf.to_container(OmegaConf.load(Path(client.download_artifacts(run.info.run_id, "config.yaml"))))
+    from cvexp.tracking.run import flatten
+
+    assert flatten(config) == run.data.params
+    measures = ["knn_top1", "teacher_entropy", "teacher_kl", "feature_std", "feature_rank", "loss"]
+    for name in measures:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, f"val/{name}")]
+        assert steps == [0, 4, 8], name
+        assert f"best/{name}" in run.data.metrics
+    best = min(metric.value for metric in client.get_metric_history(run.info.run_id, "val/loss")[1:])
+    assert run.data.metrics["best/loss"] == best
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(8))
+    assert {"speed/images_per_second", "speed/data_wait"} <= run.data.metrics.keys()
+    for tag in ("command", "seed", "version.torch", "data.train.fingerprint"):
+        assert run.data.tags[tag]
+    names = [entry.dataset.name for entry in run.inputs.dataset_inputs]
+    assert sorted(names) == ["shapes-train", "shapes-val"]
+
+    def artifacts(folder: str) -> set[str]:
+        return {item.path for item in client.list_artifacts(run.info.run_id, folder)}
+
+    assert artifacts("checkpoints") == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert artifacts("embeddings") == {f"embeddings/epoch-000{epoch}.npz" for epoch in range(3)}
+    assert artifacts("curves") == {"curves/curves.png"}
+    pictures = [path for path in artifacts("images") if path.endswith(".png")]
+    assert len(pictures) == 3
+    assert all(path.startswith("images/tsne") for path in pictures)
+
+
+def test_an_embedding_says_which_crop_each_feature_is_of(cvexp: Callable[..., Outcome]) -> None:
+    import numpy as np
+
+    assert cvexp(*TINY, "trainer.max_steps=1").code == 0
+    (run,) = runs()
+    content = np.load(store().download_artifacts(run.info.run_id, "embeddings/epoch-0001.npz"))
+    assert set(content) == {"features", "labels", "image", "box", "layout"}
+    count = len(content["labels"])
+    assert content["features"].shape == (count, 96)
+    assert content["box"].shape == (count, 4)
+    assert all(name.startswith("val/") for name in content["image"])
+
+
+def test_system_metrics_are_recorded(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    assert cvexp(*TINY, "tracking.system_metrics=true").code == 0
+    assert any(name.startswith("system/") for name in runs()[0].data.metrics)
+
+
+def test_equal_seeds_give_equal_losses_and_others_do_not(cvexp: Callable[..., Outcome]) -> None:
+    for seed, workers in ((0, 0), (0, 2), (1, 0)):
+        assert cvexp(*TINY, f"seed={seed}", f"loader.num_workers={workers}", "trainer.max_steps=3").code == 0
+    other, again, first = (
+        [metric.value for metric in store().get_metric_history(run.info.run_id, "train/loss")] for run in runs()
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_sweep_is_one_parent_run_with_its_jobs_as_children(cvexp: Callable[..., Outcome]) -> None:
+    quick = [*TINY_SEGMENTATION, "trainer.max_steps=1"]
+    assert cvexp("-m", *quick, "task=multiclass,attention", "seed=0,1").code == 0
+    *children, parent = runs()
+    assert parent.data.tags["task"] == "sweep"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["sweep.task"] == "multiclass,attention"
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    kinds = {(run.data.params["task.name"], run.data.tags["start"], run.data.params["seed"]) for run in children}
+    assert kinds == {(task, "random", seed) for task in ("multiclass", "attention") for seed in ("0", "1")}
+    assert cvexp(*quick, "task=multiclass").code == 0  # the next one is alone again
+    assert "mlflow.parentRunId" not in runs()[0].data.tags
+
+
+def test_the_parent_of_a_sweep_with_a_failure_has_failed(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp("-m", *TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass,attention", "task.heads=3")
+    assert outcome.code == 1
+    by_task = {run.data.tags["task"]: run for run in runs()}
+    assert by_task["sweep"].info.status == "FAILED"
+    assert "divisor" in by_task["attention"].data.tags["error"]
+
+
+def test_a_job_that_never_had_a_run_fails_the_sweep_too(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp("-m", *TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass", "task.dropout=0,2")
+    assert outcome.code == 1
+    assert {run.data.tags["task"]: run.info.status for run in runs()} == {"sweep": "FAILED", "multiclass": "FINISHED"}
+
+
+def test_a_sweep_over_tasks_takes_keys_that_only_they_have_and_refuses_misspelt_ones(
+    cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = cvexp("-m", *TINY_SEGMENTATION, "task=multiclass,attention", "task.decoder_chanels=4")
+    assert outcome.code == 1
+    assert "did you mean task.decoder_channels" in outcome.message + caplog.text
