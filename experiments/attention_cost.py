@@ -19,8 +19,7 @@ from collections.abc import Callable
 import torch
 from hydra import compose, initialize_config_dir
 
-from cvexp.app import CONF
-from cvexp.config import check
+from cvexp.composition import CONF, check
 from cvexp.tasks.attention import Attention
 from cvexp.weights.start import StartingPoint
 

@@ -26,7 +26,7 @@ import psutil
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from cvexp.app import CONF
+from cvexp.composition import CONF
 from cvexp.config import Dataset, check
 
 IMAGES, INSTANCES, CATEGORIES = 118_000, 860_000, 80

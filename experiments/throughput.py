@@ -16,8 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cvexp import data
-from cvexp.app import CONF
-from cvexp.config import check
+from cvexp.composition import CONF, check
 from cvexp.models.dino import update_teacher
 from cvexp.tasks.dino import DINO
 from cvexp.tracking import run as tracking

@@ -11,10 +11,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cvexp.app import CONF
-from cvexp.config import check
+from cvexp.composition import CONF, check
 from cvexp.tracking.run import flatten
-from tests.conftest import TINY, Outcome, runs
+from tests.helpers import TINY, Outcome, runs
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])

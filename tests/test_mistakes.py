@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY, Outcome, runs, start
+from tests.helpers import TINY, Outcome, runs, start
 
 ON_COMMAND_LINE = {
     "misspelt group": (["optimzer=sgd"], "optimzer", "optimizer"),

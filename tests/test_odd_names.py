@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvexp.metrics.names import safe_name
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
 
 NAMES = [
     *("R&D", "car (parked)", "car [parked]", "car _parked_", "<b>x</b>", '"a"', "a/b", "$x$", "\U0001f697 taxi", "a|b"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cvexp.redaction import VARIABLE, hide_secrets
-from tests.conftest import TINY, Outcome, finish, runs, start
+from tests.helpers import TINY, Outcome, finish, runs, start
 
 PASSWORD = "dl_lab"  # of the course's archive
 NO_CLASSES = [argument for argument in TINY if not argument.startswith("dataset.")]
@@ -52,8 +52,8 @@ def test_the_password_of_the_server_is_hidden_wherever_it_is(monkeypatch: pytest
     ],
 )
 def test_a_password_leaves_the_command_line(argument: str, password: str) -> None:
-    from cvexp.app import CONF
     from cvexp.arguments import for_hydra
+    from cvexp.composition import CONF
 
     (rewritten,) = for_hydra([argument], CONF)
     assert rewritten.lstrip("+") == f"dataset.password=${{oc.env:{VARIABLE}}}"

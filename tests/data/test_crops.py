@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from cvexp.config import Loader
+from cvexp.config import LoaderConfig
 from cvexp.data.augment.colors import ColorJitter, change_colors
 from cvexp.data.augment.normalization import normalize
 from cvexp.data.augment.views import plain_view, view
@@ -14,7 +14,7 @@ from cvexp.data.catalog import Draft, open_catalog, write_catalog
 from cvexp.data.crops import Crops, read_crop
 from cvexp.data.index import Index, select
 from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
-from tests.conftest import dataset
+from tests.helpers import dataset
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_batches_go_on_where_they_stopped_whatever_the_number_of_workers(index: 
     done = 0
     crops = Crops(index, [random_view()], 0)
     batches = ShuffledBatches(len(crops), 1, seed=5, batches_done=lambda: done)
-    expected = [views[0] for views, _ in make_loader(crops, batches, Loader(batch_size=1, num_workers=0))]
+    expected = [views[0] for views, _ in make_loader(crops, batches, LoaderConfig(batch_size=1, num_workers=0))]
     done = 1
-    got = [views[0] for views, _ in make_loader(crops, batches, Loader(batch_size=1, num_workers=workers))]
+    got = [views[0] for views, _ in make_loader(crops, batches, LoaderConfig(batch_size=1, num_workers=workers))]
     assert len(expected) == 3
     assert all(torch.equal(a, b) for a, b in zip(expected[1:], got, strict=True))
 

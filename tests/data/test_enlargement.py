@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cvexp.data.enlargement import suitable_size
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome
 from tests.data.test_folder import save, save_mask
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from PIL import Image
 from cvexp.data import load
 from cvexp.data.files.archive import unpack
 from cvexp.errors import UserError
-from tests.conftest import dataset, write_coco
 from tests.data.test_folder import save, save_mask
 from tests.data.test_voc import make_voc
+from tests.helpers import dataset, write_coco
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -16,9 +16,9 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.conftest import Outcome, dataset, write_coco
 from tests.data.test_coco import FIVE
 from tests.data.test_voc import SIX
+from tests.helpers import Outcome, dataset, write_coco
 
 
 def make_tree(root: Path, sizes: dict[str, int], side: int = 32) -> Path:
@@ -141,7 +141,7 @@ def test_an_image_keeps_its_place_when_others_come(tmp_path: Path) -> None:
 def test_what_is_drawn_depends_on_the_seed_and_on_nothing_else_of_the_process(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", train=40)
     code = (
-        "from tests.conftest import dataset\n"
+        "from tests.helpers import dataset\n"
         "from cvexp.data import load\n"
         f"index = load(dataset('coco', {str(root)!r}, classes=['cat', 'dog'], limit=10), 'pretraining').train\n"
         "print(index.images.tolist())"

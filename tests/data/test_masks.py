@@ -23,7 +23,7 @@ from cvexp.data.files import rle
 from cvexp.data.files.components import components
 from cvexp.data.index import IGNORE, select
 from cvexp.data.masks import Masks
-from tests.conftest import dataset
+from tests.helpers import dataset
 
 sides = st.integers(1, 70)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from cvexp.data import load, open_splits, prepare
 from cvexp.data.files import images
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
-from tests.conftest import TINY, Outcome, dataset, runs, store
+from tests.helpers import TINY, Outcome, dataset, runs, store
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index, Splits
 from cvexp.errors import UserError
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
 from tests.data.test_folder import save, save_mask
 from tests.data.test_voc import make_voc
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
 
 MASKS = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
 

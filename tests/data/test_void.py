@@ -10,9 +10,9 @@ import pytest
 from cvexp.data import load
 from cvexp.data.catalog import Problem, grouped
 from cvexp.errors import UserError
-from tests.conftest import TINY_SEGMENTATION, Outcome, dataset, runs, store
 from tests.data.test_folder import save, save_mask
 from tests.data.test_voc import make_voc
+from tests.helpers import TINY_SEGMENTATION, Outcome, dataset, runs, store
 
 KEYS = ["dataset=folder", "dataset.root=camvid", "dataset.train_masks=train", "dataset.val_masks=val"]
 CAMVID = [*KEYS, "dataset.mask_values={road: 1, sky: 2}", "dataset.mask_suffix=_mask.png", "dataset.min_crop_size=8"]

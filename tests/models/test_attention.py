@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cvexp.models.attention import KINDS, NORMALIZATIONS, ClassAttention
+from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 
 CLASSES, CHANNELS, DIM, HEIGHT, WIDTH = 5, 12, 8, 3, 7
 
@@ -53,7 +53,7 @@ def test_the_sum_of_the_attended_map_equals_multihead_attention_with_the_same_we
     torch.testing.assert_close(weights.flatten(-2).transpose(1, 2), expected_weights, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCORES)
 def test_scores_equal_plain_loops(kind: str) -> None:
     torch.manual_seed(2)
     heads, d = 2, DIM // 2

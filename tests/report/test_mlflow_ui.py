@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.conftest import TINY, Outcome, mlflow_server, runs, store
+from tests.helpers import TINY, Outcome, mlflow_server, runs, store
 
 CHROMIUM = shutil.which("chromium")
 

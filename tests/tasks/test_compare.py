@@ -10,11 +10,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from cvexp.app import CONF
-from cvexp.config import check
+from cvexp.composition import CONF, check
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
-from tests.conftest import TINY_SEGMENTATION, Outcome, runs, store
+from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
 
 QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
 COMPARE = ["task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1"]

@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from cvexp.app import CONF
+from cvexp.composition import CONF
 from cvexp.config import Config, check
 from cvexp.errors import UserError
-from tests.conftest import TINY, Outcome, runs
+from tests.helpers import TINY, Outcome, runs
 from tests.tasks.test_resume import assert_equal_runs, histories, interrupted_at
 
 LONGER = ["dataset.train_images=24", "trainer.max_epochs=3"]

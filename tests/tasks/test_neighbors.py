@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from tests.conftest import TINY, Outcome, runs, store
+from tests.helpers import TINY, Outcome, runs, store
 
 
 def artifact(name: str, number: int = 0) -> Path:
@@ -56,7 +56,7 @@ def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome
     from cvexp import data
     from cvexp.data.crops import read_crop
     from cvexp.tasks.dino import sample
-    from tests.conftest import dataset
+    from tests.helpers import dataset
 
     settings = dataset("shapes", train_images=12, val_images=6)
     index = data.load(settings, "pretraining").val

@@ -17,7 +17,7 @@ from pypdf import PdfReader
 from cvexp.metrics import iou
 from cvexp.report.comparison import NO_PAIRS
 from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store
 
 QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
 SMALL = [setting for setting in TINY_SEGMENTATION if not setting.startswith("trainer.max")]

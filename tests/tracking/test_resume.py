@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from cvexp.tracking import run as tracking
 from cvexp.training import fit as training
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
 
 NO_DATA = [argument for argument in TINY if not argument.startswith("dataset.")]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
 
 def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:

@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from cvexp.config import Tracking
+from cvexp.config import TrackingConfig
 from cvexp.errors import UserError
 from cvexp.tracking.run import Run
 from cvexp.tracking.store import connect
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
-SETTINGS = Tracking(folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False)
+SETTINGS = TrackingConfig(folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False)
 
 
 def fails_at(monkeypatch: pytest.MonkeyPatch, method: str, step: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
 
 EPOCHS = 4
 SETTINGS = [*TINY, f"trainer.max_epochs={EPOCHS}", "loader.num_workers=1"]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cvexp.report import segmentation as pictures
 from cvexp.report.segmentation import Example, predictions
 from cvexp.tasks.attention import draw_classes
-from tests.conftest import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
 
 METRICS = {"loss", "miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/disk", "iou/background"}
 
@@ -208,8 +208,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient() -> None:
 def attention_task() -> object:
     from hydra import compose, initialize_config_dir
 
-    from cvexp.app import CONF
-    from cvexp.config import check
+    from cvexp.composition import CONF, check
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return check(compose("config", overrides=["task=attention"])).task

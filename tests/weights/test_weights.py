@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cvexp.models.backbone import create_backbone
-from tests.conftest import TINY_SEGMENTATION, Outcome, runs, store
+from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
 
 
 def record(run: object) -> dict[str, object]:

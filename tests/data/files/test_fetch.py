@@ -15,7 +15,7 @@ from cvexp.data import load
 from cvexp.data.files import fetch
 from cvexp.data.files.fetch import RefusedError, Remote
 from cvexp.errors import UserError
-from tests.conftest import TINY, Outcome, dataset, runs, write_coco
+from tests.helpers import TINY, Outcome, dataset, runs, write_coco
 
 CONTENT = bytes(range(256)) * 1200  # 307 200 bytes
 MD5 = hashlib.md5(CONTENT).hexdigest()

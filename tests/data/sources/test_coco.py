@@ -10,7 +10,7 @@ from cvexp.data import load, open_splits
 from cvexp.data.files.rle import decode
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.conftest import dataset
+from tests.helpers import dataset
 from tests.oracles.masks import label_map
 
 FIVE = ["person", "bicycle", "car", "cat", "dog"]

@@ -13,7 +13,7 @@ from cvexp.data import load, uses
 from cvexp.data.sources import course as source
 from cvexp.data.sources.coco import read_json
 from cvexp.errors import UserError
-from tests.conftest import TINY, Outcome, dataset, runs
+from tests.helpers import TINY, Outcome, dataset, runs
 
 
 def test_the_archives_hold_what_the_data_page_says(course: Path) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from cvexp.data import load
 from cvexp.errors import UserError
-from tests.conftest import dataset
+from tests.helpers import dataset
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int = 0) -> None:

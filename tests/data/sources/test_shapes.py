@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 
 from cvexp.data import load
 from cvexp.data.sources import shapes
-from tests.conftest import dataset
+from tests.helpers import dataset
 
 SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6}
 

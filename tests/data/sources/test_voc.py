@@ -8,7 +8,7 @@ from scipy import ndimage
 from cvexp.data import load
 from cvexp.data.crops import read_crop
 from cvexp.data.sources.voc import CLASSES
-from tests.conftest import dataset
+from tests.helpers import dataset
 
 SIX = ["person", "cat", "cow", "dog", "horse", "sheep"]
 
