@@ -18,6 +18,7 @@ lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 ui: .venv/ready
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cvexp.config import RunConfig
 from cvexp.redaction import hide_secrets
-from cvexp.tracking.sweep import PARENT_VARIABLE
+
+PARENT_VARIABLE = "CVEXP_SWEEP"  # environment variable with the id of a sweep's run, wherever a launcher starts jobs
 
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 

@@ -10,10 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from cvexp.metrics.names import safe_name
+from cvexp.redaction import hide_secrets
+from cvexp.tracking.description import PARENT_VARIABLE, command
+
 if TYPE_CHECKING:
     from cvexp.tracking.store import Store
 
-PARENT_VARIABLE = "CVEXP_SWEEP"  # environment variable with the parent's id, for jobs wherever a launcher starts them
 SWEPT_VARIABLE = "CVEXP_SWEPT"  # environment variable with the keys that the jobs differ in, separated by commas
 
 
@@ -65,14 +68,14 @@ def _open_sweep(tracking: Any, overrides: list[str], hydra_overrides: list[str])
     """Create the parent run of a sweep, with the overrides as its parameters."""
     from mlflow.entities import Param
 
-    from cvexp.metrics.names import safe_name
-    from cvexp.redaction import hide_secrets
-    from cvexp.tracking import description
     from cvexp.tracking.store import connect
 
     store = connect(tracking)
-    command = description.command([*overrides, *hydra_overrides], is_sweep=True)
-    tags = {"task": "sweep", "role": "sweep", "command": command}
+    tags = {
+        "task": "sweep",
+        "role": "sweep",
+        "command": command([*overrides, *hydra_overrides], is_sweep=True),
+    }
     run_id = str(store.client.create_run(store.experiment_id(), run_name="sweep", tags=tags).info.run_id)
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     params = [Param(safe_name(f"sweep.{key}"), hide_secrets(value)[:6000]) for key, _, value in pairs]
