@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from cvexp import arguments, completion, plugins, processes
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition
+from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.sweep import Sweep, swept_settings
@@ -133,15 +134,36 @@ def _run(composed: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     command = description.command([*overrides, *hydra_config.overrides.hydra])
-    with processes.connected():
-        if config.resume is not None:
-            with store.failures_explained("check it, and try again"):
-                config = resume.saved_config(config, composed, overrides)
-        task = plugins.load("task", config.task.name)
-        folder = Path(hydra_config.runtime.output_dir)
-        with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
-            objective: float | None = task.main(config, run)
+    if config.resume is not None:
+        with store.failures_explained("check it, and try again"):
+            config = resume.saved_config(config, composed, overrides)
+    _check_processes(config)
+    task = plugins.load("task", config.task.name)
+    folder = Path(hydra_config.runtime.output_dir)
+    with processes.connected(), opening.open_run(config, folder, command, swept_settings(overrides)) as run:
+        objective: float | None = task.main(config, run)
     return objective
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Check that several processes were started by torchrun, for a task that trains.
+
+    Raises:
+        UserError: with the command that starts them, or the missing setting.
+    """
+    num_processes, strategy = processes.world_size(), config.trainer.strategy
+    if num_processes == 1 and strategy != "auto":
+        how = f"resume={config.resume}" if config.resume else "trainer=ddp"
+        raise UserError(
+            f"trainer.strategy: got {strategy!r}, but there is one process; start several with: "
+            f"torchrun --nproc-per-node=2 -m cvexp {how}"
+        )
+    if num_processes > 1 and config.task.role == "job":
+        raise UserError(
+            f"task: {config.task.name} runs in one process, but there are {num_processes}; leave out torchrun"
+        )
+    if num_processes > 1 and strategy == "auto":
+        raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 
 
 def describe(error: Exception) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -184,21 +183,6 @@ class RunConfig:
         for key in ("run", "runs"):
             if getattr(self, key) is not None and self.task.works_on != key:
                 raise UserError(f"{key}: task={self.task.name} does not use it; it is for jobs on finished runs")
-        self._check_processes(int(os.environ.get("WORLD_SIZE", "1")))
-
-    def _check_processes(self, num_processes: int) -> None:
-        """Check that a run in several processes was started by torchrun, and that it trains."""
-        if num_processes == 1 and self.trainer.strategy != "auto":
-            raise UserError(
-                f"trainer.strategy: got {self.trainer.strategy!r}, but there is one process; start several with: "
-                "torchrun --nproc-per-node=2 -m cvexp trainer=ddp"
-            )
-        if num_processes > 1 and self.task.role == "job":
-            raise UserError(
-                f"task: {self.task.name} runs in one process, but there are {num_processes}; leave out torchrun"
-            )
-        if num_processes > 1 and self.trainer.strategy == "auto":
-            raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 
 
 def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
