@@ -1,0 +1,1 @@
+"""Additions to cvexp from another package."""
