@@ -79,7 +79,8 @@ class DeepLabV3Plus(nn.Module):
         Returns:
             (n, channels, h, w).
         """
-        low_nchw = self.reduce_low(low_bchw).repeat_interleave(len(high_nchw) // len(low_bchw), dim=0)
+        num_maps = high_nchw.shape[0] // low_bchw.shape[0]  # torch.export would make a constant of len()
+        low_nchw = self.reduce_low(low_bchw).repeat_interleave(num_maps, dim=0)
         high_nchw = F.interpolate(self.aspp(high_nchw), size=low_nchw.shape[-2:], mode="bilinear", align_corners=False)
         refined_nchw: Tensor = self.refine(torch.cat([high_nchw, low_nchw], dim=1))
         return refined_nchw

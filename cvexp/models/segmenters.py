@@ -145,7 +145,7 @@ class AttentionSegmenter(nn.Module):
             The logits of the masks (b, c, h, w), and the attention weights (b, c, n, h', w').
         """
         encoded = self.encode(images)
-        queries_bc = torch.arange(self.attention.num_classes, device=images.device).expand(len(images), -1)
+        queries_bc = torch.arange(self.attention.num_classes, device=images.device).expand(images.shape[0], -1)
         parts = [self.query(images, encoded, queries_bq) for queries_bq in queries_bc.split(MAX_QUERIES, dim=1)]
         logits_bchw, attention_bcnhw = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
         return logits_bchw, attention_bcnhw

@@ -97,16 +97,25 @@ class ModelTest:
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradients(model), expected_gradients, rtol=1e-4, atol=1e-4)
 
-    def test_the_exported_program_gives_equal_outputs(self, case: Case) -> None:
+    def test_the_exported_program_gives_equal_outputs_for_any_batch_size(self, case: Case) -> None:
         model = case.model().eval()
-        program = torch.export.export(model, case.inputs).module()
-        torch.testing.assert_close(run(program, case), run(model, case), rtol=1e-4, atol=1e-4)
+        batch = torch.export.Dim("batch")
+        dynamic_shapes = map_tensors(lambda _: {0: batch}, case.inputs)
+        program = torch.export.export(model, case.inputs, dynamic_shapes=dynamic_shapes).module()
+        larger = case._replace(inputs=map_tensors(lambda x: torch.cat([x, x.flip(0), x]), case.inputs))
+        for example in (case, larger):
+            torch.testing.assert_close(run(program, example), run(model, example), rtol=1e-4, atol=1e-4)
 
 
 def run(model: Callable[..., Any], case: Case) -> list[Tensor]:
     """Return all outputs of a model for the inputs of a case."""
     outputs = model(*case.inputs)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def map_tensors(function: Callable[[Tensor], Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Apply a function to each tensor of the inputs, which are tensors or lists of tensors."""
+    return tuple(function(x) if isinstance(x, Tensor) else [function(tensor) for tensor in x] for x in inputs)
 
 
 def loss(outputs: list[Tensor]) -> Tensor:
