@@ -26,7 +26,7 @@ def main() -> None:
         single = features.astype(np.float32)
         for _ in range(REPEATS):
             start = perf_counter()
-            found = nearest_neighbors(single, single[:QUERIES], K, own=np.arange(QUERIES))
+            found = nearest_neighbors(single, single[:QUERIES], K, exclude=np.arange(QUERIES))
             seconds = perf_counter() - start
             print(f"spread {spread}: {seconds:.2f} s; mean cosine of the {K}th {found.cosines[:, -1].mean():.4f}")
 

@@ -1,1 +1,1 @@
-"""Plain functions of tensors: no configuration, no files, no MLflow."""
+"""Plain functions of arrays and tensors, independent of configuration, files and MLflow."""

@@ -1,5 +1,8 @@
-"""Intervals for differences between methods that were scored on the same images (paired bootstrap over images; Efron
-and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13)."""
+"""Confidence intervals for differences between methods that were evaluated on the same images.
+
+They come from a paired bootstrap over the images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
+chapters 8 and 13).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,16 @@ import numpy as np
 
 from cvexp.metrics.iou import Counts, mean_iou
 
-CHUNK = 200  # samples at a time, so that memory stays small
+CHUNK = 200  # bootstrap samples that are computed at once, which bounds the memory
 
 
 class Interval(NamedTuple):
-    """A difference and the interval around it."""
+    """A difference and its confidence interval.
+
+    Attributes:
+        difference: The difference on all images.
+        low, high: The ends of the interval.
+    """
 
     difference: float
     low: float
@@ -21,38 +29,47 @@ class Interval(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def paired_difference(
-    first: Counts, second: Counts, samples: int = 2000, confidence: float = 0.95, seed: int = 0
+    first: Counts, second: Counts, num_samples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """How much larger the first's mIoU is than the second's, with a percentile interval.
+    """Compute the mIoU of a first method minus that of a second one, with a percentile interval.
 
-    The images are drawn with replacement, the same ones for all runs; the mIoU of a method is the mean over its runs.
-    So the interval tells what other images would change, not what other seeds would.
+    The mIoU of a method is the mean over its runs. A bootstrap sample draws the images with replacement, the same
+    images for all runs. The interval thus reflects the choice of the images, but not that of the seeds.
 
     Args:
-        first, second: Counts (runs, images, c, 3) of the classes, without the background; the images are the same.
-        samples: How many times the images are drawn.
-        confidence: The interval's.
-        seed: Of the draws.
+        first, second: Counts (runs, images, c, 3) of the classes, without the background, of the same images.
+        num_samples: Number of bootstrap samples.
+        confidence: Confidence level of the interval, between 0 and 1.
+        seed: Seed of the samples.
     """
-    images = first.shape[1]
+    num_images = first.shape[1]
     random = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, samples, CHUNK):
-        times = random.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, samples - start))
-        drawn.append(_mean_over_runs(first, times) - _mean_over_runs(second, times))
-    low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
-    once = np.ones((1, images), dtype=np.int64)
-    difference = _mean_over_runs(first, once) - _mean_over_runs(second, once)
+    differences = []
+    for start in range(0, num_samples, CHUNK):
+        size = min(CHUNK, num_samples - start)
+        weights = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=size)
+        differences.append(_mean_over_runs(first, weights) - _mean_over_runs(second, weights))
+    low, high = np.nanquantile(np.concatenate(differences), [(1 - confidence) / 2, (1 + confidence) / 2])
+    ones = np.ones((1, num_images), dtype=np.int64)
+    difference = _mean_over_runs(first, ones) - _mean_over_runs(second, ones)
     return Interval(float(difference[0]), float(low), float(high))
 
 
-def _mean_over_runs(counts: Counts, times: Counts) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The mIoU, averaged over the runs, with each image counted so many times: (samples, images) to (samples,)."""
-    totals = np.einsum("si,ricn->srcn", times, counts, optimize=True)
+def _mean_over_runs(counts: Counts, weights: Counts) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Compute the mIoU of weighted images, averaged over the runs.
+
+    Args:
+        counts: (runs, images, c, 3).
+        weights: How often each sample contains each image, (samples, images).
+
+    Returns:
+        (samples,).
+    """
+    totals = np.einsum("si,ricn->srcn", weights, counts, optimize=True)
     mean: np.ndarray[tuple[int], np.dtype[np.float64]] = mean_iou(totals).mean(axis=1)
     return mean

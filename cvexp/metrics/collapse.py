@@ -1,4 +1,4 @@
-"""Measures of collapse. The loss alone proves nothing: after each kind of collapse it looks like learning."""
+"""Measures of collapse. The loss alone does not reveal it, because it can decrease during a collapse, too."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from torch import Tensor
 
 
 def entropy(p_nk: Tensor) -> float:
-    """Mean entropy of the rows in nats: 0 for one-hot rows, ln k for uniform ones."""
+    """Compute the mean entropy of the rows in nats: 0 for one-hot rows, ln k for uniform rows."""
     return float(torch.special.entr(p_nk.double()).sum(-1).mean())
 
 
 def kl_from_uniform(p_k: Tensor) -> float:
-    """KL divergence of a distribution from the uniform one, in nats.
+    """Compute the KL divergence of a distribution from the uniform one, in nats.
 
-    Of the teacher's mean output: 0 when all prototypes are used equally often, ln k when all images get the same one.
-    (Of single outputs it would say no more than their entropy: it is ln k minus that.)
+    For the mean of the teacher's outputs, it is 0 if all prototypes are used equally often, and ln k if all images have
+    the same prototype. (For a single output, it would just be ln k minus its entropy.)
     """
     return math.log(len(p_k)) - entropy(p_k)
 
 
 def feature_std(x_nd: Tensor) -> float:
-    """Mean over the dimensions of the standard deviation of the l2-normalized features; about 1/sqrt(d) is healthy
-    (Chen and He, "Exploring Simple Siamese Representation Learning", section 4.1)."""
+    """Compute the standard deviation of the l2-normalized features, averaged over the dimensions.
+
+    It is about 1/sqrt(d) for features without collapse (Chen and He, "Exploring Simple Siamese Representation
+    Learning", https://arxiv.org/abs/2011.10566, section 4.1).
+    """
     return F.normalize(x_nd.double(), dim=-1).std(0, correction=0).mean().item()
 
 
 def effective_rank(x_nd: Tensor) -> float:
-    """RankMe: the exponential of the entropy of the normalized singular values (Garrido et al. 2022, equation 1).
+    """Compute RankMe: the exponential of the entropy of the normalized singular values.
 
-    From 1 (all features are multiples of one vector) to min(n, d).
+    It ranges from 1, if all features are multiples of one vector, to min(n, d) (Garrido et al., "RankMe",
+    https://arxiv.org/abs/2210.02885, equation 1).
     """
     singular = torch.linalg.svdvals(x_nd.double())
     return math.exp(torch.special.entr(singular / singular.sum()).sum().item())
 
 
 def teacher_warnings(measures: Mapping[str, float], out_dim: int) -> list[str]:
-    """Return what the output of a teacher says about collapse; an empty list if it says nothing.
+    """Return warnings about a collapse of the teacher's output; an empty list if there is no sign of it.
 
     Args:
         measures: `teacher_entropy` and `teacher_kl`.
@@ -62,7 +66,7 @@ def teacher_warnings(measures: Mapping[str, float], out_dim: int) -> list[str]:
 
 
 def feature_warnings(measures: Mapping[str, float], feature_dim: int) -> list[str]:
-    """Return what the features say about collapse; an empty list if they say nothing.
+    """Return warnings about a collapse of the features; an empty list if there is no sign of it.
 
     Args:
         measures: `feature_std` and `feature_rank`.
@@ -71,7 +75,7 @@ def feature_warnings(measures: Mapping[str, float], feature_dim: int) -> list[st
     warnings = []
     if measures["feature_std"] * math.sqrt(feature_dim) < 0.05:
         warnings.append(
-            f"all features point the same way (standard deviation {measures['feature_std']:.2g}, healthy is about "
+            f"all features point the same way (standard deviation {measures['feature_std']:.2g}, expected about "
             f"{1 / math.sqrt(feature_dim):.2g}); lower optimizer.lr"
         )
     if measures["feature_rank"] < 2:

@@ -1,4 +1,4 @@
-"""What a comparison of segmentation runs holds: scores of each run, and differences between groups of runs."""
+"""Comparison of segmentation runs: scores of each run, and differences between groups of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import Interval, paired_difference
 
-RANDOM = "random"  # the start of runs without pretraining
+RANDOM = "random"  # start of runs without pretrained weights
 
 
 def _scores(counts: iou.Counts) -> dict[str, float]:
@@ -21,16 +21,16 @@ def _scores(counts: iou.Counts) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured of one run.
+    """The measurements of one run.
 
     Attributes:
-        run_id: MLflow's.
-        method: The task.
-        start: Where its weights came from.
-        seed: The run's.
-        counts: (images, 1 + c, 3), see `cvexp.metrics.iou`.
-        times: Milliseconds for one image at a time, of several images.
-        num_parameters: Of the whole network.
+        run_id: MLflow's ID of the run.
+        method: The task of the run.
+        start: Where its initial weights came from.
+        seed: The seed of the run.
+        counts: Pixel counts (images, 1 + c, 3), see `cvexp.metrics.iou`.
+        times: Milliseconds for a batch of one image, measured for several images.
+        num_parameters: Number of parameters of the whole network.
     """
 
     run_id: str
@@ -51,16 +51,16 @@ class Evaluated:
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores of the whole data set by name; classes are numbered."""
+        """The scores of the whole data set by name; numbers replace the class names."""
         return _scores(self.counts)
 
 
 class Constant(NamedTuple):
-    """What predicting the same label for every pixel gives.
+    """A prediction of the same label for every pixel.
 
     Attributes:
-        label: The class, or "background".
-        counts: (images, 1 + c, 3), see `cvexp.metrics.iou`.
+        label: The class name, or "background".
+        counts: Pixel counts (images, 1 + c, 3), see `cvexp.metrics.iou`.
     """
 
     label: str
@@ -68,7 +68,7 @@ class Constant(NamedTuple):
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores of the whole data set by name; classes are numbered."""
+        """The scores of the whole data set by name; numbers replace the class names."""
         return _scores(self.counts)
 
 
@@ -76,8 +76,8 @@ class Group(NamedTuple):
     """The runs of a method from a start.
 
     Attributes:
-        method: The task.
-        start: Where the weights came from; None for all starts.
+        method: The task of the runs.
+        start: Where their initial weights came from; None for all starts.
     """
 
     method: str
@@ -86,7 +86,13 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger the mIoU of one group of runs is than that of another, paired by start and seed."""
+    """The mIoU of a first group of runs minus that of a second one, paired by start and seed.
+
+    Attributes:
+        first, second: The groups.
+        num_pairs: Number of pairs of runs.
+        interval: The difference and its confidence interval.
+    """
 
     first: Group
     second: Group
@@ -107,14 +113,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured.
+    """The measurements of several runs.
 
     Attributes:
         classes: Class names.
-        images: Files, in the order of the counts.
-        evaluated: The runs.
-        differences: Between groups of them.
-        confidence: Of the intervals of the differences.
+        images: Image files, in the order of the counts.
+        evaluated: The measurements of each run.
+        differences: Differences between groups of runs.
+        confidence: Confidence level of their intervals.
     """
 
     classes: Sequence[str]
@@ -140,9 +146,9 @@ class Comparison:
         ]
 
     def representatives(self) -> list[Evaluated]:
-        """Return one run of each method, to look at: its first seed, from the start that is best on average.
+        """Return one run of each method for pictures: the first seed, from the start with the best mean mIoU.
 
-        A start that all methods have comes first, if there is one.
+        Only starts that all methods have are considered, if there are any.
         """
         groups = self.groups()
         methods = list(dict.fromkeys(run.method for run in self.evaluated))
@@ -156,15 +162,15 @@ class Comparison:
         return [groups[method, best][0] for method in methods if (method, best) in groups]
 
 
-def differences(evaluated: Sequence[Evaluated], samples: int, confidence: float) -> list[Difference]:
+def differences(evaluated: Sequence[Evaluated], num_samples: int, confidence: float) -> list[Difference]:
     """Compare the methods from each start and from all starts, and each start with random weights for each method.
 
-    Only what both groups have is compared: the same seeds, and the same starts.
+    Only runs with a counterpart of the same seed (and the same start, for methods) in the other group are compared.
 
     Args:
-        evaluated: The runs, those of a baseline before those of other methods.
-        samples: Of the bootstrap over the images.
-        confidence: Of the intervals.
+        evaluated: The measurements of each run; those of a baseline come before those of other methods.
+        num_samples: Number of bootstrap samples.
+        confidence: Confidence level of the intervals.
     """
     methods = list(dict.fromkeys(run.method for run in evaluated))
     starts = list(dict.fromkeys(run.start for run in evaluated))
@@ -187,5 +193,5 @@ def differences(evaluated: Sequence[Evaluated], samples: int, confidence: float)
         both = [(counts[a], counts[b]) for a, b in keys if a in counts and b in counts]
         if both:
             a, b = (np.stack(side) for side in zip(*both, strict=True))
-            compared.append(Difference(first, second, len(both), paired_difference(a, b, samples, confidence)))
+            compared.append(Difference(first, second, len(both), paired_difference(a, b, num_samples, confidence)))
     return compared

@@ -1,7 +1,9 @@
-"""Intersection over union, from counts of pixels, so that one number means the same for every method.
+"""Intersection over union from pixel counts, computed in the same way for all methods.
 
-Counts are (..., c, 3) int64: of each class the pixels in which prediction and label agree, those predicted, those
-labeled. Counts of several images add up. Ignored pixels count nowhere.
+Counts are (..., c, 3) int64. For each class, they are the number of pixels in the intersection of prediction and label,
+in the prediction, and in the label. Counts of several images can be summed. Ignored pixels are not counted.
+
+Shapes: b images of h x w pixels, c classes, q queried classes.
 """
 
 from __future__ import annotations
@@ -18,46 +20,46 @@ from cvexp.metrics.names import safe_name
 Counts = NDArray[np.int64]
 
 
-def count_labels(predicted: Tensor, labels: Tensor, classes: int, ignore: int) -> Tensor:
-    """Counts of each image, from label maps.
+def count_labels(predicted: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Count the pixels of each image, from label maps.
 
     Args:
-        predicted: (b, h, w), 0 background, then the classes.
-        labels: The same, and `ignore` where nothing counts.
-        classes: How many there are without the background.
-        ignore: The value in `labels` of pixels that don't count.
+        predicted: Predicted label maps (b, h, w): 0 background, then the classes.
+        labels: Label maps (b, h, w), with `ignore_index` at ignored pixels.
+        num_classes: Number of classes without the background.
+        ignore_index: Label of ignored pixels.
 
     Returns:
-        (b, 1 + classes, 3), the background first.
+        (b, 1 + num_classes, 3), the background first.
     """
-    size = 1 + classes
-    valid = labels != ignore
+    size = 1 + num_classes
+    valid = labels != ignore_index
     image = torch.arange(len(labels), device=labels.device)[:, None, None].expand(labels.shape)
     cell = (image[valid] * size + labels[valid].long()) * size + predicted[valid].long()
     confusion = torch.bincount(cell, minlength=len(labels) * size * size).view(-1, size, size)  # (b, label, predicted)
     return torch.stack([confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2)], dim=-1)
 
 
-def count_masks(predicted: Tensor, labels: Tensor, asked: Tensor, ignore: int) -> Tensor:
-    """Counts of each image and class asked for, each mask by itself.
+def count_masks(predicted: Tensor, labels: Tensor, queries: Tensor, ignore_index: int) -> Tensor:
+    """Count the pixels of each image and queried class, independently of other classes.
 
     Args:
-        predicted: (b, q, h, w) bool.
-        labels: (b, h, w), 0 background, then the classes; `ignore` where nothing counts.
-        asked: (b, q), which class each mask is of, counted from 0.
-        ignore: The value in `labels` of pixels that don't count.
+        predicted: Predicted masks (b, q, h, w) bool.
+        labels: Label maps (b, h, w): 0 background, then the classes, with `ignore_index` at ignored pixels.
+        queries: The class of each mask, counted from 0, (b, q).
+        ignore_index: Label of ignored pixels.
 
     Returns:
         (b, q, 3).
     """
-    valid = (labels != ignore)[:, None]
-    labeled = labels[:, None].long() == asked[:, :, None, None] + 1
+    valid = (labels != ignore_index)[:, None]
+    labeled = labels[:, None].long() == queries[:, :, None, None] + 1
     predicted = predicted & valid
-    return torch.stack([(mask.flatten(2).sum(-1)) for mask in (predicted & labeled, predicted, labeled)], dim=-1)
+    return torch.stack([mask.flatten(2).sum(-1) for mask in (predicted & labeled, predicted, labeled)], dim=-1)
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:
-    """The IoU of each class, (..., c, 3) to (..., c); NaN for one that is neither predicted nor labeled."""
+    """Compute the IoU of each class, (..., c, 3) to (..., c); NaN for a class that is neither predicted nor labeled."""
     intersection, predicted, labeled = np.moveaxis(counts, -1, 0)
     union = predicted + labeled - intersection
     values: NDArray[np.float64] = np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
@@ -65,19 +67,21 @@ def iou(counts: Counts) -> NDArray[np.float64]:
 
 
 def mean_iou(counts: Counts) -> NDArray[np.float64]:
-    """The mean over the classes that have an IoU, (..., c, 3) to (...); NaN where none has."""
+    """Compute the mean over the classes whose IoU is not NaN, (..., c, 3) to (...); NaN if there are none."""
     values = iou(counts)
-    defined = ~np.isnan(values)
-    number = defined.sum(axis=-1)
-    total = np.asarray(np.where(defined, values, 0.0).sum(axis=-1))
-    mean: NDArray[np.float64] = np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+    is_defined = ~np.isnan(values)
+    num_defined = is_defined.sum(axis=-1)
+    total = np.asarray(np.where(is_defined, values, 0.0).sum(axis=-1))
+    nan = np.full(num_defined.shape, np.nan)
+    mean: NDArray[np.float64] = np.divide(total, num_defined, out=nan, where=num_defined > 0)
     return mean
 
 
 def image_iou(counts: Counts) -> float:
-    """The course's formula: intersection / (union + 1) of each image and class, and the mean of all these.
+    """Compute the mean of intersection / (union + 1) over all pairs of an image and a class: the course's formula.
 
-    The course took batches instead of images; pairs of which neither prediction nor label has a pixel are left out.
+    Pairs are left out if neither prediction nor label has a pixel of the class. The course computed the formula for
+    batches instead of images.
 
     Args:
         counts: (images, c, 3).
@@ -89,22 +93,24 @@ def image_iou(counts: Counts) -> float:
 
 
 def presence_f1(counts: Counts) -> float:
-    """How well it is told which classes are in which image: F1 over all images and classes, of non-empty masks.
+    """Compute the F1 score of class presence, over all pairs of an image and a class.
+
+    A class is present in a prediction or label that has any pixel of it.
 
     Args:
         counts: (images, c, 3).
     """
     predicted, labeled = counts[..., 1] > 0, counts[..., 2] > 0
-    wrong = (predicted != labeled).sum()
-    right = (predicted & labeled).sum()
-    return float(2 * right / (2 * right + wrong)) if right + wrong else float("nan")
+    num_wrong = (predicted != labeled).sum()
+    num_right = (predicted & labeled).sum()
+    return float(2 * num_right / (2 * num_right + num_wrong)) if num_right + num_wrong else float("nan")
 
 
 def count_constant(counts: Counts, label: int) -> Counts:
-    """The counts that predicting one label for every pixel would give.
+    """Return the counts of a prediction of the same label for every pixel.
 
     Args:
-        counts: (images, 1 + c, 3) of any prediction of the same images, the background first.
+        counts: Counts (images, 1 + c, 3) of any prediction for the same images, the background first.
         label: 0 for background, then the classes.
     """
     labeled = counts[..., 2]
@@ -116,15 +122,16 @@ def count_constant(counts: Counts, label: int) -> Counts:
 
 
 def summarize(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
-    """All scores of a data set by name; those that are not defined are left out.
+    """Compute all scores of a data set by name, without those that are undefined.
 
     Args:
         counts: (images, 1 + c, 3), the background first.
-        classes: The c names.
+        classes: The names of the c classes.
 
     Returns:
-        `miou` (mean over the classes), `miou_all` (with the background), `pixel_accuracy`, `miou_image` (the course's
-        formula), `presence_f1`, and `iou/CLASS` for each class and the background, with `safe_name` of its name.
+        `miou` (mean over the classes), `miou_all` (including the background), `pixel_accuracy`, `miou_image` (the
+        course's formula), `presence_f1`, and `iou/NAME` for each class and the background, where NAME is the
+        `safe_name` of the class.
     """
     total = counts.sum(axis=0)
     scores = {

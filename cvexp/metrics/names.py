@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import re
 
-LONGEST = 200  # characters; MLflow takes 250, prefixes such as "best/iou/" included
+MAX_LENGTH = 200  # in characters; MLflow accepts 250, including prefixes such as "best/iou/"
 
-_REFUSED = re.compile(r"[^\w\-. ]")  # MLflow also takes "/" and ":", but not everywhere in a name
-_HASHED = re.compile(r"-[0-9a-f]{12}")
+_INVALID = re.compile(r"[^\w\-. ]")  # MLflow accepts "/" and ":", too, but not everywhere in a name
+_HASH_SUFFIX = re.compile(r"-[0-9a-f]{12}")
 
 
 def safe_name(text: str) -> str:
-    """Turn any text into a name, or a part of one, that MLflow accepts; different texts give different names.
+    """Convert any text to a name, or a part of a name, that MLflow accepts. Different texts give different names.
 
-    Most texts stay as they are. In all others, refused characters become "_", the text is cut, and 12 digits of its
-    SHA-256 tell it from others: ``"car (parked)"`` gives ``"car _parked_-"`` and the digits.
+    Most texts are returned unchanged. In all others, characters that MLflow does not accept become "_", long texts are
+    truncated, and 12 digits of the SHA-256 of the text are appended: ``"car (parked)"`` becomes ``"car _parked_-"``
+    followed by the digits.
 
     Args:
-        text: A user's name for something; of any length.
+        text: A name given by a user, of any length.
 
     Returns:
-        At most 200 characters: letters, digits, and ``_-. ``, not only dots and spaces.
+        At most 200 letters, digits, and characters of ``_-. ``, and not only dots and spaces.
     """
-    readable = _REFUSED.sub("_", text)
-    is_accepted = readable == text and len(text) <= LONGEST and text.strip(". ") != ""
-    if is_accepted and not _HASHED.fullmatch(text[-13:]):  # or a class could have the name made for another
+    replaced = _INVALID.sub("_", text)
+    is_valid = replaced == text and len(text) <= MAX_LENGTH and text.strip(". ") != ""
+    if is_valid and not _HASH_SUFFIX.fullmatch(text[-13:]):  # the text may equal the result for another one
         return text
     digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
-    return f"{readable[: LONGEST - 13]}-{digits}"
+    return f"{replaced[: MAX_LENGTH - 13]}-{digits}"

@@ -1,4 +1,7 @@
-"""Nearest neighbors by cosine, and how often they are of the same class."""
+"""Nearest neighbors by cosine similarity, and how often they have the same class.
+
+Shapes: n features in the bank, m queries, d dimensions, k neighbors.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-CHUNK = 1024  # queries at a time, which bounds the memory of the similarities
-SPARE = 16  # candidates beside the k, as the first look is in single precision
-ROUNDING = 1e-5  # what single precision may be wrong by, for vectors of unit length
+CHUNK = 1024  # queries that are processed at once, which bounds the memory of the similarities
+NUM_SPARE = 16  # candidates besides the k nearest, because candidates are found in single precision
+ROUNDING = 1e-5  # bound of the error of a cosine in single precision
 
 
 class Neighbors(NamedTuple):
-    """The k nearest features of each query, the nearest first.
+    """The k nearest features of each query, nearest first.
 
     Attributes:
-        indices: (m, k) int64, into the bank; of equally near ones the lower index comes first.
-        cosines: (m, k) float64.
+        indices: Indices into the bank (m, k) int64. Of equally near features, the one with the lower index comes first.
+        cosines: Cosine similarities (m, k) float64.
     """
 
     indices: NDArray[np.int64]
@@ -27,41 +30,45 @@ class Neighbors(NamedTuple):
 
 
 def nearest_neighbors(
-    bank: NDArray[np.floating], queries: NDArray[np.floating], k: int, own: NDArray[np.int64] | None = None
+    bank: NDArray[np.floating], queries: NDArray[np.floating], k: int, exclude: NDArray[np.int64] | None = None
 ) -> Neighbors:
-    """The k features of a bank with the largest cosine to each query.
+    """Find the k features of a bank with the largest cosine similarity to each query.
 
-    One matrix product in single precision finds candidates; double precision orders them, so that the result does not
-    depend on how the product was split, and ties come in the order of the bank.
+    A matrix product in single precision finds candidates, and double precision orders them. Thus the result does not
+    depend on the chunks of the product, and ties are in the order of the bank.
 
     Args:
-        bank: (n, d).
-        queries: (m, d).
-        k: How many; all of them where the bank holds fewer.
-        own: Each query's place in the bank, which is left out, (m,); None when the queries are not in it.
+        bank: Features (n, d).
+        queries: Features (m, d).
+        k: Number of neighbors; the number of available features, if that is smaller.
+        exclude: The index of a feature in the bank to exclude for each query (m,), such as the query itself; None to
+            exclude nothing.
     """
-    unit, single = _unit(bank), F.normalize(torch.from_numpy(np.asarray(bank, np.float32)), dim=1)
-    k = min(k, len(bank) - (own is not None))
+    bank64_nd = _normalize(bank)
+    bank32_nd = F.normalize(torch.from_numpy(np.asarray(bank, np.float32)), dim=1)
+    num_available = len(bank) - (exclude is not None)
+    k = min(k, num_available)
     indices, cosines = np.zeros((len(queries), k), dtype=np.int64), np.zeros((len(queries), k))
     for start in range(0, len(queries), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(queries)))
-        asked = F.normalize(torch.from_numpy(np.asarray(queries[rows], np.float32)), dim=1)
-        rough_mn = asked @ single.T
-        if own is not None:
-            rough_mn[torch.arange(len(rows)), torch.from_numpy(own[rows])] = -torch.inf
-        rough, candidates = rough_mn.topk(min(k + SPARE, len(bank) - (own is not None)), sorted=True)
-        for row, candidate, found in zip(rows, candidates.numpy(), rough, strict=True):
-            if len(found) > k and found[-1] >= found[k - 1] - 2 * ROUNDING:  # perhaps more are as near as the k-th
-                candidate = (rough_mn[row - start] >= found[k - 1] - 2 * ROUNDING).nonzero()[:, 0].numpy()
-            candidate = np.sort(candidate)
-            exact = (unit[candidate] * _unit(queries[row : row + 1])).sum(axis=1)
-            order = np.argsort(-exact, kind="stable")[:k]
-            indices[row], cosines[row] = candidate[order], exact[order]
+        queries32_md = F.normalize(torch.from_numpy(np.asarray(queries[rows], np.float32)), dim=1)
+        cosines32_mn = queries32_md @ bank32_nd.T
+        if exclude is not None:
+            cosines32_mn[torch.arange(len(rows)), torch.from_numpy(exclude[rows])] = -torch.inf
+        top_cosines, top_indices = cosines32_mn.topk(min(k + NUM_SPARE, num_available), sorted=True)
+        for row, top, candidates in zip(rows, top_cosines, top_indices.numpy(), strict=True):
+            # Features beyond the candidates may be as near as the k-th.
+            if len(top) > k and top[-1] >= (threshold := top[k - 1] - 2 * ROUNDING):
+                candidates = (cosines32_mn[row - start] >= threshold).nonzero()[:, 0].numpy()
+            candidates = np.sort(candidates)
+            cosines64 = (bank64_nd[candidates] * _normalize(queries[row : row + 1])).sum(axis=1)
+            order = np.argsort(-cosines64, kind="stable")[:k]
+            indices[row], cosines[row] = candidates[order], cosines64[order]
     return Neighbors(indices, cosines)
 
 
-def _unit(features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of unit length; those of zeros stay."""
+def _normalize(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Scale rows to unit length, except rows of zeros."""
     double = np.asarray(features, dtype=np.float64)
     lengths: NDArray[np.float64] = np.linalg.norm(double, axis=1, keepdims=True)
     return double / np.maximum(lengths, 1e-12)
@@ -70,6 +77,6 @@ def _unit(features: NDArray[np.floating]) -> NDArray[np.float64]:
 def precision_at_k(
     indices: NDArray[np.int64], bank_labels: NDArray[np.integer], query_labels: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """For each query the share of its neighbors (m, k) that have its class, (m,)."""
-    share: NDArray[np.float64] = (bank_labels[indices] == query_labels[:, None]).mean(axis=1)
-    return share
+    """Compute the fraction of the neighbors (m, k) that have the class of their query, (m,)."""
+    precision: NDArray[np.float64] = (bank_labels[indices] == query_labels[:, None]).mean(axis=1)
+    return precision

@@ -1,4 +1,4 @@
-"""Images ranked by how well they were segmented."""
+"""Ranking of images by their mIoU."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from cvexp.metrics.iou import Counts, mean_iou
 
 
 def best_median_worst(counts: Sequence[Counts], areas: NDArray[np.int64], num_images: int) -> dict[str, list[int]]:
-    """Return positions of images that have a class, by the mean of the runs' mIoU of that image.
+    """Return positions of the images with the best, median and worst mIoU, averaged over the runs.
 
-    Images that are mostly ignored are left out, because their mIoU says little, unless all images are like that.
+    Images without labeled classes are left out. So are images with more ignored than labeled pixels, because their
+    mIoU is unreliable, unless there are no others.
 
     Args:
-        counts: Of each run, (images, 1 + c, 3).
-        areas: The number of pixels of each image, ignored ones included, (images,).
-        num_images: How many of each kind; fewer if there are not enough images.
+        counts: Pixel counts of each run (images, 1 + c, 3), see `cvexp.metrics.iou`.
+        areas: Number of pixels of each image, including ignored pixels, (images,).
+        num_images: Number of images of each category; fewer if there are not enough images.
+
+    Returns:
+        Positions of `best`, `median` and `worst` images.
     """
-    scores = np.mean([mean_iou(of_run[:, 1:]) for of_run in counts], axis=0)
-    labeled = counts[0][:, 1:, 2].any(axis=1)
-    is_judged = labeled & (2 * counts[0][:, :, 2].sum(axis=1) >= areas)
-    ranked = set(np.flatnonzero(is_judged if is_judged.any() else labeled).tolist())
+    scores = np.mean([mean_iou(run_counts[:, 1:]) for run_counts in counts], axis=0)
+    is_labeled = counts[0][:, 1:, 2].any(axis=1)
+    is_reliable = is_labeled & (2 * counts[0][:, :, 2].sum(axis=1) >= areas)
+    ranked = set(np.flatnonzero(is_reliable if is_reliable.any() else is_labeled).tolist())
     order = [int(i) for i in np.argsort(-scores, kind="stable") if i in ranked]
     num_images = max(1, min(num_images, len(order) // 3))
     middle = (len(order) - num_images) // 2

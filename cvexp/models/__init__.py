@@ -1,1 +1,1 @@
-"""Plain PyTorch modules: no configuration, no files, no MLflow."""
+"""Plain PyTorch modules, independent of configuration, files and MLflow."""

@@ -1,7 +1,7 @@
-"""Attention of a class over a feature map (Vaswani et al., "Attention Is All You Need",
-https://arxiv.org/abs/1706.03762, section 3.2), with the values kept where they are instead of summed.
+"""Attention of classes over a feature map (Vaswani et al., "Attention Is All You Need",
+https://arxiv.org/abs/1706.03762, section 3.2), without the sum over positions.
 
-Shapes: b images, q classes asked for, n heads, d channels of a head, p = h w positions.
+Shapes: b images, q queries, n heads, d channels of a head, c channels of a feature map of h x w positions, p = h w.
 """
 
 from __future__ import annotations
@@ -17,97 +17,101 @@ NORMALIZATIONS = ("softmax", "mean_one", "sigmoid")
 
 
 class ClassAttention(nn.Module):
-    """A class, one-hot, asks a feature map where it is.
+    """Attention whose queries are classes, and whose keys and values are the positions of a feature map.
 
-    The attention of a class is a(p) = softmax over p of score(query, key(p)). Its sum over all positions, the vector
-    a(1) v(1) + a(2) v(2) + ..., is what attention usually gives. A mask needs to know where, so here the terms stay
-    apart: the attended map is a(p) v(p), and its sum is the usual result.
+    The attention weight of a class at position p is a(p) = softmax over p of score(query, key(p)). Standard attention
+    returns the sum over all positions, a(1) v(1) + a(2) v(2) + .... A mask depends on the position, so this module
+    returns the terms of the sum as a map: a(p) v(p) at each position p.
 
-    The weights of a softmax sum to one, so their mean is 1 / p, and a map of 32 x 32 values would shrink a thousand
-    times: less than the epsilon of the batch norm that follows. `normalization` says what is done about it:
+    Softmax weights sum to one, so their mean is 1 / p. On a map of 32 x 32 positions, this scales the values by
+    1 / 1024, below the epsilon of the batch norm that follows. `normalization` selects how to compute the weights:
 
-    * `softmax`: nothing; what the course did.
-    * `mean_one`: the weights are multiplied by p, whatever the map's size: then their mean is one.
-    * `sigmoid`: each position is judged by itself, from 0 to 1. Unlike a softmax, which must put its weight somewhere,
-      it can say that the class is nowhere.
+    * `softmax`: The plain softmax, as in the course.
+    * `mean_one`: The softmax times p, so that the mean weight is one, whatever the size of the map.
+    * `sigmoid`: The sigmoid of each score, from 0 to 1 independently of other positions. Unlike softmax weights, all
+      weights can be close to 0, if the image does not contain the class.
 
     Args:
-        classes: How many there are.
-        in_channels: Of the feature map.
-        dim: Of queries, keys and values, all heads together.
-        heads: How many independent attentions share `dim`.
-        kind: How a key is scored: `scaled_dot_product`, q k / sqrt(d); `dot_product`, q k; `additive`,
-            w tanh(q + k) (Bahdanau et al., arXiv 1409.0473); `cosine`, cos(q, k) times a learned factor of each head.
-        normalization: Of the scores; see above.
+        num_classes: Number of classes.
+        in_channels: Number of channels of the feature map.
+        dim: Number of channels of queries, keys and values, over all heads.
+        num_heads: Number of heads, each with `dim / num_heads` channels.
+        score_function: Score of a query q and a key k: `scaled_dot_product`, q k / sqrt(d); `dot_product`, q k;
+            `additive`, w tanh(q + k) (Bahdanau et al., https://arxiv.org/abs/1409.0473); `cosine`, cos(q, k) times a
+            learned factor for each head.
+        normalization: How to compute the weights from the scores; see above.
 
     Raises:
-        ValueError: when the heads don't divide `dim`.
+        ValueError: if `dim` is not divisible by `num_heads`.
     """
 
     def __init__(
         self,
-        classes: int,
+        num_classes: int,
         in_channels: int,
         dim: int,
-        heads: int = 1,
-        kind: str = "scaled_dot_product",
+        num_heads: int = 1,
+        score_function: str = "scaled_dot_product",
         normalization: str = "sigmoid",
     ) -> None:
         super().__init__()
-        if dim % heads != 0:
-            raise ValueError(f"{heads} heads don't divide {dim} channels")
-        self.classes = classes
-        self.heads = heads
-        self.kind = kind
+        if dim % num_heads != 0:
+            raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}")
+        self.num_classes = num_classes
+        self.num_heads = num_heads
+        self.score_function = score_function
         self.normalization = normalization
-        self.query = nn.Linear(classes, dim, bias=False)  # of a one-hot class: its column is the class's query
+        self.query = nn.Linear(num_classes, dim, bias=False)
         self.key = nn.Linear(in_channels, dim)
         self.value = nn.Linear(in_channels, dim)
-        nn.init.normal_(self.query.weight)  # Linear's own would make it small with many classes, though one is hot
-        if kind == "additive":
-            self.additive = nn.Parameter(torch.randn(heads, dim // heads) / math.sqrt(dim // heads))
-        if kind == "cosine":
-            self.log_factor = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+        # The input of the query layer is one-hot, so the query of a class is a column of the weight. The default
+        # initialization would scale it down by the square root of the number of classes.
+        nn.init.normal_(self.query.weight)
+        if score_function == "additive":
+            self.additive = nn.Parameter(torch.randn(num_heads, dim // num_heads) / math.sqrt(dim // num_heads))
+        if score_function == "cosine":
+            self.log_factor = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
 
-    def forward(self, x_bchw: Tensor, asked_bq: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend once for each class asked for.
+    def forward(self, x_bchw: Tensor, queries_bq: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the attended map and the attention weights of each query.
 
         Args:
             x_bchw: Feature maps (b, c, h, w).
-            asked_bq: The classes asked of each image, counted from 0, (b, q) int64.
+            queries_bq: Classes to query for each image, counted from 0, (b, q) int64.
 
         Returns:
-            The attended maps (b, q, dim, h, w), and the weights (b, q, heads, h, w).
+            The attended maps (b, q, dim, h, w), and the attention weights (b, q, n, h, w).
         """
         height, width = x_bchw.shape[-2:]
         x_bpc = x_bchw.flatten(2).transpose(1, 2)
-        one_hot = F.one_hot(asked_bq, self.classes).to(x_bpc.dtype)
-        q_bnqd, k_bnpd, v_bnpd = map(self._split_heads, (self.query(one_hot), self.key(x_bpc), self.value(x_bpc)))
-        a_bnqp = self.normalize(self.score(q_bnqd, k_bnpd))
+        one_hot_bqc = F.one_hot(queries_bq, self.num_classes).to(x_bpc.dtype)
+        q_bnqd, k_bnpd, v_bnpd = map(self._split_heads, (self.query(one_hot_bqc), self.key(x_bpc), self.value(x_bpc)))
+        a_bnqp = self.normalize(self.compute_scores(q_bnqd, k_bnpd))
         attended_bnqpd = a_bnqp[..., None] * v_bnpd[:, :, None]
         attended = attended_bnqpd.permute(0, 2, 1, 4, 3).flatten(2, 3).unflatten(-1, (height, width))
         return attended, a_bnqp.transpose(1, 2).unflatten(-1, (height, width))
 
-    def score(self, q_bnqd: Tensor, k_bnpd: Tensor) -> Tensor:
-        """How well each key answers each query, (b, n, q, p)."""
-        scores: Tensor
-        if self.kind == "additive":
-            hidden = torch.tanh(q_bnqd[:, :, :, None] + k_bnpd[:, :, None])
-            scores = torch.einsum("bnqpd,nd->bnqp", hidden, self.additive.to(hidden.dtype))
-        elif self.kind == "cosine":
-            scores = self.log_factor.exp() * (F.normalize(q_bnqd, dim=-1) @ F.normalize(k_bnpd, dim=-1).mT)
+    def compute_scores(self, q_bnqd: Tensor, k_bnpd: Tensor) -> Tensor:
+        """Compute the score of each query and key, (b, n, q, p)."""
+        scores_bnqp: Tensor
+        if self.score_function == "additive":
+            hidden_bnqpd = torch.tanh(q_bnqd[:, :, :, None] + k_bnpd[:, :, None])
+            scores_bnqp = torch.einsum("bnqpd,nd->bnqp", hidden_bnqpd, self.additive.to(hidden_bnqpd.dtype))
+        elif self.score_function == "cosine":
+            scores_bnqp = self.log_factor.exp() * (F.normalize(q_bnqd, dim=-1) @ F.normalize(k_bnpd, dim=-1).mT)
         else:
-            scores = q_bnqd @ k_bnpd.mT
-        if self.kind == "scaled_dot_product":
-            scores = scores / math.sqrt(q_bnqd.shape[-1])
-        return scores
+            scores_bnqp = q_bnqd @ k_bnpd.mT
+        if self.score_function == "scaled_dot_product":
+            scores_bnqp = scores_bnqp / math.sqrt(q_bnqd.shape[-1])
+        return scores_bnqp
 
-    def normalize(self, score_bnqp: Tensor) -> Tensor:
-        """Scores to weights, over the positions."""
+    def normalize(self, scores_bnqp: Tensor) -> Tensor:
+        """Compute attention weights from scores, over the positions."""
         if self.normalization == "sigmoid":
-            return score_bnqp.sigmoid()
-        a_bnqp = score_bnqp.softmax(dim=-1)
+            return scores_bnqp.sigmoid()
+        a_bnqp = scores_bnqp.softmax(dim=-1)
         return a_bnqp.mul(a_bnqp.shape[-1]) if self.normalization == "mean_one" else a_bnqp
 
-    def _split_heads(self, x_bsd: Tensor) -> Tensor:
-        return x_bsd.view(*x_bsd.shape[:2], self.heads, -1).transpose(1, 2)
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """Split the channels of queries, keys or values (b, length, dim) into heads, (b, n, length, d)."""
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)

@@ -1,4 +1,7 @@
-"""Backbones: timm models without their classifier."""
+"""Backbones: timm models without their classifier.
+
+Shapes: b images, c channels, h x w pixels of an image or positions of a feature map, d features.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ import torch
 from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 
-LOW_STRIDE = 4  # of the low-level feature map, as in the DeepLabV3+ paper
+LOW_STRIDE = 4  # output stride of the low-level feature map, as in the DeepLabV3+ paper
 
-NAMES = {"resnet_mini": "test_resnet"}  # our own names of timm models
+ALIASES = {"resnet_mini": "test_resnet"}  # names of timm models besides timm's own
 
 
 class BackboneError(ValueError):
-    """A backbone can't be created, or can't do what is needed."""
+    """A backbone can't be created, or does not fit the purpose."""
 
 
 class UnknownModelError(BackboneError):
@@ -34,30 +37,30 @@ class PretrainedWeightsError(BackboneError):
 
 def known_models() -> list[str]:
     """List all names that `create_backbone` accepts."""
-    return [*NAMES, *timm.list_models()]
+    return [*ALIASES, *timm.list_models()]
 
 
 def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Module:
     """Create a timm model without its classifier.
 
-    It gives feature maps by `forward_intermediates`, and one pooled vector by `forward`.
+    Its `forward` returns a pooled feature vector, and its `forward_intermediates` returns feature maps.
 
     Args:
-        name: Any name that timm knows, or one of `NAMES`.
-        pretrained: Whether to load timm's pretrained weights, from the local cache or its hub.
+        name: Any name that timm knows, or one of `ALIASES`.
+        pretrained: Whether to load timm's pretrained weights, from the local cache or the Hugging Face Hub.
         args: Passed to `timm.create_model`.
 
     Raises:
-        BackboneError: for an unknown name, arguments that the model does not accept, or weights that can't be loaded.
+        BackboneError: if the name is unknown, the model does not accept the arguments, or the weights can't be loaded.
     """
-    if not timm.is_model(NAMES.get(name, name)):
+    if not timm.is_model(ALIASES.get(name, name)):
         raise UnknownModelError(f"timm has no model {name!r}")
     try:
         with _cache_if_offline() if pretrained else contextlib.nullcontext():
-            return timm.create_model(NAMES.get(name, name), pretrained=pretrained, num_classes=0, **args)
-    except Exception as error:  # models raise many kinds
+            return timm.create_model(ALIASES.get(name, name), pretrained=pretrained, num_classes=0, **args)
+    except Exception as error:  # models raise exceptions of many types
         if isinstance(error, TypeError) and args:
-            raise ArgumentsError(f"{name} refuses {args}: {one_line(error)}") from error
+            raise ArgumentsError(f"{name} does not accept {args}: {one_line(error)}") from error
         if pretrained:
             raise PretrainedWeightsError(
                 f"the pretrained weights of {name} can't be loaded ({one_line(error)})"
@@ -67,11 +70,11 @@ def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Modu
 
 @contextlib.contextmanager
 def _cache_if_offline() -> Iterator[None]:
-    """Use the local cache alone when the hub can't be reached, where its client would retry for 48 seconds."""
+    """Use the local cache alone if the hub can't be reached, because its client would retry for 48 seconds."""
     offline = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of an HTTP library that depends on the client's version
+    except Exception:  # which HTTP library raises it depends on the version of the client
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -80,14 +83,14 @@ def _cache_if_offline() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type if it has none."""
+    """Return the first line of an error message, or the type of the error if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Run a model without leaving a trace: in evaluation mode, without gradients, with the random state restored."""
+def _without_side_effects(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode and disable gradients; restore the mode and the random state afterwards."""
     training = model.training
     model.eval()
     try:
@@ -98,28 +101,28 @@ def _measuring(model: nn.Module) -> Iterator[None]:
 
 
 def feature_dim(backbone: nn.Module, image_size: int) -> int:
-    """Measure the length of a backbone's pooled vector, because timm's `num_features` is not always right.
+    """Measure the length of a backbone's feature vector, because timm's `num_features` is not always right.
 
     Args:
         backbone: A timm model.
-        image_size: Side length of the image that is tried, in pixels.
+        image_size: Side length of the image on which to run it, in pixels.
 
     Raises:
         ValueError: if the model returns anything but one vector for each image.
     """
-    with _measuring(backbone):
-        features = backbone(torch.zeros(1, 3, image_size, image_size))
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    with _without_side_effects(backbone):
+        output = backbone(torch.zeros(1, 3, image_size, image_size))
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"it returns {shape} instead of one vector for each image")
-    return features.shape[1]
+    return output.shape[1]
 
 
 def feature_maps(backbone: nn.Module) -> list[dict[str, Any]]:
-    """Return what timm knows about the feature maps: channels (`num_chs`), stride (`reduction`), place (`module`)."""
-    maps = backbone.feature_info
-    assert isinstance(maps, list)
-    return maps
+    """Return timm's description of each feature map: `num_chs` (channels), `reduction` (stride), `module` (name)."""
+    infos = backbone.feature_info
+    assert isinstance(infos, list)
+    return infos
 
 
 class Encoder(nn.Module):
@@ -127,11 +130,11 @@ class Encoder(nn.Module):
 
     Args:
         backbone: A timm model.
-        image_size: Side length in pixels of the image on which the maps are measured.
+        image_size: Side length of the image on which to measure the maps, in pixels.
 
     Attributes:
         low_channels, high_channels: Number of channels of the two maps.
-        stride: Pixels of the image for each position of the last map.
+        stride: Output stride of the last map: image pixels per position.
 
     Raises:
         ValueError: if the model returns anything but feature maps.
@@ -140,37 +143,38 @@ class Encoder(nn.Module):
     def __init__(self, backbone: nn.Module, image_size: int) -> None:
         super().__init__()
         self.backbone = backbone
-        maps = feature_maps(backbone)
-        fine = [number for number, map_ in enumerate(maps) if map_["reduction"] <= LOW_STRIDE]
-        low = fine[-1] if fine else len(maps) // 4  # of a transformer all maps have the same size
-        self.indices = [low, len(maps) - 1]
-        self.stride = int(maps[-1]["reduction"])
+        infos = feature_maps(backbone)
+        fine = [index for index, info in enumerate(infos) if info["reduction"] <= LOW_STRIDE]
+        low = fine[-1] if fine else len(infos) // 4  # all maps of a plain transformer have the same, larger stride
+        self.indices = [low, len(infos) - 1]
+        self.stride = int(infos[-1]["reduction"])
         self.norm = True
-        with _measuring(self):
+        with _without_side_effects(self):
             images = torch.zeros(1, 3, image_size, image_size)
             try:
-                measured = self(images)
-            except AssertionError:  # some models can't normalize their maps
+                outputs = self(images)
+            except AssertionError:  # some models do not support the normalization of their maps
                 self.norm = False
-                measured = self(images)
-        if any(map_.ndim != 4 for map_ in measured):
-            raise ValueError(f"its feature maps have the shapes {[tuple(map_.shape) for map_ in measured]}")
-        self.low_channels, self.high_channels = (map_.shape[1] for map_ in measured)
+                outputs = self(images)
+        if any(output.ndim != 4 for output in outputs):
+            shapes = [tuple(output.shape) for output in outputs]
+            raise ValueError(f"its feature maps have the shapes {shapes} instead of (b, c, h, w)")
+        self.low_channels, self.high_channels = (output.shape[1] for output in outputs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (b, 3, h, w) to two feature maps (b, c, h', w')."""
+        """Map images (b, 3, h, w) to a low-level and a last feature map, each (b, c, h', w')."""
         if not hasattr(self.backbone, "forward_intermediates"):
-            return self._hooked(images)
-        low, high = self.backbone.forward_intermediates(  # type: ignore[operator]
+            return self._forward_with_hooks(images)
+        low_bchw, high_bchw = self.backbone.forward_intermediates(  # type: ignore[operator]
             images, indices=self.indices, norm=self.norm, intermediates_only=True
         )
-        return low, high
+        return low_bchw, high_bchw
 
-    def _hooked(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_with_hooks(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the modules that `feature_info` names."""
         outputs: dict[int, Tensor] = {}
 
-        def keep(index: int, output: Tensor) -> None:
+        def store(index: int, output: Tensor) -> None:
             channels = feature_maps(self.backbone)[index]["num_chs"]
             channels_last = output.ndim == 4 and output.shape[1] != channels == output.shape[3]
             outputs[index] = output.movedim(3, 1) if channels_last else output
@@ -178,21 +182,24 @@ class Encoder(nn.Module):
         with contextlib.ExitStack() as stack:
             for index in self.indices:
                 module = self.backbone.get_submodule(feature_maps(self.backbone)[index]["module"])
-                handle = module.register_forward_hook(lambda _module, _inputs, output, index=index: keep(index, output))
+                handle = module.register_forward_hook(
+                    lambda _module, _inputs, output, index=index: store(index, output)
+                )
                 stack.callback(handle.remove)
             self.backbone.forward_features(images)  # type: ignore[operator]
-        low, high = (outputs[index] for index in self.indices)
-        return low, high
+        low_bchw, high_bchw = (outputs[index] for index in self.indices)
+        return low_bchw, high_bchw
 
 
 def forward_crops(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Compute the pooled features of several crops, with one pass of the backbone for each resolution.
+    """Compute the feature vectors of several crops, with one forward pass of the backbone for each resolution.
 
     Args:
-        crops: (b, 3, h, w) each. Those of equal resolution must be next to each other.
+        backbone: Maps images to feature vectors.
+        crops: Batches of crops, each (b, 3, h, w). Those of equal resolution must be adjacent.
 
     Returns:
-        (len(crops) * b, d), crop by crop.
+        (len(crops) * b, d), in the order of the crops.
     """
     groups: list[list[Tensor]] = []
     for crop in crops:

@@ -1,5 +1,7 @@
 """Decoders with dilated convolutions: DeepLabV3 (https://arxiv.org/abs/1706.05587) and DeepLabV3+
-(https://arxiv.org/abs/1802.02611), without the classifier, so that other heads can follow the same trunk.
+(https://arxiv.org/abs/1802.02611), without the classifier, so that other heads can follow.
+
+Shapes: b images, c channels, h x w positions of a feature map, n = b q maps (q maps for each image, image by image).
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-LOW_CHANNELS = 48  # of the reduced low-level features, as in the DeepLabV3+ paper
+LOW_CHANNELS = 48  # channels to which low-level features are reduced, as in the DeepLabV3+ paper
 
 
 class DeepLabV3(nn.Module):
-    """Atrous spatial pyramid pooling (torchvision's) and one 3 x 3 convolution, at the encoder's output stride.
+    """Atrous spatial pyramid pooling (ASPP) and a 3 x 3 convolution, at the encoder's output stride.
 
     Args:
-        low_channels: Not used; so that both decoders are made alike.
-        high_channels: Of the encoder's last map.
-        channels: Of every layer, and of the map that it gives.
-        rates: Of the dilated convolutions.
-        dropout: Probability, after the pyramid.
+        low_channels: Not used; all decoders have the same arguments.
+        high_channels: Number of channels of the encoder's last map.
+        channels: Number of channels of every layer, and of the output.
+        rates: Dilation rates of the ASPP.
+        dropout: Dropout probability after the ASPP.
     """
 
     def __init__(
@@ -31,19 +33,27 @@ class DeepLabV3(nn.Module):
         super().__init__()
         self.channels = channels
         self.aspp = make_aspp(high_channels, channels, rates, dropout)
-        self.refine = nn.Sequential(*_conv(channels, channels, kernel=3))
+        self.refine = nn.Sequential(*_conv_norm_relu(channels, channels, kernel_size=3))
 
-    def forward(self, low_bchw: Tensor, high_bchw: Tensor) -> Tensor:
-        """The encoder's maps to (b, channels, h, w) of the last one's size."""
-        refined: Tensor = self.refine(self.aspp(high_bchw))
-        return refined
+    def forward(self, low_bchw: Tensor, high_nchw: Tensor) -> Tensor:
+        """Map the encoder's feature maps to one of `channels` channels, with the size of the last map.
+
+        Args:
+            low_bchw: Low-level maps. Not used.
+            high_nchw: Last maps, q for each image.
+
+        Returns:
+            (n, channels, h, w).
+        """
+        refined_nchw: Tensor = self.refine(self.aspp(high_nchw))
+        return refined_nchw
 
 
 class DeepLabV3Plus(nn.Module):
-    """The pyramid, upsampled and joined with low-level features that know where edges are.
+    """Atrous spatial pyramid pooling (ASPP), upsampled and refined with the encoder's low-level features.
 
     Args:
-        low_channels: Of the encoder's early map.
+        low_channels: Number of channels of the encoder's low-level map.
         high_channels, channels, rates, dropout: See `DeepLabV3`.
     """
 
@@ -53,32 +63,39 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         self.channels = channels
         self.aspp = make_aspp(high_channels, channels, rates, dropout)
-        self.reduce_low = nn.Sequential(*_conv(low_channels, LOW_CHANNELS, kernel=1))
+        self.reduce_low = nn.Sequential(*_conv_norm_relu(low_channels, LOW_CHANNELS, kernel_size=1))
         self.refine = nn.Sequential(
-            *_conv(channels + LOW_CHANNELS, channels, kernel=3), *_conv(channels, channels, kernel=3)
+            *_conv_norm_relu(channels + LOW_CHANNELS, channels, kernel_size=3),
+            *_conv_norm_relu(channels, channels, kernel_size=3),
         )
 
     def forward(self, low_bchw: Tensor, high_nchw: Tensor) -> Tensor:
-        """The encoder's maps to (n, channels, h, w) of the early one's size.
+        """Map the encoder's feature maps to one of `channels` channels, with the size of the low-level map.
 
-        The last map may come several times for each image (n = b q, image by image), once for each class asked for.
+        Args:
+            low_bchw: Low-level maps.
+            high_nchw: Last maps, q for each image.
+
+        Returns:
+            (n, channels, h, w).
         """
-        low = self.reduce_low(low_bchw).repeat_interleave(len(high_nchw) // len(low_bchw), dim=0)
-        high = F.interpolate(self.aspp(high_nchw), size=low.shape[-2:], mode="bilinear", align_corners=False)
-        refined: Tensor = self.refine(torch.cat([high, low], dim=1))
-        return refined
+        num_maps = high_nchw.shape[0] // low_bchw.shape[0]  # torch.export would make a constant of len()
+        low_nchw = self.reduce_low(low_bchw).repeat_interleave(num_maps, dim=0)
+        high_nchw = F.interpolate(self.aspp(high_nchw), size=low_nchw.shape[-2:], mode="bilinear", align_corners=False)
+        refined_nchw: Tensor = self.refine(torch.cat([high_nchw, low_nchw], dim=1))
+        return refined_nchw
 
 
 DECODERS = {"deeplabv3": DeepLabV3, "deeplabv3plus": DeepLabV3Plus}
 
 
 def make_aspp(in_channels: int, channels: int, rates: Sequence[int], dropout: float) -> ASPP:
-    """torchvision's pyramid: convolutions 1 x 1 and of each rate, and image pooling, joined by a 1 x 1 convolution."""
+    """Create torchvision's ASPP with another dropout probability than its own, which is fixed at 0.5."""
     aspp = ASPP(in_channels, list(rates), channels)
     aspp.project[3].p = dropout
     return aspp
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]

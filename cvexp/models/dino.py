@@ -1,7 +1,8 @@
 """DINO: self-distillation with no labels (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers",
 https://arxiv.org/abs/2104.14294).
 
-Shapes: v views, t of them global (the teacher's), b images, k outputs of the head.
+Shapes: b images, v views of each, the first t of them global (the teacher sees only these), c channels, h x w pixels,
+k prototypes (outputs of the head), n inputs of the head, d features.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from cvexp.models.backbone import forward_crops
 
 
 class DINOHead(nn.Module):
-    """The projection head: a three-layer perceptron, a bottleneck on the unit sphere, a weight-normed last layer.
+    """The projection head: a three-layer MLP, an l2-normalized bottleneck, and a weight-normalized last layer.
 
-    The last layer's rows have length one and no gain to learn, so that each output is the cosine between the
+    The rows of the last layer have length one, without a learned gain, so each output is the cosine between the
     bottleneck and a prototype (section 3.1 and appendix C of the paper).
 
     Args:
         in_dim: Length of the backbone's features.
         hidden_dim: Width of the two hidden layers.
-        bottleneck_dim: Length of the vector that is normalized.
-        out_dim: How many prototypes, k.
-        batch_norm: Normalize the hidden layers over the batch; helps convolutional backbones on little data.
+        bottleneck_dim: Length of the normalized vector.
+        out_dim: Number of prototypes, k.
+        batch_norm: Whether to add batch norm to the hidden layers, which helps convolutional backbones on small data.
     """
 
     def __init__(
@@ -49,23 +50,26 @@ class DINOHead(nn.Module):
         self.last_layer = nn.Parameter(torch.randn(out_dim, bottleneck_dim))
 
     def forward(self, x_nd: Tensor) -> Tensor:
-        """(n, in_dim) features to (n, out_dim) logits in [-1, 1]."""
-        bottleneck = F.normalize(self.mlp(x_nd), dim=-1)
-        prototypes = F.normalize(self.last_layer, dim=-1)
-        return F.linear(bottleneck, prototypes.to(bottleneck.dtype))
+        """Map features (n, in_dim) to logits (n, out_dim) in [-1, 1]."""
+        bottleneck_nd = F.normalize(self.mlp(x_nd), dim=-1)
+        prototypes_kd = F.normalize(self.last_layer, dim=-1)
+        return F.linear(bottleneck_nd, prototypes_kd.to(bottleneck_nd.dtype))
 
 
 class DINOLoss(nn.Module):
-    """Cross-entropy between the teacher's and the student's view of the same image (equations 1 to 4 of the paper).
+    """Cross-entropy between the teacher's and the student's output for different views (equations 1 to 4 of the paper).
 
-    The teacher's output is centered, against the collapse to one prototype, and sharpened by a low temperature, against
-    the collapse to all prototypes alike. The center follows the mean of the teacher's logits over the batch, and over
-    all processes where there are several.
+    Centering the teacher's logits prevents the collapse to one prototype. Sharpening them with a low temperature
+    prevents the collapse to a uniform output. The center is a moving average of the mean of the teacher's logits over
+    the batch and all processes.
 
     Args:
-        out_dim: How many prototypes, k.
+        out_dim: Number of prototypes, k.
         student_temperature: Divides the student's logits.
-        center_momentum: How much of the old center stays at each update; 1 keeps the center at 0, so none is taken.
+        center_momentum: Momentum of the moving average. With 1 the center stays 0, which disables centering.
+
+    Attributes:
+        center: (k,) float32.
     """
 
     center: Tensor
@@ -77,43 +81,51 @@ class DINOLoss(nn.Module):
         self.register_buffer("center", torch.zeros(out_dim))
 
     def forward(self, teacher_tbk: Tensor, student_vbk: Tensor, teacher_temperature: float) -> Tensor:
-        """The loss of a batch, a scalar in nats.
+        """Compute the loss of a batch, a scalar in nats.
 
         Args:
             teacher_tbk: The teacher's logits of the t global views.
-            student_vbk: The student's logits of all v views, the global ones first and in the same order.
+            student_vbk: The student's logits of all v views, first the global ones in the same order.
             teacher_temperature: Divides the teacher's centered logits.
 
         Raises:
-            ValueError: when there is no pair of different views.
+            ValueError: if there is no pair of different views, or if the teacher has more views than the student.
         """
-        global_views, views = len(teacher_tbk), len(student_vbk)
-        if not 1 <= global_views <= views or views < 2:
-            raise ValueError(f"got {global_views} teacher and {views} student views; they must hold a pair to compare")
+        num_global, num_views = len(teacher_tbk), len(student_vbk)
+        if not 1 <= num_global <= num_views or num_views < 2:
+            raise ValueError(
+                f"got {num_global} teacher and {num_views} student views, but the student must have all views of the "
+                "teacher, and there must be a pair of different views"
+            )
         p_tbk = self.teacher_probabilities(teacher_tbk, teacher_temperature)
         log_q_vbk = F.log_softmax(student_vbk.float() / self.student_temperature, dim=-1)
-        with torch.autocast(student_vbk.device.type, enabled=False):  # which would sum the products in bfloat16
+        with torch.autocast(student_vbk.device.type, enabled=False):  # autocast would compute the sum in bfloat16
             cross_entropy_tv = -torch.einsum("tbk,vbk->tv", p_tbk, log_q_vbk) / student_vbk.shape[1]
-        same_view_tv = torch.eye(global_views, views, dtype=torch.bool, device=student_vbk.device)
-        return cross_entropy_tv.masked_fill(same_view_tv, 0).sum() / (global_views * (views - 1))
+        same_view_tv = torch.eye(num_global, num_views, dtype=torch.bool, device=student_vbk.device)
+        return cross_entropy_tv.masked_fill(same_view_tv, 0).sum() / (num_global * (num_views - 1))
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher_tbk: Tensor, teacher_temperature: float) -> Tensor:
-        """The teacher's centered and sharpened distribution over the prototypes, in float32."""
+        """Compute the teacher's centered and sharpened distribution over the prototypes, (t, b, k) float32."""
         return F.softmax((teacher_tbk.float() - self.center) / teacher_temperature, dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_tbk: Tensor) -> None:
-        """Move the center towards the mean of the teacher's logits, over all processes."""
-        batch_center = teacher_tbk.float().mean(dim=(0, 1))
+        """Move the center towards the mean of the teacher's logits over the batch and all processes."""
+        batch_center_k = teacher_tbk.float().mean(dim=(0, 1))
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(batch_center)
-            batch_center /= dist.get_world_size()
-        self.center.lerp_(batch_center, 1 - self.center_momentum)
+            dist.all_reduce(batch_center_k)
+            batch_center_k /= dist.get_world_size()
+        self.center.lerp_(batch_center_k, 1 - self.center_momentum)
 
 
 class DINONetwork(nn.Module):
-    """A backbone and its projection head: what student and teacher both are."""
+    """A backbone and its projection head: the network of the student, and of the teacher.
+
+    Args:
+        backbone: Maps images to feature vectors.
+        head: Maps feature vectors to logits.
+    """
 
     def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
         super().__init__()
@@ -121,13 +133,13 @@ class DINONetwork(nn.Module):
         self.head = head
 
     def forward(self, views: list[Tensor]) -> Tensor:
-        """Logits (v, b, k) of v views, each (b, 3, h, w); views of equal resolution must be neighbors."""
-        logits: Tensor = self.head(forward_crops(self.backbone, views))
-        return logits.view(len(views), -1, logits.shape[-1])
+        """Map v views, each (b, 3, h, w), to logits (v, b, k). Views of equal resolution must be adjacent."""
+        logits_nk: Tensor = self.head(forward_crops(self.backbone, views))
+        return logits_nk.view(len(views), -1, logits_nk.shape[-1])
 
 
 def make_teacher(student: DINONetwork) -> DINONetwork:
-    """A copy of the student that no gradient reaches."""
+    """Return a copy of the student whose parameters require no gradient."""
     return copy.deepcopy(student).requires_grad_(False)
 
 
@@ -135,7 +147,8 @@ def make_teacher(student: DINONetwork) -> DINONetwork:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters towards the student's: teacher = momentum * teacher + (1 - momentum) * student.
 
-    Buffers (the statistics of batch norm) stay the teacher's own: it gathers them from the global crops that it sees.
+    Buffers, such as the statistics of batch norm, are not copied: the teacher computes its own from the global crops.
     """
-    teachers = [parameter.detach() for parameter in teacher.parameters()]
-    torch._foreach_lerp_(teachers, [parameter.detach() for parameter in student.parameters()], 1 - momentum)
+    teacher_parameters = [parameter.detach() for parameter in teacher.parameters()]
+    student_parameters = [parameter.detach() for parameter in student.parameters()]
+    torch._foreach_lerp_(teacher_parameters, student_parameters, 1 - momentum)

@@ -1,7 +1,7 @@
-"""What a timm model accepts, found by trying it.
+"""Trying which arguments, image sizes and output strides a timm model supports.
 
-Some models accept only one image size, some need an argument to accept others, and some have only their own output
-stride. timm doesn't say which.
+Some models accept only one image size, some need an argument to accept others, and some support only one output
+stride. timm does not document which.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import nn
 
 from cvexp.models.backbone import BackboneError, Encoder, create_backbone, feature_dim, feature_maps, one_line
 
-DEFAULT_STRIDE = 16  # of the last map, where the model can have it
+DEFAULT_STRIDE = 16  # output stride of the last map, if the model supports it
 
-# Arguments with which models accept images of another size than their own. None changes the shape of a parameter, so
-# that weights trained at one size can be loaded for another.
+# Arguments with which models accept other image sizes than their default. None of them changes the shape of a
+# parameter, so weights that were trained at one size can be loaded for another.
 FLEXIBLE: tuple[dict[str, Any], ...] = (
     {},
     {"dynamic_img_size": True},
-    {"dynamic_img_size": True, "dynamic_img_pad": True},  # for sizes that are no multiple of the patch size
+    {"dynamic_img_size": True, "dynamic_img_pad": True},  # for sizes that are not multiples of the patch size
     {"strict_img_size": False},
 )
 
@@ -29,21 +29,21 @@ SUGGESTED = {*range(32, 128, 16), *range(128, 449, 32), *range(28, 449, 28)}  # 
 
 
 class StrideError(BackboneError):
-    """A model can't have the output stride that is needed."""
+    """A model does not support the required output stride."""
 
 
 class SizeError(BackboneError):
-    """A model can't take images of the sizes that are needed, but it can take others."""
+    """A model does not accept images of the required sizes, but accepts others."""
 
 
 class Needs(NamedTuple):
-    """What is needed from a backbone.
+    """Requirements for a backbone.
 
     Attributes:
-        sizes: Side lengths of its images in pixels, by a name for each, which messages use.
-        maps: Whether feature maps are used; otherwise the pooled vector is.
-        output_stride: Pixels for each position of the last map; None means 16 if the model can have it, and otherwise
-            its own.
+        sizes: Side lengths of its images in pixels, by a name that messages use.
+        maps: Whether to use its feature maps, rather than its feature vector.
+        output_stride: Output stride of the last map: image pixels per position. None means 16 if the model supports
+            it, and otherwise its default.
     """
 
     sizes: dict[str, int]
@@ -52,48 +52,50 @@ class Needs(NamedTuple):
 
 
 def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str, Any]:
-    """Choose arguments for `create_backbone` with which a model does what is needed.
+    """Choose arguments for `create_backbone` with which a model meets the requirements.
 
-    The choice depends on the arguments of this function alone, so that a finished run's backbone can be created again.
-    The random state is left as it was.
+    The choice depends only on the arguments of this function, so the backbone of a finished run can be created again.
+    The random state does not change.
 
     Args:
-        name: Any name that timm knows.
-        args: Arguments that are given, which always win.
-        needs: What the model must do.
+        name: Any name that `create_backbone` accepts.
+        args: Arguments that take precedence over the chosen ones.
+        needs: The requirements.
+
+    Returns:
+        The chosen arguments, including `args`.
 
     Raises:
-        BackboneError: if no arguments will do, with sizes that the model accepts, or its own output stride.
+        BackboneError: if there are no such arguments. The message names sizes that the model accepts, or its default
+            output stride.
     """
     stride = needs.output_stride or DEFAULT_STRIDE
-    strides: list[dict[str, Any]] = [{"output_stride": stride}, {}] if needs.maps else [{}]
-    sizes = list(FLEXIBLE)
+    stride_options: list[dict[str, Any]] = [{"output_stride": stride}, {}] if needs.maps else [{}]
+    size_options = list(FLEXIBLE)
     if len(set(needs.sizes.values())) == 1:
-        sizes.append({"img_size": min(needs.sizes.values())})
+        size_options.append({"img_size": min(needs.sizes.values())})
     own_stride, reason = None, ""
-    options = [of_stride | of_size | args for of_stride in strides for of_size in sizes]
-    for number, chosen in enumerate(options):
-        if chosen in options[:number]:
+    options = [stride_option | size_option | args for stride_option in stride_options for size_option in size_options]
+    for index, chosen in enumerate(options):
+        if chosen in options[:index]:
             continue
         try:
-            own_stride = _try(name, chosen, needs)
+            own_stride = _measure_stride(name, chosen, needs)
         except BackboneError:
             if chosen == args:
                 raise
-        except Exception as error:  # models raise many kinds
+        except Exception as error:  # models raise exceptions of many types
             reason = one_line(error) if chosen == args else reason
         else:
             if not needs.maps or own_stride == (needs.output_stride or chosen.get("output_stride", own_stride)):
                 return chosen
     if own_stride is not None:
-        raise StrideError(
-            f"got {stride}, but {name} can't have it, at least not with these arguments; its own is {own_stride}"
-        )
+        raise StrideError(f"got {stride}, but {name} does not support it with these arguments; its own is {own_stride}")
     raise _refusal(name, args, needs, reason)
 
 
-def _try(name: str, args: dict[str, Any], needs: Needs) -> int:
-    """Create a model, try it, and return the output stride of its last map."""
+def _measure_stride(name: str, args: dict[str, Any], needs: Needs) -> int:
+    """Create a model, check it, and return the output stride of its last map."""
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(name, **args)
         _check(backbone, needs)
@@ -101,7 +103,7 @@ def _try(name: str, args: dict[str, Any], needs: Needs) -> int:
 
 
 def _check(backbone: nn.Module, needs: Needs) -> None:
-    """Raise an error unless a model does what a task needs, in training mode too."""
+    """Raise an error unless a model meets the requirements, in evaluation and in training mode."""
     sizes = sorted(set(needs.sizes.values()))
     if needs.maps:
         network: nn.Module = Encoder(backbone, sizes[0])
@@ -115,51 +117,54 @@ def _check(backbone: nn.Module, needs: Needs) -> None:
 
 
 def _refusal(name: str, args: dict[str, Any], needs: Needs, reason: str) -> BackboneError:
-    """Return the error for a model that can't be used, with sizes that it accepts if there are any."""
+    """Return the error for a model that can't be used. It names sizes that the model accepts, if there are any."""
     sizes = " and ".join(map(str, dict.fromkeys(needs.sizes.values())))
     accepted = _find_sizes(name, args, needs)
     changed = [key for key, size in accepted.items() if size != needs.sizes[key]]
     if not changed:
-        return BackboneError(f"{name} can't be used for this ({reason})")
+        return BackboneError(f"{name} can't be used ({reason})")
     remedy = " ".join(f"{key}={size}" for key, size in accepted.items())
     return SizeError(f"{', '.join(changed)}: {name} can't take images of {sizes} px ({reason}); it can with {remedy}")
 
 
 def _find_sizes(name: str, args: dict[str, Any], needs: Needs) -> dict[str, int]:
-    """Return the nearest sizes that a model accepts together, by their names; empty if there are none."""
+    """Return the nearest sizes that a model accepts with the same arguments, by name; empty if there are none."""
     best: dict[str, int] = {}
     with torch.random.fork_rng(devices=[]):
-        for size in _nearest(max(needs.sizes.values())):  # one size for all
-            with contextlib.suppress(Exception):  # models raise many kinds
+        for size in _nearest(max(needs.sizes.values())):  # the same size for all images
+            with contextlib.suppress(Exception):  # models raise exceptions of many types
                 _check(create_backbone(name, **{"img_size": size} | args), needs._replace(sizes={"": size}))
                 best = dict.fromkeys(needs.sizes, size)
                 break
         for option in FLEXIBLE:
-            within = _distance(best, needs) if best else max(SUGGESTED)
-            with contextlib.suppress(BackboneError):  # it has no such argument
+            max_distance = _distance(best, needs) if best else max(SUGGESTED)
+            with contextlib.suppress(BackboneError):  # the model may have no such argument
                 backbone = create_backbone(name, **option | args)
-                sizes = {key: _first_accepted(backbone, size, within, needs) for key, size in needs.sizes.items()}
-                complete = {key: size for key, size in sizes.items() if size is not None}
-                if len(complete) == len(sizes) and (not best or _distance(complete, needs) < within):
+                nearest = {
+                    key: _nearest_accepted(backbone, size, max_distance, needs) for key, size in needs.sizes.items()
+                }
+                complete = {key: size for key, size in nearest.items() if size is not None}
+                if len(complete) == len(nearest) and (not best or _distance(complete, needs) < max_distance):
                     best = complete
     return best
 
 
 def _distance(sizes: dict[str, int], needs: Needs) -> int:
+    """Return the sum of the absolute differences between sizes and those that are required."""
     return sum(abs(size - needs.sizes[key]) for key, size in sizes.items())
 
 
-def _first_accepted(backbone: nn.Module, wanted: int, within: int, needs: Needs) -> int | None:
-    """Return the image size nearest to the wanted one that a model accepts; None if there is none so near."""
+def _nearest_accepted(backbone: nn.Module, wanted: int, max_distance: int, needs: Needs) -> int | None:
+    """Return the accepted image size that is nearest to the wanted one, or None if none is within `max_distance`."""
     for size in _nearest(wanted):
-        if abs(size - wanted) > within:
+        if abs(size - wanted) > max_distance:
             break
-        with contextlib.suppress(Exception):  # models raise many kinds
+        with contextlib.suppress(Exception):  # models raise exceptions of many types
             _check(backbone, needs._replace(sizes={"": size}))
             return size
     return None
 
 
 def _nearest(wanted: int) -> list[int]:
-    """List the image sizes to try, nearest to the wanted one first, and of two equally near ones the larger first."""
+    """List the image sizes to try, nearest to the wanted one first; of two equally near sizes, the larger first."""
     return sorted({wanted, *SUGGESTED}, key=lambda size: (abs(size - wanted), -size))

@@ -1,27 +1,30 @@
-"""Schedules over the fraction of a run's steps that is done, so that 3 steps and 3 million both work."""
+"""Schedules over the progress of a run, so that they fit runs of 3 steps and of 3 million steps.
+
+Progress is the fraction of all steps that are done, from 0 to 1.
+"""
 
 from __future__ import annotations
 
 import math
 
 
-def linear(done: float, start: float, end: float) -> float:
-    """From `start` at done = 0 to `end` at done = 1."""
-    return start + (end - start) * done
+def linear(progress: float, start: float, end: float) -> float:
+    """Interpolate linearly from `start` to `end`."""
+    return start + (end - start) * progress
 
 
-def cosine(done: float, start: float, end: float) -> float:
-    """From `start` at done = 0 to `end` at done = 1, flat at both ends: end + (start - end) (1 + cos(pi done)) / 2."""
-    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+def cosine(progress: float, start: float, end: float) -> float:
+    """Interpolate from `start` to `end` by half a cosine: end + (start - end) (1 + cos(pi progress)) / 2."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def warmup_cosine(done: float, warmup: float, peak: float, end: float) -> float:
-    """Linearly from 0 to `peak` over the fraction `warmup`, then by a cosine to `end`."""
-    if done < warmup:
-        return linear(done / warmup, 0.0, peak)
-    return cosine((done - warmup) / (1 - warmup) if warmup < 1 else 1.0, peak, end)
+def warmup_cosine(progress: float, warmup: float, peak: float, end: float) -> float:
+    """Increase linearly from 0 to `peak` over the fraction `warmup` of the run, then follow a cosine to `end`."""
+    if progress < warmup:
+        return linear(progress / warmup, 0.0, peak)
+    return cosine((progress - warmup) / (1 - warmup) if warmup < 1 else 1.0, peak, end)
 
 
-def warmup_constant(done: float, warmup: float, start: float, end: float) -> float:
-    """Linearly from `start` to `end` over the fraction `warmup`, then `end`."""
-    return linear(done / warmup, start, end) if done < warmup else end
+def warmup_constant(progress: float, warmup: float, start: float, end: float) -> float:
+    """Interpolate linearly from `start` to `end` over the fraction `warmup` of the run, then stay at `end`."""
+    return linear(progress / warmup, start, end) if progress < warmup else end

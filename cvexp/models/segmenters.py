@@ -1,6 +1,7 @@
-"""The two ways to segment: every pixel classified at once, and one class asked for at a time.
+"""Two segmentation networks: one classifies every pixel, the other returns the mask of each class that is queried.
 
-Shapes: b images of h x w pixels, c classes without the background, q classes asked for.
+Shapes: b images, q queried classes, c classes without the background, n attention heads, d channels of a feature map,
+h x w pixels of the images. A feature map has fewer positions; its size is written as h' x w'.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from torch import Tensor, nn
 from cvexp.models.attention import ClassAttention
 from cvexp.models.backbone import Encoder
 
-ASKED_AT_ONCE = 8  # classes in evaluation, so that memory does not grow with their number
+MAX_QUERIES = 8  # classes that are queried at once in evaluation, which bounds the memory
 
 
 class Prediction(NamedTuple):
-    """What a segmenter says of a batch.
+    """The prediction of a segmenter for a batch.
 
     Attributes:
-        labels: (b, h, w) int64: 0 background, then the classes.
-        masks: (b, c, h, w) bool: each class's own mask; they may overlap, unlike the labels.
-        probability: (b, c, h, w) float: how probable each class is at each pixel.
-        presence: (b, c) float: how probable it is that the class is in the image; the largest of these.
-        attention: (b, c, heads, h', w'), or None.
+        labels: Label maps (b, h, w) int64: 0 background, then the classes.
+        masks: The mask of each class (b, c, h, w) bool. Masks may overlap, unlike labels.
+        probability: The probability of each class at each pixel (b, c, h, w).
+        presence: The probability that the image contains the class (b, c): its maximum over all pixels.
+        attention: Attention weights (b, c, n, h', w'), or None if the network has no attention.
     """
 
     labels: Tensor
@@ -36,53 +37,61 @@ class Prediction(NamedTuple):
 
 
 class MulticlassSegmenter(nn.Module):
-    """Encoder, decoder, and a 1 x 1 convolution that gives each pixel a logit for the background and each class."""
+    """An encoder, a decoder, and a 1 x 1 convolution to logits of the background and each class.
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, classes: int) -> None:
+    Args:
+        encoder: Returns two feature maps.
+        decoder: Maps these to one feature map with `decoder.channels` channels.
+        num_classes: Number of classes without the background, c.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.classifier = nn.Conv2d(decoder.channels, 1 + classes, kernel_size=1)  # type: ignore[arg-type]
+        self.classifier = nn.Conv2d(decoder.channels, 1 + num_classes, kernel_size=1)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) to logits (b, 1 + c, h, w)."""
-        return _resize(self.classifier(self.decoder(*self.encoder(images))), images)
+        """Map images (b, 3, h, w) to logits (b, 1 + c, h, w)."""
+        return _upsample(self.classifier(self.decoder(*self.encoder(images))), images)
 
     def label(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) to the most probable class of each pixel (b, h, w)."""
+        """Map images (b, 3, h, w) to label maps (b, h, w)."""
         logits: Tensor = self(images)
         return logits.argmax(dim=1)
 
     def predict(self, images: Tensor) -> Prediction:
-        """The same, and all else that can be said."""
-        return self.read(self(images))
+        """Map images (b, 3, h, w) to label maps, masks and probabilities."""
+        return self.to_prediction(self(images))
 
     @staticmethod
-    def read(logits: Tensor) -> Prediction:
-        """Logits (b, 1 + c, h, w) to labels; classes are there as far as their most probable pixel is."""
+    def to_prediction(logits: Tensor) -> Prediction:
+        """Convert logits (b, 1 + c, h, w) to label maps, masks and probabilities."""
         probability = logits.softmax(dim=1)
-        labels = probability.argmax(dim=1)
-        masks = F.one_hot(labels, probability.shape[1]).movedim(-1, 1)[:, 1:].bool()
-        return Prediction(labels, masks, probability[:, 1:], probability[:, 1:].amax(dim=(2, 3)), attention=None)
+        labels_bhw = probability.argmax(dim=1)
+        masks_bchw = F.one_hot(labels_bhw, probability.shape[1]).movedim(-1, 1)[:, 1:].bool()
+        probability_bchw = probability[:, 1:]
+        return Prediction(labels_bhw, masks_bchw, probability_bchw, probability_bchw.amax(dim=(2, 3)), attention=None)
 
 
 class AttentionSegmenter(nn.Module):
-    """Any number of classes asked of one encoding; each answer is the mask of that class alone.
+    """A network that encodes an image once, and returns the mask of each class that is queried.
 
-    With the attention on the encoder's map (`placement="encoder"`) the whole decoder runs for each class. After the
-    decoder's trunk (`"decoder"`) the classes share that, and only a light head runs for each.
+    With `placement="encoder"`, the classes attend to the encoder's last map, and the whole decoder runs for each class.
+    With `placement="decoder"`, they attend to the decoder's output, and only a small head runs for each class.
+
+    Args:
+        encoder: Returns two feature maps.
+        decoder: Maps these to one feature map.
+        attention: Attention over the encoder's last map, or over the decoder's output.
+        channels: Number of input channels of the layers that follow: the decoder's output with
+            `placement="encoder"`, the attended map with `placement="decoder"`.
+        placement: "encoder" or "decoder".
     """
 
     def __init__(
         self, encoder: Encoder, decoder: nn.Module, attention: ClassAttention, channels: int, placement: str
     ) -> None:
-        """
-        Args:
-            encoder, decoder: What gives the feature maps.
-            attention: Over the encoder's last map, or over the decoder's.
-            channels: Of what follows the attention: its own, or with `placement="encoder"` the decoder's.
-            placement: "encoder" or "decoder".
-        """
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -94,60 +103,78 @@ class AttentionSegmenter(nn.Module):
             self.head = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         self.classifier = nn.Conv2d(channels, 1, kernel_size=1)
 
-    def forward(self, images: Tensor, asked_bq: Tensor) -> tuple[Tensor, Tensor]:
-        """Ask for classes; the backbone runs once.
+    def forward(self, images: Tensor, queries_bq: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images and query classes.
 
         Args:
             images: (b, 3, h, w).
-            asked_bq: The classes asked of each image, counted from 0, (b, q) int64.
+            queries_bq: Classes to query for each image, counted from 0, (b, q) int64.
 
         Returns:
-            Logits of the masks (b, q, h, w), and the attention (b, q, heads, h', w').
+            The logits of the masks (b, q, h, w), and the attention weights (b, q, n, h', w').
         """
-        return self.ask(images, self.encode(images), asked_bq)
+        return self.query(images, self.encode(images), queries_bq)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """All that doesn't depend on the class: the encoder's low-level map, and the map that is attended."""
-        low, high = self.encoder(images)
-        return (low, high) if self.placement == "encoder" else (low, self.decoder(low, high))
+        """Compute what does not depend on the queries: the encoder's low-level map, and the map to attend to."""
+        low_bdhw, high_bdhw = self.encoder(images)
+        return low_bdhw, high_bdhw if self.placement == "encoder" else self.decoder(low_bdhw, high_bdhw)
 
-    def ask(self, images: Tensor, encoded: tuple[Tensor, Tensor], asked_bq: Tensor) -> tuple[Tensor, Tensor]:
-        """Like `forward`, of what `encode` gave."""
-        low, features = encoded
-        attended_bqdhw, attention_bqnhw = self.attention(features, asked_bq)
+    def query(self, images: Tensor, encoded: tuple[Tensor, Tensor], queries_bq: Tensor) -> tuple[Tensor, Tensor]:
+        """Query classes; see `forward`.
+
+        Args:
+            images: (b, 3, h, w).
+            encoded: What `encode` returned for the images.
+            queries_bq: Classes to query for each image, counted from 0, (b, q) int64.
+        """
+        low_bdhw, features_bdhw = encoded
+        attended_bqdhw, attention_bqnhw = self.attention(features_bdhw, queries_bq)
         attended = attended_bqdhw.flatten(0, 1)
-        answered = self.decoder(low, attended) if self.placement == "encoder" else self.head(attended)
-        return _resize(self.classifier(answered), images).unflatten(0, asked_bq.shape)[:, :, 0], attention_bqnhw
+        decoded = self.decoder(low_bdhw, attended) if self.placement == "encoder" else self.head(attended)
+        logits_bqhw = _upsample(self.classifier(decoded), images).unflatten(0, queries_bq.shape)[:, :, 0]
+        return logits_bqhw, attention_bqnhw
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 3, h, w) to the masks' logits of all classes (b, c, h, w), and the attention (b, c, heads, h', w')."""
+        """Query all classes.
+
+        Args:
+            images: (b, 3, h, w).
+
+        Returns:
+            The logits of the masks (b, c, h, w), and the attention weights (b, c, n, h', w').
+        """
         encoded = self.encode(images)
-        every = torch.arange(self.attention.classes, device=images.device).expand(len(images), -1)
-        answers = [self.ask(images, encoded, some) for some in every.split(ASKED_AT_ONCE, dim=1)]
-        logits, attention = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
-        return logits, attention
+        queries_bc = torch.arange(self.attention.num_classes, device=images.device).expand(images.shape[0], -1)
+        parts = [self.query(images, encoded, queries_bq) for queries_bq in queries_bc.split(MAX_QUERIES, dim=1)]
+        logits_bchw, attention_bcnhw = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        return logits_bchw, attention_bcnhw
 
     def label(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) to the label map (b, h, w) that the masks of all classes make together."""
-        return self.join(self.logits(images)[0])
+        """Map images (b, 3, h, w) to label maps (b, h, w), merged from the masks of all classes."""
+        return self.merge_masks(self.logits(images)[0])
 
     def predict(self, images: Tensor) -> Prediction:
-        """The same, and all else that can be said."""
-        return self.read(*self.logits(images))
+        """Map images (b, 3, h, w) to label maps, masks, probabilities and attention weights."""
+        return self.to_prediction(*self.logits(images))
 
     @classmethod
-    def read(cls, logits_bchw: Tensor, attention: Tensor | None = None) -> Prediction:
-        """Masks' logits to labels, masks, and which classes are there: as far as their best pixel is."""
-        probability = logits_bchw.sigmoid()
-        return Prediction(cls.join(logits_bchw), logits_bchw > 0, probability, probability.amax(dim=(2, 3)), attention)
+    def to_prediction(cls, logits_bchw: Tensor, attention_bcnhw: Tensor | None = None) -> Prediction:
+        """Convert the logits of the masks of all classes to label maps, masks and probabilities."""
+        probability_bchw = logits_bchw.sigmoid()
+        presence_bc = probability_bchw.amax(dim=(2, 3))
+        return Prediction(cls.merge_masks(logits_bchw), logits_bchw > 0, probability_bchw, presence_bc, attention_bcnhw)
 
     @staticmethod
-    def join(logits_bchw: Tensor) -> Tensor:
-        """Masks' logits to labels: the class with the best score, and the background where none reaches 0.5."""
-        best, label = logits_bchw.max(dim=1)
-        return torch.where(best > 0, label + 1, 0)
+    def merge_masks(logits_bchw: Tensor) -> Tensor:
+        """Merge masks to label maps (b, h, w).
+
+        A pixel gets the class with the largest logit, or the background if no probability exceeds one half.
+        """
+        best_bhw, class_bhw = logits_bchw.max(dim=1)
+        return torch.where(best_bhw > 0, class_bhw + 1, 0)
 
 
-def _resize(logits: Tensor, images: Tensor) -> Tensor:
-    """Logits at the images' size; in float32, as losses and scores need it."""
+def _upsample(logits: Tensor, images: Tensor) -> Tensor:
+    """Resize logits to the size of the images, in float32 as losses and metrics need it."""
     return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -93,7 +93,7 @@ def page(embeddings: dict[int, Embedding], crops: Sequence[Image.Image], classes
     }
     for embedding in embeddings.values():
         features = embedding.features
-        found = nearest_neighbors(features, features, NEIGHBORS, own=np.arange(len(features)))
+        found = nearest_neighbors(features, features, NEIGHBORS, exclude=np.arange(len(features)))
         data["neighbors"].append(_packed(found.indices))
         data["distances"].append(_packed(((1 - found.cosines) / 2).clip(0, 1) * 65535))
     template = Template((Path(__file__).parent / "explorer.html.jinja").read_text(), autoescape=False)

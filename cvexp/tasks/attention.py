@@ -109,7 +109,7 @@ class Attention(SegmentationTraining):
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
         logits, attention = self.model.logits(images)  # type: ignore[operator]
         losses, num_pixels = self.losses(logits, labels, self._all_classes(labels))
-        return self.model.read(logits, attention), losses / num_pixels.clamp(min=1)  # type: ignore[operator]
+        return self.model.to_prediction(logits, attention), losses / num_pixels.clamp(min=1)  # type: ignore[operator]
 
     def losses(self, logits: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the cross-entropy of each image, summed over masks and pixels, and the number of these pixels.
