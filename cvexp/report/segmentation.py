@@ -115,6 +115,8 @@ def predictions(examples: Sequence[Example], classes: Sequence[str], state: str)
 def attention(examples: Sequence[Example], classes: Sequence[str], state: str) -> Figure:
     """Draw the attention map of each class, averaged over the heads, with a row for each example.
 
+    Above each map stands whether the image contains the class, and the predicted probability p that it does.
+
     Args:
         examples: The examples.
         classes: Class names.
@@ -126,7 +128,7 @@ def attention(examples: Sequence[Example], classes: Sequence[str], state: str) -
             _show(row[0], e.image)
             for i, name in enumerate(classes):
                 _show_attention(row[1 + i], e.image, e.attention_of(i))
-                title = f"{drawable(name, NARROW)}\n{_presence(e, i)}\npredicted {e.presence[i]:.2f}"
+                title = f"{drawable(name, NARROW)}\n{_presence(e, i)}\np = {e.presence[i]:.2f}"
                 row[1 + i].set_title(title, fontsize=SMALL, color="black" if e.is_present(i) else "gray")
         figure.suptitle(f"attention, mean of the heads, {state}; brighter is more")
     return figure
@@ -162,6 +164,7 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
 def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
     """Draw the attention map, the probability of each pixel, and the mask for a query of each class in one image.
 
+    Above each column stands whether the image contains the class, and below it the predicted probability p that it does.
     Of many classes, those in the image are shown, and then others until the figure is full.
 
     Args:
@@ -181,7 +184,7 @@ def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
             _show(column[1], np.repeat(e.probability[i][..., None], 3, axis=-1))
             _show(column[2], np.where(e.probability[i] > 0.5, i + 1, BACKGROUND).astype(np.uint8))
             column[0].set_title(f"{drawable(classes[i], NARROW)}\n{_presence(e, i)}", fontsize=7)
-            column[2].set_xlabel(f"predicted {e.presence[i]:.2f}", fontsize=SMALL)
+            column[2].set_xlabel(f"p = {e.presence[i]:.2f}", fontsize=SMALL)
         for ax, name in zip(axes[:, 1], ("attention", "probability", "mask"), strict=True):
             ax.set_ylabel(name, fontsize=SMALL)
         figure.suptitle(title)
