@@ -1,1 +1,1 @@
-"""Figures and pages that people look at; nothing here knows a model."""
+"""Tables, figures and pages for people. Nothing here depends on a model."""

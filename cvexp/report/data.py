@@ -1,10 +1,11 @@
-"""What is in a data set, as numbers to keep and as a table to read."""
+"""The contents of a data set, as numbers to record and as a table in the terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from cvexp.config import DatasetConfig
@@ -14,31 +15,32 @@ from cvexp.data.split import null_training_key
 from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
 
-MOST_SHOWN = 20
+MAX_PROBLEMS = 20  # in the terminal
 
 
 def describe(index: Index) -> dict[str, Any]:
-    """Images, sizes, and of each class images, instances, crops and pixels; and every problem.
+    """Count the images of a split, the images, instances, crops and pixels of each class, and list all problems.
 
-    Pixels are those of the instances' masks: where two overlap they count twice. Crowds count nowhere.
+    The pixels of a class are those of its instances' masks; pixels in two masks count twice. Crowd regions are counted
+    separately, and not as instances.
     """
     catalog = index.catalog
     sizes = catalog.size[index.images]
-    is_chosen = np.zeros(len(catalog.files), dtype=np.bool_)
-    is_chosen[index.images] = True
-    counted = is_chosen[catalog.image] & ~catalog.crowd
+    is_used = np.zeros(len(catalog.files), dtype=np.bool_)
+    is_used[index.images] = True
+    is_counted = is_used[catalog.image] & ~catalog.crowd
     crops = index.counts()
     classes = {}
     for number, name in enumerate(index.classes):
-        own = np.flatnonzero(counted & (index.value_of[catalog.label] == number + 1))
+        instances = np.flatnonzero(is_counted & (index.value_of[catalog.label] == number + 1))
         classes[name] = {
-            "images": len(np.unique(catalog.image[own])),
-            "instances": len(own),
+            "images": len(np.unique(catalog.image[instances])),
+            "instances": len(instances),
             "crops": crops[name],
-            "pixels": int(catalog.area[own].sum()),
+            "pixels": int(catalog.area[instances].sum()),
         }
-    of_classes = ~np.isin(index.value_of, (BACKGROUND, IGNORE))
-    crowds = is_chosen[catalog.image] & catalog.crowd
+    is_class = ~np.isin(index.value_of, (BACKGROUND, IGNORE))
+    crowds = is_used[catalog.image] & catalog.crowd
     return {
         "root": str(index.root),
         "fingerprint": index.fingerprint(),
@@ -48,47 +50,44 @@ def describe(index: Index) -> dict[str, Any]:
         "height": _range(sizes[:, 1]),
         "pixels": int(sizes.astype(np.int64).prod(axis=1).sum()),
         "crops": len(index),
-        "crowds": int(of_classes[catalog.label[crowds]].sum()) if len(index.classes) else 0,
+        "crowds": int(is_class[catalog.label[crowds]].sum()) if len(index.classes) else 0,
         "classes": classes,
         "problems": [[problem.where, str(problem).removeprefix(f"{problem.where}: ")] for problem in index.problems],
     }
 
 
-def _range(values: Any) -> dict[str, float]:
+def _range(values: NDArray[np.integer]) -> dict[str, float]:
+    """Return the smallest, median and largest value; nothing if there are no values."""
     if not len(values):
         return {}
     return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
 
 
 def print_data(config: DatasetConfig, splits: Splits) -> None:
-    """The table of both splits, and the first problems."""
-    key = null_training_key(config)
-    filled = [splits.val] if key else list(splits)
+    """Print a table of the splits, a line about each, and the first problems."""
+    null_key = null_training_key(config)
+    summaries = {index.split: describe(index) for index in ([splits.val] if null_key else splits)}
     table = Table(title=f"{config.name}: {splits.val.root}", title_justify="left")
     for column in ("split", "class", "images", "instances", "crops", "pixels"):
         table.add_column(column, justify="left" if column in ("split", "class") else "right")
-    for index in filled:
-        said = describe(index)
-        total = max(said["pixels"], 1)
-        for row in said["classes"]:
-            own = said["classes"][row]
-            numbers = [f"{own[key]}" for key in ("images", "instances", "crops")]
-            table.add_row(index.split, shorten(row), *numbers, f"{own['pixels'] / total:.2%}")
-        table.add_row(index.split, "all", str(said["images"]), "", str(said["crops"]), "", end_section=True)
+    for split, summary in summaries.items():
+        for name, of_class in summary["classes"].items():
+            counts = [str(of_class[key]) for key in ("images", "instances", "crops")]
+            table.add_row(split, shorten(name), *counts, f"{of_class['pixels'] / max(summary['pixels'], 1):.2%}")
+        table.add_row(split, "all", str(summary["images"]), "", str(summary["crops"]), "", end_section=True)
     console.print(table)
-    if key:
-        print_line(f"train: empty, as {key} is null")
-    for index in filled:
-        said = describe(index)
-        parts = [f"{index.split}: {said['images']} of {said['images_in_all']} images"]
-        if said["width"]:
-            sides = [f"{said[side]['least']} to {said[side]['most']}" for side in ("width", "height")]
-            parts.append(f"{sides[0]} px wide, {sides[1]} px high")
-        if said["crowds"]:
-            parts.append(f"{said['crowds']} crowd regions are ignored")
+    if null_key:
+        print_line(f"train: empty, because {null_key} is null")
+    for split, summary in summaries.items():
+        parts = [f"{split}: {summary['images']} of {summary['images_in_all']} images"]
+        if summary["width"]:
+            width, height = (f"{summary[side]['least']} to {summary[side]['most']}" for side in ("width", "height"))
+            parts.append(f"{width} px wide, {height} px high")
+        if summary["crowds"]:
+            parts.append(f"{summary['crowds']} crowd regions are ignored")
         print_line("; ".join(parts))
     problems = grouped([problem for index in splits for problem in index.problems])
-    for problem in problems[:MOST_SHOWN]:
+    for problem in problems[:MAX_PROBLEMS]:
         print_line(f"problem: {problem}", style="yellow")
-    if len(problems) > MOST_SHOWN:
-        print_line(f"... and {len(problems) - MOST_SHOWN} more, in data/report.json", style="yellow")
+    if len(problems) > MAX_PROBLEMS:
+        print_line(f"... and {len(problems) - MAX_PROBLEMS} more, in data/report.json", style="yellow")

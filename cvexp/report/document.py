@@ -1,4 +1,4 @@
-"""A document of paragraphs, tables and figures, as one HTML page and as a PDF in two columns."""
+"""A document of paragraphs, tables and figures, as an HTML page and as a PDF in two columns."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from PIL import Image
 
 from cvexp.report.style import COLUMN, DPI, PAGE
 
-HALF_A_PAGE = 5.0  # inches
-PAGES = 3  # in print
-SCALES = (1.0, 0.9, 0.8)  # of pictures, whose letters become too small below
+MAX_HEIGHT = 5.0  # inches, about half a page
+MAX_PAGES = 3
+SCALES = (1.0, 0.9, 0.8)  # of the pictures in the PDF; at smaller ones their text could not be read
 TEMPLATES = Path(__file__).parent
 
-
+# A cell of numbers: nothing, or a number or list of numbers, perhaps with a unit, a standard deviation and quartiles.
 NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?( \([\d.]+ to [\d.]+\))?")
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text; `code` is set in the typeface of commands."""
+    """Plain text.
+
+    Attributes:
+        code: Whether to set it in the typeface of commands.
+    """
 
     text: str
     code: bool = False
@@ -36,11 +40,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below a row of names; columns of numbers are set to the right.
+    """Rows of cells below a row of column names. Columns of numbers are aligned to the right.
 
     Attributes:
-        wide: Goes over both columns.
-        code: The second column, and last, is of commands.
+        wide: Whether it spans both columns of the PDF.
+        code: Whether the second column, which is the last one, contains commands.
     """
 
     columns: list[str]
@@ -50,17 +54,18 @@ class Table:
     code: bool = False
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column has numbers, some with their spread or unit, and nothing else."""
+        """Return whether all cells of a column are numbers, with or without a unit and a spread."""
         return all(NUMBER.fullmatch(row[column]) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with a caption, and with words for those who can't see it.
+    """A PNG image with a caption.
 
     Attributes:
-        wide: Goes over both columns.
-        screen_only: Is left out of the PDF, which is short.
+        alt: A description for people who can't see the image.
+        wide: Whether it spans both columns of the PDF.
+        screen_only: Whether to leave it out of the PDF, to keep that short.
     """
 
     png: bytes
@@ -72,28 +77,33 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
+    """A title and what is below it."""
+
     title: str
     blocks: list[Paragraph | Table | Picture]
 
 
 @dataclass(frozen=True)
 class Document:
+    """A title, the most important results as sentences, and sections."""
+
     title: str
     summary: list[str]
     sections: list[Section]
 
 
 def png(figure: Drawing) -> bytes:
+    """Return a Matplotlib figure as a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
 
 
 def read_png(path: Path) -> bytes:
-    """The content of a PNG file, checked to be one.
+    """Return the content of a PNG file.
 
     Raises:
-        OSError: when it is none, or is damaged.
+        OSError: if it is not a PNG file, or is damaged.
     """
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
@@ -101,7 +111,7 @@ def read_png(path: Path) -> bytes:
 
 
 def html(document: Document) -> str:
-    """One page without any file beside it."""
+    """Return the document as an HTML page that needs no other file."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.tests["table"] = lambda block: isinstance(block, Table)
@@ -111,47 +121,51 @@ def html(document: Document) -> str:
 
 
 def _printed_width(picture: Picture) -> float:
-    """As it was drawn, where it isn't wider than its place or taller than half a page."""
+    """Return the width of a picture in inches, at most that of its column, so that it fits on half a page."""
     width, height = Image.open(io.BytesIO(picture.png)).size
-    return min(width / DPI, PAGE if picture.wide else COLUMN, HALF_A_PAGE * width / height)
+    return min(width / DPI, PAGE if picture.wide else COLUMN, MAX_HEIGHT * width / height)
 
 
 def pdf(document: Document) -> bytes:
-    """A4 in two columns, set by Typst; pictures are shrunk a little where that keeps it within three pages."""
+    """Return the document as an A4 PDF in two columns, set by Typst.
+
+    Pictures are scaled down a little if that keeps the PDF within three pages.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sections = []
-        for section in document.sections:
-            blocks: list[dict[str, object]] = []
-            for block in section.blocks:
-                if isinstance(block, Picture):
-                    if block.screen_only:
-                        continue
-                    name = f"{len(list(folder.iterdir()))}.png"
-                    (folder / name).write_bytes(block.png)
-                    blocks.append(
-                        {
-                            "kind": "picture",
-                            "file": name,
-                            "alt": block.alt,
-                            "caption": block.caption,
-                            "wide": block.wide,
-                            "inches": _printed_width(block),
-                        }
-                    )
-                elif isinstance(block, Table):
-                    numeric = [block.is_numeric(i) for i in range(len(block.columns))]
-                    blocks.append({"kind": "table", "numeric": numeric, **vars(block)})
-                else:
-                    blocks.append({"kind": "paragraph", **vars(block)})
-            sections.append({"title": section.title, "blocks": blocks})
+        sections = [{"title": section.title, "blocks": _printed(section, folder)} for section in document.sections]
         main = folder / "document.typ"
         main.write_text((TEMPLATES / "document.typ").read_text())
         for scale in SCALES:
             content = {"title": document.title, "summary": document.summary, "sections": sections, "scale": scale}
             (folder / "content.json").write_text(json.dumps(content))
-            if int(typst.query(main, "<pages>", field="value", one=True, root=folder)) <= PAGES:
+            if int(typst.query(main, "<pages>", field="value", one=True, root=folder)) <= MAX_PAGES:
                 break
         compiled = typst.compile(main, root=folder)
         assert isinstance(compiled, bytes)
         return compiled
+
+
+def _printed(section: Section, folder: Path) -> list[dict[str, object]]:
+    """Return the blocks of a section for the template of the PDF, and write their pictures into a folder."""
+    blocks: list[dict[str, object]] = []
+    for block in section.blocks:
+        if isinstance(block, Paragraph):
+            blocks.append({"kind": "paragraph", **vars(block)})
+        elif isinstance(block, Table):
+            numeric = [block.is_numeric(i) for i in range(len(block.columns))]
+            blocks.append({"kind": "table", "numeric": numeric, **vars(block)})
+        elif not block.screen_only:
+            name = f"{len(list(folder.iterdir()))}.png"
+            (folder / name).write_bytes(block.png)
+            blocks.append(
+                {
+                    "kind": "picture",
+                    "file": name,
+                    "alt": block.alt,
+                    "caption": block.caption,
+                    "wide": block.wide,
+                    "inches": _printed_width(block),
+                }
+            )
+    return blocks

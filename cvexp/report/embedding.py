@@ -1,4 +1,4 @@
-"""Embeddings of the validation crops over the epochs: as artifacts, and as t-SNE pictures that can be compared."""
+"""Embeddings of the validation crops at several epochs, as artifacts and as t-SNE figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable,
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
-MIN_CROPS = 5  # fewer make no meaningful t-SNE
+MIN_CROPS = 5  # a t-SNE of fewer has no meaning
 
 
 def log_embedding(
@@ -32,12 +32,12 @@ def log_embedding(
     """Save features as the artifact `embeddings/epoch-NNNN.npz`; epoch 0 is the untrained backbone.
 
     Args:
-        sink: Where they are recorded.
-        index: Where the crops come from.
-        positions: Which of its objects they are, n of them.
+        sink: Where to record them.
+        index: The index of the validation objects.
+        positions: Positions in the index of the n embedded crops.
         features: (n, d).
-        layout: Their t-SNE, (n, 2); None if there are too few.
-        epoch: Number of epochs of training.
+        layout: The t-SNE of the features, (n, 2); None if there are too few.
+        epoch: Number of epochs of training so far.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"epoch-{epoch:04d}.npz"
@@ -53,14 +53,14 @@ def log_embedding(
 
 
 class Embedding(NamedTuple):
-    """What `log_embedding` recorded of n crops.
+    """An embedding of n crops, as `log_embedding` recorded it.
 
     Attributes:
         features: (n, d).
-        labels: (n,), -1 if there are none.
-        image: (n,), files relative to the root of the data set.
+        labels: (n,), the class of each crop; -1 if there are no labels.
+        image: (n,), the file of each crop, relative to the root of the data set.
         box: (n, 4), left, top, width and height in pixels.
-        layout: (n, 2), the t-SNE; (0, 2) if there were too few crops, or it was not kept.
+        layout: (n, 2), the t-SNE; (0, 2) if there were too few crops, or the run did not record it.
     """
 
     features: NDArray[np.float32]
@@ -71,7 +71,7 @@ class Embedding(NamedTuple):
 
 
 def read_embedding(store: Store, run_id: str, epoch: int) -> Embedding:
-    """Read the embedding that a run recorded after so many epochs.
+    """Read the embedding that a run recorded at an epoch.
 
     Raises:
         UserError: if there is none, or it is damaged.
@@ -80,21 +80,29 @@ def read_embedding(store: Store, run_id: str, epoch: int) -> Embedding:
 
 
 def _read(path: Path) -> Embedding:
-    nothing = {"layout": np.zeros((0, 2), np.float32)}  # older runs did not keep it
+    defaults = {"layout": np.zeros((0, 2), np.float32)}  # older runs did not record it
     with np.load(path) as content:
-        embedding = Embedding(**{**nothing, **{name: content[name] for name in Embedding._fields if name in content}})
-    count = len(embedding.features)
+        embedding = Embedding(**{**defaults, **{name: content[name] for name in Embedding._fields if name in content}})
+    num_crops = len(embedding.features)
     lengths = [len(array) for array in (embedding.labels, embedding.image, embedding.box)]
-    if embedding.features.ndim != 2 or lengths != [count] * 3 or embedding.layout.shape not in ((0, 2), (count, 2)):
+    if (
+        embedding.features.ndim != 2
+        or lengths != [num_crops] * 3
+        or embedding.layout.shape not in ((0, 2), (num_crops, 2))
+    ):
         raise ValueError("its arrays have different lengths")
     return embedding
 
 
-def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Compute the t-SNE of l2-normalized features, (n, d) to (n, 2), starting from the layout of the previous epoch.
+def compute_layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Compute the t-SNE (n, 2) of l2-normalized features, starting from the layout of the previous epoch.
 
-    This start keeps clusters roughly where they were, so that pictures of consecutive epochs can be compared. It is
-    scaled down because t-SNE needs room to move points past each other (Kobak and Berens 2019).
+    Starting there keeps clusters roughly in place, so that figures of consecutive epochs can be compared. The start is
+    scaled down because t-SNE needs small initial coordinates to move points past each other (Kobak and Berens 2019).
+
+    Args:
+        features: (n, d).
+        previous: (n, 2); None at the first epoch.
     """
     from sklearn.manifold import TSNE
 
@@ -109,26 +117,25 @@ def layout(features: NDArray[np.float32], previous: NDArray[np.float32] | None) 
 
 
 def draw(points: NDArray[np.float32], index: Index, positions: list[int], epoch: int) -> Figure:
-    """Draw a t-SNE layout, colored by class."""
+    """Draw a t-SNE layout (n, 2), colored by class; the arguments are those of `log_embedding`."""
     with rc_context(STYLE):
         figure = Figure(figsize=(COLUMN, 3.5), layout="constrained")
-        axes = figure.subplots()
-        _scatter(axes, points, index.label[positions], index.classes, size=9)
-        axes.set_title(f"t-SNE of {len(points)} validation crops, {state_of(epoch)}")
+        ax = figure.subplots()
+        _scatter(ax, points, index.label[positions], index.classes, size=9)
+        ax.set_title(f"t-SNE of {len(points)} validation crops, {state_of(epoch)}")
         if index.classes:
             _legend(figure, index.classes)
     return figure
 
 
 def draw_epochs(embeddings: Mapping[int, Embedding], classes: Sequence[str]) -> Figure:
-    """Draw the layouts of some epochs side by side."""
+    """Draw the layouts of several epochs side by side, colored by class."""
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE, PAGE / max(len(embeddings), 2) + 0.4), layout="constrained")
-        for axes, (epoch, embedding) in zip(
-            figure.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items(), strict=True
-        ):
-            _scatter(axes, embedding.layout, embedding.labels, classes, size=7)
-            axes.set_title(state_of(epoch))
+        axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
+        for ax, (epoch, embedding) in zip(axes, embeddings.items(), strict=True):
+            _scatter(ax, embedding.layout, embedding.labels, classes, size=7)
+            ax.set_title(state_of(epoch))
         if classes:
             _legend(figure, classes)
     return figure
@@ -139,11 +146,11 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def _scatter(
-    axes: Axes, points: NDArray[np.float32], labels: NDArray[np.int16], classes: Sequence[str], size: int
+    ax: Axes, points: NDArray[np.float32], labels: NDArray[np.int16], classes: Sequence[str], size: int
 ) -> None:
     for label, name in enumerate(classes or ("no label",)):
-        own = points[labels == label] if classes else points
-        look: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": size, "alpha": 0.8}
-        axes.scatter(own[:, 0], own[:, 1], label=drawable(name), linewidths=0, **look)
-    axes.set_xticks([])  # t-SNE's axes have no meaning
-    axes.set_yticks([])
+        of_class = points[labels == label] if classes else points
+        style: dict[str, Any] = {"color": color(label), "marker": marker(label), "s": size, "alpha": 0.8}
+        ax.scatter(of_class[:, 0], of_class[:, 1], label=drawable(name), linewidths=0, **style)
+    ax.set_xticks([])  # the axes of a t-SNE have no meaning
+    ax.set_yticks([])

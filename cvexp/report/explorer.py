@@ -1,4 +1,4 @@
-"""The embedding explorer: one page, which needs no network, of the crops' t-SNE over the epochs."""
+"""The embedding explorer: a self-contained HTML page with the t-SNE of the validation crops at each epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,74 +37,86 @@ from cvexp.report.style import color, marker, shorten
 from cvexp.tracking.finished import embedded_epochs
 from cvexp.tracking.run import ReadOnlyRun
 
-NEIGHBORS = 8
-BYTES_OF_EPOCHS, BYTES_OF_PICTURES = 4_500_000, 2_800_000  # as base64; with Bokeh's 1.5 MB the page stays below 10 MB
-BOKEHS_NAMES = {"o": "circle", "s": "square", "^": "triangle", "*": "star", "P": "plus", "D": "diamond"}
-BOKEHS_NAMES |= {"v": "inverted_triangle", "X": "x"}
-MARKS = dict(zip("os^*PDvX", "●■▲★✚◆▼✖", strict=True))
+NUM_NEIGHBORS = 8
+MAX_EPOCH_BYTES, MAX_SPRITE_BYTES = 4_500_000, 2_800_000  # in base64; with Bokeh's 1.5 MB the page stays below 10 MB
+SPRITE_QUALITIES = ((64, 80), (56, 70), (48, 70), (40, 65), (32, 60), (24, 50))  # pixels of a crop's side, WebP quality
+TOOLTIP_SIDE = 96  # pixels
+
+BOKEH_MARKERS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle",
+    "*": "star",
+    "P": "plus",
+    "D": "diamond",
+    "v": "inverted_triangle",
+    "X": "x",
+}
+MARKER_SYMBOLS = dict(zip("os^*PDvX", "●■▲★✚◆▼✖", strict=True))
 
 
 def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> None:
-    """Record `explorer.html`, from the embeddings that the run has recorded.
+    """Record `explorer.html`, made from the embeddings that a pretraining run recorded.
+
+    Nothing is recorded if there are too few crops for a t-SNE.
 
     Args:
-        run: A pretraining.
-        index, positions: Where the crops come from.
+        run: The pretraining run.
+        index: The index of the validation objects.
+        positions: Positions in the index of the embedded crops.
     """
     epochs = kept_epochs(embedded_epochs(run.store, run.id), len(positions))
     embeddings = {epoch: read_embedding(run.store, run.id, epoch) for epoch in epochs}
     if any(len(embedding.layout) == 0 for embedding in embeddings.values()):
-        return  # too few crops for a t-SNE
-    crops = [read_crop(index, position, resolution=96) for position in positions]
+        return
+    crops = [read_crop(index, position, resolution=TOOLTIP_SIDE) for position in positions]
     run.log_text(page(embeddings, crops, index.classes), "explorer.html")
 
 
-def kept_epochs(epochs: Sequence[int], crops: int) -> list[int]:
-    """As many epochs as the page has room for, evenly spread, the first and the last among them."""
-    bytes_each = crops * (2 + 2 * NEIGHBORS) * 2 * 4 / 3
-    most = min(len(epochs), max(2, int(BYTES_OF_EPOCHS / bytes_each)))
-    return [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, most).round().astype(int))]
+def kept_epochs(epochs: Sequence[int], num_crops: int) -> list[int]:
+    """Return as many evenly spaced epochs as fit on the page, always with the first and the last one."""
+    bytes_per_epoch = num_crops * (2 + 2 * NUM_NEIGHBORS) * 2 * 4 / 3
+    num_epochs = min(len(epochs), max(2, int(MAX_EPOCH_BYTES / bytes_per_epoch)))
+    return [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, num_epochs).round().astype(int))]
 
 
-def page(embeddings: dict[int, Embedding], crops: Sequence[Image.Image], classes: Sequence[str]) -> str:
-    """The explorer as HTML.
+def page(embeddings: Mapping[int, Embedding], crops: Sequence[Image.Image], classes: Sequence[str]) -> str:
+    """Return the explorer as HTML.
 
     Args:
-        embeddings: By epoch, in order; each of the same n crops, with a layout.
-        crops: Their pictures.
-        classes: Names; empty where there are no labels.
+        embeddings: Embeddings by epoch, in order. All are of the same n crops, and have a layout.
+        crops: Images of the n crops.
+        classes: Class names; empty if there are no labels.
     """
     first = next(iter(embeddings.values()))
-    labels = first.labels.astype(int)
-    side, columns, pictures = sprite(crops)
-    data = {
+    labels = first.labels.astype(int).clip(min=0)
+    num_columns, sprite_uri = sprite(crops)
+    neighbors = [
+        nearest_neighbors(embedding.features, embedding.features, NUM_NEIGHBORS, exclude=np.arange(len(crops)))
+        for embedding in embeddings.values()
+    ]
+    names = [shorten(name) for name in classes] or ["no label"]
+    content = {
         "epochs": list(embeddings),
-        "classes": [shorten(name) for name in classes] or ["no label"],
-        "colors": [color(label) for label in range(max(len(classes), 1))],
-        "marks": [MARKS[marker(label)] for label in range(max(len(classes), 1))],
-        "labels": labels.clip(min=0).tolist(),
+        "classes": names,
+        "colors": [color(label) for label in range(len(names))],
+        "symbols": [MARKER_SYMBOLS[marker(label)] for label in range(len(names))],
+        "labels": labels.tolist(),
         "images": first.image.tolist(),
-        "layouts": [_layout(embedding.layout) for embedding in embeddings.values()],
-        "neighbors": [],
-        "distances": [],
-        "k": min(NEIGHBORS, len(labels) - 1),
-        "side": side,
-        "columns": columns,
+        "layouts": [_encode_layout(embedding.layout) for embedding in embeddings.values()],
+        "neighbors": [_encode(of_epoch.indices) for of_epoch in neighbors],
+        "distances": [_encode(((1 - of_epoch.cosines) / 2).clip(0, 1) * 65535) for of_epoch in neighbors],
+        "k": neighbors[0].indices.shape[1],
+        "columns": num_columns,
     }
-    for embedding in embeddings.values():
-        features = embedding.features
-        found = nearest_neighbors(features, features, NEIGHBORS, exclude=np.arange(len(features)))
-        data["neighbors"].append(_packed(found.indices))
-        data["distances"].append(_packed(((1 - found.cosines) / 2).clip(0, 1) * 65535))
-    template = Template((Path(__file__).parent / "explorer.html.jinja").read_text(), autoescape=False)
     html: str = file_html(
-        [_plot(labels.clip(min=0), len(data["classes"]), columns)],
+        [_plot(labels, len(names), num_columns)],
         Resources(mode="inline"),
         title="Embedding explorer",
-        template=template,
+        template=Template((Path(__file__).parent / "explorer.html.jinja").read_text(), autoescape=False),
         template_variables={
-            "data": _in_script(data),
-            "pictures": pictures,
+            "data": _script_json(content),
+            "sprite": sprite_uri,
             "count": len(crops),
             "labeled": bool(classes),
         },
@@ -112,48 +124,40 @@ def page(embeddings: dict[int, Embedding], crops: Sequence[Image.Image], classes
     return html
 
 
-def sprite(crops: Sequence[Image.Image]) -> tuple[int, int, str]:
-    """All crops in one picture, as large and as good as the page has room for.
+def sprite(crops: Sequence[Image.Image]) -> tuple[int, str]:
+    """Put all crops into one image, at the largest size and quality that fit on the page.
 
     Returns:
-        The side of a crop in pixels, how many are in a row, and the picture as a data URI.
+        The number of crops in a row, and the image as a data URI.
     """
     columns = math.ceil(math.sqrt(len(crops)))
-    for side, quality in ((64, 80), (56, 70), (48, 70), (40, 65), (32, 60), (24, 50)):
+    for side, quality in SPRITE_QUALITIES:
         sheet = Image.new("RGB", (columns * side, math.ceil(len(crops) / columns) * side))
         for i, crop in enumerate(crops):
             sheet.paste(crop.resize((side, side), Image.Resampling.BICUBIC), (i % columns * side, i // columns * side))
         content = io.BytesIO()
         sheet.save(content, "WEBP", quality=quality, method=4)
         encoded = base64.b64encode(content.getvalue()).decode()
-        if len(encoded) <= BYTES_OF_PICTURES:
+        if len(encoded) <= MAX_SPRITE_BYTES:
             break
-    return side, columns, f"data:image/webp;base64,{encoded}"
+    return columns, f"data:image/webp;base64,{encoded}"
 
 
-def _plot(labels: NDArray[np.int_], classes: int, columns: int) -> Any:
-    """The points, still without places: the page sets those of the chosen epoch."""
-    count = len(labels)
-    nowhere = np.full(count, np.nan)
-    points = ColumnDataSource(
-        {
-            "x": nowhere,
-            "y": nowhere,
-            "left": [-(i % columns) * 96 for i in range(count)],
-            "top": [-(i // columns) * 96 for i in range(count)],
-            "class": [""] * count,
-            "number": list(range(count)),
-        },
-        name="points",
-    )
-    rings = ColumnDataSource({"x": [], "y": [], "size": []}, name="rings")
+def _plot(labels: NDArray[np.int_], num_classes: int, num_columns: int) -> Any:
+    """Create the scatter plot. Its points have no coordinates yet; the page sets those of the selected epoch.
+
+    Args:
+        labels: (n,), the class of each crop.
+        num_classes: Number of classes.
+        num_columns: Number of crops in a row of the sprite.
+    """
     plot = figure(
         x_range=Range1d(start=-1.05, end=1.05),
         y_range=Range1d(start=-1.05, end=1.05),
         match_aspect=True,
         sizing_mode="stretch_both",
         toolbar_location=None,
-        output_backend="canvas",  # of 5000 points faster than WebGL where there is no GPU
+        output_backend="canvas",  # without a GPU, it draws 5000 points faster than WebGL
         tools=[],
         background_fill_color=None,
         border_fill_color=None,
@@ -163,48 +167,73 @@ def _plot(labels: NDArray[np.int_], classes: int, columns: int) -> Any:
     )
     plot.axis.visible = False
     plot.grid.visible = False
+    rings = ColumnDataSource({"x": [], "y": [], "size": []}, name="rings")
     plot.scatter("x", "y", source=rings, size="size", fill_color=None, line_color="#888888", line_width=2.5)
-    drawn: list[Any] = [
-        plot.scatter(
-            "x",
-            "y",
-            source=points,
-            view=CDSView(filter=IndexFilter(indices=np.flatnonzero(labels == label).tolist())),
-            marker=BOKEHS_NAMES[marker(label)],
-            size=8,
-            fill_color=color(label),
-            line_color="#80808080",
-            fill_alpha=0.85,
-            nonselection_fill_alpha=0.4,
-            nonselection_line_alpha=0.2,
-            selection_line_color="#888888",
-            name=f"class {label}",
-        )
-        for label in range(classes)
-    ]
-    rows = math.ceil(count / columns)
-    picture = (
-        '<div style="width:96px;height:96px;background-image:var(--crops);image-rendering:auto;'
-        f"background-size:{columns * 96}px {rows * 96}px;"
-        'background-position:@left{0}px @top{0}px"></div><div>@number @class</div>'
-    )
-    hover = HoverTool(renderers=drawn, tooltips=picture, point_policy="follow_mouse")
+    points = _point_source(len(labels), num_columns)
+    renderers = [_draw_class(plot, points, label, np.flatnonzero(labels == label)) for label in range(num_classes)]
+    tooltip = _tooltip(len(labels), num_columns)
+    hover = HoverTool(renderers=renderers, tooltips=tooltip, point_policy="follow_mouse")
     wheel = WheelZoomTool()
-    plot.add_tools(hover, TapTool(renderers=drawn), PanTool(), wheel, ResetTool())
+    plot.add_tools(hover, TapTool(renderers=renderers), PanTool(), wheel, ResetTool())
     plot.toolbar.active_scroll = wheel
     return plot
 
 
-def _layout(layout: NDArray[np.float32]) -> str:
-    """Places from -1 to 1, as whole numbers; the scale changes from epoch to epoch, and means nothing."""
+def _point_source(num_crops: int, num_columns: int) -> ColumnDataSource:
+    """Create the data of the points, with the offset of each crop in the sprite for the tooltips."""
+    return ColumnDataSource(
+        {
+            "x": np.full(num_crops, np.nan),
+            "y": np.full(num_crops, np.nan),
+            "left": [-(i % num_columns) * TOOLTIP_SIDE for i in range(num_crops)],
+            "top": [-(i // num_columns) * TOOLTIP_SIDE for i in range(num_crops)],
+            "class": [""] * num_crops,
+            "number": list(range(num_crops)),
+        },
+        name="points",
+    )
+
+
+def _draw_class(plot: Any, points: ColumnDataSource, label: int, positions: NDArray[np.intp]) -> Any:
+    """Draw the points of one class with a renderer of their own, so that the page can hide them."""
+    return plot.scatter(
+        "x",
+        "y",
+        source=points,
+        view=CDSView(filter=IndexFilter(indices=positions.tolist())),
+        marker=BOKEH_MARKERS[marker(label)],
+        size=8,
+        fill_color=color(label),
+        line_color="#80808080",
+        fill_alpha=0.85,
+        nonselection_fill_alpha=0.4,
+        nonselection_line_alpha=0.2,
+        selection_line_color="#888888",
+        name=f"class {label}",
+    )
+
+
+def _tooltip(num_crops: int, num_columns: int) -> str:
+    """Return the HTML of a tooltip: the crop, cut out of the sprite, with its number and class."""
+    num_rows = math.ceil(num_crops / num_columns)
+    return (
+        f'<div style="width:{TOOLTIP_SIDE}px;height:{TOOLTIP_SIDE}px;background-image:var(--crops);'
+        f"image-rendering:auto;background-size:{num_columns * TOOLTIP_SIDE}px {num_rows * TOOLTIP_SIDE}px;"
+        'background-position:@left{0}px @top{0}px"></div><div>@number @class</div>'
+    )
+
+
+def _encode_layout(layout: NDArray[np.float32]) -> str:
+    """Encode coordinates, centered and scaled to -1 to 1. The scale differs between epochs; a t-SNE has none."""
     centered = layout - (layout.max(axis=0) + layout.min(axis=0)) / 2
-    return _packed((centered / np.abs(centered).max().clip(1e-12) + 1) / 2 * 65535)
+    return _encode((centered / np.abs(centered).max().clip(1e-12) + 1) / 2 * 65535)
 
 
-def _packed(values: NDArray[Any]) -> str:
+def _encode(values: NDArray[Any]) -> str:
+    """Encode numbers from 0 to 65535 as the base64 of 16-bit integers."""
     return base64.b64encode(values.round().astype("<u2").tobytes()).decode()
 
 
-def _in_script(data: dict[str, Any]) -> str:
-    """JSON that can't end the script that it stands in, whatever files and classes are called."""
-    return json.dumps(data).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def _script_json(content: dict[str, Any]) -> str:
+    """Return JSON that is safe inside a script element, whatever the names of files and classes contain."""
+    return json.dumps(content).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,4 +1,4 @@
-"""Nearest neighbors: a table, pictures, and how often they have the same class."""
+"""Nearest neighbors, as a table and as figures, and how often they have the same class."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from cvexp.report.embedding import Embedding
 from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, color, drawable, shorten, state_of
 from cvexp.tracking.sink import Sink
 
-SIDE = (0.5, 0.62)  # smallest and largest side of a picture, in inches
-NUM_ROWS = 5  # queries in a picture
+SIDE = (0.5, 0.62)  # inches, the smallest and largest side of a crop
+NUM_ROWS = 5  # queries in a figure
 
 
 class Query(NamedTuple):
-    """A crop or picture whose neighbors are searched.
+    """A crop or image file whose neighbors are searched.
 
     Attributes:
-        name: Its position in the embedding, or the file's name.
-        label: Its class; -1 if that is not known.
-        picture: The crop.
+        name: The position in the embedding, or the name of the file.
+        label: The class; -1 if it is unknown.
+        picture: The crop, or the image.
     """
 
     name: str
@@ -50,45 +50,45 @@ def log_precision(
     epoch: int,
     warning: str | None,
 ) -> None:
-    """Print and record the precision at k by class, beside chance and the precision of the untrained backbone.
+    """Print and record the precision at k of each class, and compare it with the untrained backbone and with chance.
 
     Args:
-        sink: Where it is recorded.
+        sink: Where to record it.
         classes: Class names.
-        labels: The class of each crop, (n,).
-        trained, untrained: The share of each crop's neighbors that have its class, (n,).
+        labels: (n,), the class of each crop.
+        trained, untrained: (n,), the share of each crop's neighbors that have its class.
         k: Number of neighbors of each crop.
-        epoch: Of the trained features.
-        warning: Says that the features are worse than the untrained ones.
+        epoch: The epoch of the trained features.
+        warning: A warning that the features are worse than the untrained ones, or None.
     """
     rows: list[tuple[Any, ...]] = []
     for label, name in enumerate(classes):
-        own = labels == label
-        if own.any():
-            chance = (own.sum() - 1) / max(len(labels) - 1, 1)
-            rows.append((name, int(own.sum()), trained[own].mean(), untrained[own].mean(), chance))
+        is_class = labels == label
+        if is_class.any():
+            chance = (is_class.sum() - 1) / max(len(labels) - 1, 1)
+            rows.append((name, int(is_class.sum()), trained[is_class].mean(), untrained[is_class].mean(), chance))
     weights = np.array([row[1] for row in rows])
     overall = [float((np.array([row[column] for row in rows]) * weights).sum() / weights.sum()) for column in (2, 3, 4)]
     total: tuple[Any, ...] = ("all", int(weights.sum()), *overall)
-    table = Table(title=f"share of {k} neighbors that have the same class", title_justify="left")
-    for column in ("", "crops", "trained", "untrained", "chance"):
-        table.add_column(column, justify="left" if column == "" else "right")
+    table = Table(title=f"share of the {k} nearest neighbors that have the same class", title_justify="left")
+    for column in ("class", "crops", "trained", "untrained", "chance"):
+        table.add_column(column, justify="left" if column == "class" else "right")
     for name, num_crops, *values in [*rows, total]:
         table.add_row(shorten(name), str(num_crops), *(f"{value:.3f}" for value in values))
     console.print(table)
     keys = ("crops", "precision", "untrained", "chance")
-    every, *by_class = ((name, dict(zip(keys, values, strict=True))) for name, *values in [total, *rows])
-    precision = {"epoch": epoch, "k": k, "warning": warning, "classes": dict(by_class), "all": every[1]}
+    (_, total_values), *by_class = ((name, dict(zip(keys, values, strict=True))) for name, *values in [total, *rows])
+    precision = {"epoch": epoch, "k": k, "warning": warning, "classes": dict(by_class), "all": total_values}
     sink.log_json(precision, "neighbors/precision.json")
     for metric, key in (("precision", "precision"), ("precision_untrained", "untrained")):
-        of_classes = {f"{metric}/{safe_name(name)}": values[key] for name, values in by_class}
-        sink.log_metrics({metric: every[1][key], **of_classes}, step=0)
+        class_values = {f"{metric}/{safe_name(name)}": values[key] for name, values in by_class}
+        sink.log_metrics({metric: total_values[key], **class_values}, step=0)
 
 
 def log_table(
     sink: Sink, queries: Sequence[Query], neighbors: Neighbors, embedding: Embedding, classes: Sequence[str]
 ) -> None:
-    """Record the neighbors of each query, a line for each, as `neighbors/neighbors.csv`."""
+    """Record `neighbors/neighbors.csv`, with a line for each neighbor of each query."""
     lines = io.StringIO()
     table = csv.writer(lines)
     table.writerow(
@@ -96,9 +96,9 @@ def log_table(
     )
     for query, indices, cosines in zip(queries, neighbors.indices, neighbors.cosines, strict=True):
         for rank, (i, cosine) in enumerate(zip(indices, cosines, strict=True), start=1):
-            place = [embedding.image[i], *(f"{value:g}" for value in embedding.box[i])]
+            location = [embedding.image[i], *(f"{value:g}" for value in embedding.box[i])]
             names = _name(classes, query.label), _name(classes, int(embedding.labels[i]))
-            table.writerow([query.name, names[0], rank, int(i), names[1], f"{1 - cosine:.6f}", *place])
+            table.writerow([query.name, names[0], rank, int(i), names[1], f"{1 - cosine:.6f}", *location])
     sink.log_text(lines.getvalue(), "neighbors/neighbors.csv")
 
 
@@ -111,7 +111,7 @@ def log_grids(
     classes: Sequence[str],
     epoch: int,
 ) -> None:
-    """Record pictures of queries and their neighbors, some queries in each; the arguments are those of `draw`."""
+    """Record figures of the queries and their neighbors, a few queries each; the arguments are those of `draw`."""
     for first in range(0, len(queries), NUM_ROWS):
         part = slice(first, first + NUM_ROWS)
         rows = Neighbors(neighbors.indices[part], neighbors.cosines[part])
@@ -127,15 +127,15 @@ def draw(
     classes: Sequence[str],
     epoch: int,
 ) -> Figure:
-    """Draw a row for each query: the query, then its neighbors, framed in the colors of their classes.
+    """Draw a row for each query, with its neighbors. Frames have the colors of the classes.
 
     Args:
         queries: The queries.
-        neighbors: Their neighbors.
-        crops: The neighbors' pictures by their position in the embedding.
-        labels: The class of every crop.
+        neighbors: The neighbors of the queries.
+        crops: Images of the neighbors, by position in the embedding.
+        labels: (n,), the class of each crop of the embedding.
         classes: Class names.
-        epoch: Of the embedding.
+        epoch: The epoch of the embedding.
     """
     columns = 1 + neighbors.indices.shape[1]
     side = min(max(PAGE / columns, SIDE[0]), SIDE[1])
@@ -145,27 +145,27 @@ def draw(
         axes = figure.subplots(len(queries), columns, squeeze=False)
         for row, query, indices, cosines in zip(axes, queries, neighbors.indices, neighbors.cosines, strict=True):
             _show(row[0], query.picture, query.label, _caption(drawable(query.name, NARROW), classes, query.label))
-            for at, i, cosine in zip(row[1:], indices, cosines, strict=True):
+            for ax, i, cosine in zip(row[1:], indices, cosines, strict=True):
                 label = int(labels[i])
-                _show(at, crops[int(i)], label, _caption(f"{1 - cosine:.3f}", classes, label))
+                _show(ax, crops[int(i)], label, _caption(f"{1 - cosine:.3f}", classes, label))
         axes[0, 0].set_title("query", fontweight="bold")
-        for rank, at in enumerate(axes[0, 1:], start=1):
-            at.set_title(f"{rank}")
-        figure.suptitle(f"cosine distances {state_of(epoch)}")
+        for rank, ax in enumerate(axes[0, 1:], start=1):
+            ax.set_title(f"{rank}")
+        figure.suptitle(f"cosine distances, {state_of(epoch)}")
     return figure
 
 
-def _show(axes: Axes, picture: Image.Image, label: int, caption: str) -> None:
-    axes.imshow(picture.resize((160, 160)))
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
-    axes.set_xlabel(caption, fontsize=SMALL, labelpad=1.5)
-    for spine in axes.spines.values():
+def _show(ax: Axes, picture: Image.Image, label: int, caption: str) -> None:
+    ax.imshow(picture.resize((160, 160)))
+    ax.set(xticks=[], yticks=[])
+    ax.grid(visible=False)
+    ax.set_xlabel(caption, fontsize=SMALL, labelpad=1.5)
+    for spine in ax.spines.values():
         spine.set(visible=True, color=color(label) if label >= 0 else "#888888", linewidth=1.5)
 
 
-def _caption(words: str, classes: Sequence[str], label: int) -> str:
-    return f"{drawable(_name(classes, label), NARROW)}\n{words}".strip()
+def _caption(text: str, classes: Sequence[str], label: int) -> str:
+    return f"{drawable(_name(classes, label), NARROW)}\n{text}".strip()
 
 
 def _name(classes: Sequence[str], label: int) -> str:

@@ -1,4 +1,4 @@
-"""One look for all figures."""
+"""The style of all figures, and names as they show them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 matplotlib.use("Agg")
 
-# Okabe and Ito's colors, which people with any kind of color vision tell apart; markers for print without color.
+# The colors of Okabe and Ito can be distinguished with any kind of color vision; the markers, in print without color.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 
-# Figures are drawn as large as they stand in print, in one or both of two columns, so that they can be read there.
+# Figures are drawn at their size in print, one or two columns wide, so that their text is readable there.
 COLUMN, PAGE = 3.3, 6.9  # inches
 DPI = 220
-SMALL = 6.5  # points: what stands below a picture
-NARROW = 12  # characters of that size beside a picture in a grid
+SMALL = 6.5  # points, the font size of the text at a picture
+NARROW = 12  # characters of that size that fit next to a picture in a grid
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -45,42 +45,44 @@ STYLE: dict[Any, Any] = {
 
 
 def color(label: int) -> str:
+    """Return the color of a class, or of a line."""
     return COLORS[label % len(COLORS)]
 
 
 def marker(label: int) -> str:
+    """Return the Matplotlib marker of a class."""
     return MARKERS[(label // len(COLORS) + label) % len(MARKERS)]
 
 
 def shorten(name: str, max_length: int = 40) -> str:
-    """A name for display: on one line, and without its middle where it is longer than `max_length` characters."""
+    """Return a name on one line, without its middle if it has more than `max_length` characters."""
     name = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", name)
     head = max_length * 2 // 3
     return name if len(name) <= max_length else f"{name[:head]}…{name[len(name) - (max_length - head - 1) :]}"
 
 
 def drawable(name: str, max_length: int = 24) -> str:
-    """A name for a figure: `shorten`, with □ for characters that the font lacks; Matplotlib would warn of each."""
-    known = _characters()
-    return "".join(c if ord(c) in known else "□" for c in shorten(name, max_length))
+    """Return a shortened name for a figure, with □ for characters that the font lacks, as Matplotlib would warn."""
+    available = _font_characters()
+    return "".join(c if ord(c) in available else "□" for c in shorten(name, max_length))
 
 
 def state_of(epoch: int) -> str:
-    """Say in a title after which epoch something was measured; 0 is before training."""
+    """Return the state of training, for a title: ``untrained`` for epoch 0, else ``after epoch N``."""
     return "untrained" if epoch == 0 else f"after epoch {epoch}"
 
 
 @cache
-def _characters() -> frozenset[int]:
+def _font_characters() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def add_legend(figure: Figure, handles: Sequence[Artist], **look: Any) -> None:
-    """A legend below a figure, which grows by its lines; labels that are wider than the figure are shortened."""
+def add_legend(figure: Figure, handles: Sequence[Artist], **kwargs: Any) -> None:
+    """Add a legend below a figure. The figure grows by its height; labels wider than the figure are shortened."""
     width, handle_width, letter_width = figure.get_figwidth(), 0.4, 0.065  # inches
     labels = [shorten(str(handle.get_label()), int((width - handle_width) / letter_width)) for handle in handles]
     for handle, label in zip(handles, labels, strict=True):
         handle.set_label(label)
-    across = max(1, min(len(handles), int(width / (handle_width + letter_width * max(map(len, labels))))))
-    figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // across))
-    figure.legend(handles=handles, loc="outside lower center", ncols=across, **look)
+    num_columns = max(1, min(len(handles), int(width / (handle_width + letter_width * max(map(len, labels))))))
+    figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // num_columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, **kwargs)

@@ -163,7 +163,7 @@ class Attention(SegmentationTraining):
             "attention": pictures.attention([e for _, e in examples], self.classes, state),
             "heads": pictures.heads(one_of_each, self.classes, f"attention of each head, {state}"),
             "one_after_another": pictures.one_after_another(
-                most_classes, self.classes, f"one class after another, {state}"
+                most_classes, self.classes, f"one image, a query for each class, {state}"
             ),
         }
 

@@ -232,7 +232,7 @@ def _row(segmenters: Mapping[str, Segmenter], runs: list[Evaluated], masks: Mask
     row: dict[str, Any] = {}
     for run in runs:
         prediction = segmenters[run.run_id].predict(image[None])
-        example = pictures.example(masks.index, position, image, labels, prediction, 0)
+        example = pictures.make_example(masks.index, position, image, labels, prediction, 0)
         miou = float(iou.mean_iou(run.counts[position, 1:]))
         row |= {
             "image": example.image,

@@ -221,7 +221,7 @@ class Pretraining(TrainingModule):
         """Record the features of some validation crops, and draw their t-SNE."""
         val, epoch = self.splits.val, self.epochs_done
         if len(features) >= embedding.MIN_CROPS:
-            self.layout = embedding.layout(features, self.layout)
+            self.layout = embedding.compute_layout(features, self.layout)
         embedding.log_embedding(self.sink, val, chosen, features, self.layout, epoch)
         if self.layout is not None:
             self.sink.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)

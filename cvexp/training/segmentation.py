@@ -229,7 +229,7 @@ class SegmentationTraining(TrainingModule):
             pixels = denormalize(images, self.config.dataset.mean, self.config.dataset.std)
             for i in range(len(labels)):
                 if first + i in self._pictured:
-                    example = pictures.example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
+                    example = pictures.make_example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
                     self._examples.append(example)
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
@@ -291,7 +291,7 @@ class SegmentationTraining(TrainingModule):
             for position in positions:
                 image, labels = masks[0, position]
                 prediction = segmenter.predict(image[None])
-                example = pictures.example(self.splits.val, position, image, labels, prediction, 0)
+                example = pictures.make_example(self.splits.val, position, image, labels, prediction, 0)
                 examples.append((f"{word}\nmIoU {float(iou.mean_iou(counts[position, 1:])):.2f}", example))
         return self.draw_best(examples)
 

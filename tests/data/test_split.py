@@ -146,7 +146,7 @@ def test_prepare_describes_an_empty_split(cvexp: Callable[..., Outcome], coco_ro
     keys = ["dataset=coco", f"dataset.root={coco_root}", "dataset.train_annotations=null"]
     outcome = cvexp("task=prepare", *keys, "tracking.system_metrics=false")
     assert outcome.code == 0, outcome.message
-    assert "train: empty, as dataset.train_annotations is null" in outcome.message
+    assert "train: empty, because dataset.train_annotations is null" in outcome.message
     assert "val: 4 of 4 images" in outcome.message
     report = json.loads(Path(store().download_artifacts(runs()[0].info.run_id, "data/report.json", ".")).read_text())
     assert [report["pretraining"][split]["images"] for split in ("train", "val")] == [0, 4]

@@ -89,7 +89,7 @@ def on_screen(tab: Page, i: int) -> tuple[float, float]:
 
 
 def found(tab: Page) -> list[int]:
-    buttons = tab.locator("#found button")
+    buttons = tab.locator("#neighbors button")
     return [int(buttons.nth(i).get_attribute("data-crop") or -1) for i in range(buttons.count())]
 
 
@@ -99,11 +99,11 @@ def expected(epoch: int, crop: int) -> list[int]:
 
 
 def test_the_slider_goes_through_the_epochs(shown: Page) -> None:
-    assert shown.locator("#which").text_content() == "after epoch 4"
+    assert shown.locator("#state").text_content() == "after epoch 4"
     last = points(shown)
     shown.locator("#epoch").press("ArrowLeft")
     shown.locator("#epoch").press("ArrowLeft")
-    assert shown.locator("#which").text_content() == "untrained"
+    assert shown.locator("#state").text_content() == "untrained"
     first = points(shown)
     for epoch, (x, y) in ((4, last), (0, first)):
         layout = embeddings()[epoch].layout
@@ -115,16 +115,16 @@ def test_the_slider_goes_through_the_epochs(shown: Page) -> None:
 def test_a_click_shows_the_nearest_neighbors_of_that_epoch(shown: Page) -> None:
     crop = loneliest(shown)
     shown.mouse.click(*on_screen(shown, crop))
-    shown.wait_for_selector("#found button")
+    shown.wait_for_selector("#neighbors button")
     assert shown.locator("#number").input_value() == str(crop)
     assert found(shown) == expected(4, crop)
     shown.locator("#epoch").press("ArrowLeft")
     assert found(shown) == expected(2, crop)
-    text = shown.locator("#found button").first.text_content() or ""
+    text = shown.locator("#neighbors button").first.text_content() or ""
     features = embeddings()[2].features
     distance = 1 - nearest_neighbors(features, features[[crop]], 1, np.array([crop])).cosines[0, 0]
     assert f"{distance:.3f}" in text
-    shown.locator("#found button").nth(2).click()
+    shown.locator("#neighbors button").nth(2).click()
     assert found(shown) == expected(2, expected(2, crop)[2])
 
 
@@ -132,7 +132,7 @@ def test_a_typed_number_is_chosen_too(shown: Page) -> None:
     shown.locator("#number").fill("7")
     shown.locator("#number").press("Enter")
     assert found(shown) == expected(4, 7)
-    assert "7, dog" in (shown.locator("#asked").text_content() or "")
+    assert "7, dog" in (shown.locator("#selected").text_content() or "")
 
 
 def test_hovering_shows_the_crop(shown: Page) -> None:
@@ -149,16 +149,16 @@ def test_a_class_can_be_hidden(shown: Page) -> None:
     first = loneliest(shown, among=range(0, COUNT, 3))
     second = loneliest(shown, among=[i for i in range(0, COUNT, 3) if i != first])
     shown.mouse.click(*on_screen(shown, first))
-    shown.wait_for_selector("#found button")
+    shown.wait_for_selector("#neighbors button")
     shown.get_by_role("checkbox", name="cat").focus()
     shown.keyboard.press("Space")
     shown.wait_for_timeout(DOUBLE_CLICK)
     shown.mouse.click(*on_screen(shown, second))  # nothing is there any more, so that nothing is chosen
-    shown.wait_for_selector("#found button", state="detached")
+    shown.wait_for_selector("#neighbors button", state="detached")
     shown.get_by_role("checkbox", name="cat").check()
     shown.wait_for_timeout(DOUBLE_CLICK)
     shown.mouse.click(*on_screen(shown, first))
-    shown.wait_for_selector("#found button")
+    shown.wait_for_selector("#neighbors button")
     assert found(shown) == expected(4, first)
 
 

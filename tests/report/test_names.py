@@ -35,7 +35,7 @@ def examples() -> list[Example]:
     random = np.random.default_rng(0)
     found = []
     for _ in range(3):
-        labels = random.integers(0, len(ODD), (48, 64)).astype(np.uint8)  # the last class is not there
+        labels = random.integers(0, len(ODD), (48, 64)).astype(np.uint8)  # the last class is absent
         labels[:5] = 255
         found.append(
             Example(
@@ -45,7 +45,7 @@ def examples() -> list[Example]:
                 presence=random.random(len(ODD)).astype(np.float32),
                 probability=random.random((len(ODD), 48, 64)).astype(np.float16),
                 attention=torch.rand(len(ODD), 2, 4, 4),
-                seen=(64, 64),
+                padded_size=(64, 64),
             )
         )
     return found
@@ -83,7 +83,7 @@ def test_pictures_of_segmentations() -> None:
     assert {name for title in titles if title for name in title.split("\n")[:1]} == {*ODD[:-2], "□ □", "nnnnnnnn…nnn"}
     assert legend < texts(pictures.heads([("best", shown[0])], ODD, "heads"))
     assert "nnnnnnnn…nnn" in texts(pictures.heads([("best", shown[0])], ODD, "heads"))
-    texts(pictures.one_after_another(shown[0], ODD, "asked"))
+    texts(pictures.one_after_another(shown[0], ODD, "queries"))
 
 
 def test_pictures_of_embeddings() -> None:
