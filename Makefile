@@ -29,7 +29,8 @@ lock: .venv/ready
 	$(BIN)/uv pip compile -q --universal --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv outputs dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
+	find outputs -mindepth 1 ! -name .gitignore -delete
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cvexp needs Python 3.11 or newer; name one: make PYTHON=python3.12")'

@@ -1,4 +1,4 @@
-"""What people type, as Hydra takes it."""
+"""Rewrites the command line into the form that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cvexp.redaction import VARIABLE
 def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     """Rewrite a command line for Hydra.
 
-    * A password moves into an environment variable, since Hydra writes its arguments into files.
+    * A password moves into an environment variable, because Hydra writes its arguments into files.
     * Keys inside a free dictionary, such as ``backbone.args.drop_rate=0.1``, need no ``+``.
     * A sweep over a group may set keys that only the swept options have, such as ``task.dropout=0``. Hydra first
       composes what all jobs share, without the swept groups, and refuses these keys there (hydra#2888).
 
-    With ``++`` Hydra accepts any key; the schema then finds those that are misspelt.
+    With ``++``, Hydra accepts any key. The schema then finds those that are misspelled.
 
     Args:
-        arguments: Without the program's name.
-        conf: The folder of the configuration groups.
+        arguments: The command line without the program's name.
+        conf: Folder of the configuration groups.
     """
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     pairs = [_without_password(argument).partition("=") for argument in arguments]
@@ -40,12 +40,12 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
 
 
 def _without_password(argument: str) -> str:
-    """Move the value of a password into the environment, and refer to it there."""
+    """Move the value of a password into the environment, and return a reference to it."""
     key, _, value = argument.partition("=")
     if not re.fullmatch(r"\+{0,2}[\w.]*password", key) or value in ("", "null") or value.startswith("${"):
         return argument
     if value[0] in "'\"":
-        with contextlib.suppress(HydraException):  # then the quotes belong to the password
+        with contextlib.suppress(HydraException):  # in which case the quotes belong to the password
             value = str(OverridesParser.create().parse_override(argument).value())
     os.environ[VARIABLE] = value
     return f"{key}=${{oc.env:{VARIABLE}}}"

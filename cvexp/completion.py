@@ -1,6 +1,6 @@
 """Shell completion of `cvexp` and of `python -m cvexp`.
 
-Hydra completes programs that are called by one word, or are a file; for `python -m` it has nothing.
+Hydra's own completion supports only programs that are one word or a file, and not `python -m`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNINSTALL = "complete -r cvexp python python3; unset -f _cvexp_complete"
 
 
 def script(arguments: list[str]) -> str | None:
-    """What Bash is to evaluate, for `-sc install=bash` and `-sc uninstall=bash`; None for all else."""
+    """Return what Bash must evaluate for `-sc install=bash` and `-sc uninstall=bash`; None for other arguments."""
     if not {"-sc", "--shell-completion"} & set(arguments):
         return None
     return next((text for word, text in SCRIPTS.items() if word in arguments), None)

@@ -127,6 +127,9 @@ def _known_keys(overrides: Iterable[str]) -> list[str]:
     choices = [
         f"{'+' * (group == 'experiment')}{group}={option}"  # an experiment is added, all else replaces a default
         for group, _, option in pairs
-        if (CONF / group / f"{option}.yaml").is_file()
+        if (CONF / group).is_dir()
     ]
-    return keys_of(compose_yaml(choices))
+    try:
+        return keys_of(compose_yaml(choices))
+    except COMPOSITION_ERRORS:  # an option is misspelled, or several are swept
+        return keys_of(compose_yaml([]))

@@ -1,4 +1,4 @@
-"""Keeps passwords out of what a run prints and records."""
+"""Keeps secrets out of what a run prints and records."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 import re
 from urllib.parse import unquote
 
-VARIABLE = "CVEXP_PASSWORD"  # holds the password of the data set, for this process and those it starts
+VARIABLE = "CVEXP_PASSWORD"  # environment variable with the password of the data set, for this process and its children
 HIDDEN = "***"
-SHORTEST = 4  # characters; a shorter password is not searched for, as it would also hide ordinary words
+SHORTEST = 4  # characters; hiding a shorter password would hide ordinary words, too
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def hide_secrets(text: str) -> str:
-    """Replace the user info of addresses, and the passwords that this process knows, by ``***``."""
+    """Replace the user names and passwords in addresses, and other secrets that this process knows, by ``***``."""
     _, _, address = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
-    user_info, _, _ = address.rpartition("@")  # a password may hold "@" and "/", although it should not
+    user_info, _, _ = address.rpartition("@")  # a password may contain "@" and "/", although it should not
     _, _, password = user_info.partition(":")
     known = [os.environ.get(name, "") for name in (VARIABLE, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")]
     for secret in (user_info, password, unquote(password), *known):
@@ -27,7 +27,7 @@ def hide_secrets(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Formats log records, tracebacks included, without secrets."""
+    """Formats log records, including tracebacks, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return hide_secrets(super().format(record))

@@ -1,12 +1,13 @@
-"""What one more class costs: several classes asked of one encoding, against encoding the image anew for each.
+"""The cost of one more class: several queries of one encoding, beside encoding the image again for each.
 
     python experiments/attention_cost.py
 
-The model is that of `task=attention` with ResNet-18 and the configuration's defaults, on random images: weights don't
-change the time. Any key can be set, such as `task.placement=encoder`.
+The model is that of `task=attention` with ResNet-18 and the default configuration. Weights and images are random, which
+does not change the time. Any key can be set, such as `task.placement=encoder`.
 
-Expected (two cores, ResNet-18, 128 px, five classes): one class 35 ms; five of one encoding 1.2 times that, five
-encodings 5.0 times; with task.placement=encoder five of one encoding 2.5 times. The answers are equal within 1e-7.
+Expected (two cores, ResNet-18, 128 px, five classes): one class 35 ms; five queries of one encoding 1.2 times that,
+five encodings 5.0 times; with task.placement=encoder, five queries of one encoding 2.5 times. All logits agree within
+1e-7.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ import time
 from collections.abc import Callable
 
 import torch
-from hydra import compose, initialize_config_dir
 
-from cvexp.composition import CONF, check
+import cvexp
 from cvexp.tasks.attention import Attention
-from cvexp.weights.start import StartingPoint
+from cvexp.weights.start import Start
 
 CLASSES, REPEATS = 5, 30
 
 
 def main() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = check(compose("config", overrides=["task=attention", *sys.argv[1:]]))
+    config = cvexp.compose("task=attention", *sys.argv[1:])
     torch.manual_seed(0)
-    model = Attention.make_model(config, CLASSES, StartingPoint(config, None)).eval()
+    model = Attention.build_model(config, CLASSES, Start()).eval()
     images = torch.randn(1, 3, config.dataset.image_size, config.dataset.image_size)
     every = torch.arange(CLASSES)[None]
 
@@ -49,7 +48,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         difference = (shared() - anew()).abs().max().item()
-        for _ in range(REPEATS):  # in turn, so that what else the machine does touches all alike
+        for _ in range(REPEATS):  # in turn, so that other work on the machine affects all alike
             for name, way in ways.items():
                 started = time.perf_counter()
                 way()

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from cvexp.composition import CONF
-from cvexp.config import Dataset, check
+import cvexp
+from cvexp.config import DatasetConfig
 
 IMAGES, INSTANCES, CATEGORIES = 118_000, 860_000, 80
 CORNERS = 22  # of a polygon, on average, as in COCO
@@ -78,10 +77,9 @@ def _annotation(random: np.random.RandomState, number: int, image: int) -> dict[
     return {**own, "bbox": [round(value, 2) for value in box], "area": 1.0, "segmentation": segmentation}
 
 
-def settings(root: str) -> Dataset:
+def settings(root: str) -> DatasetConfig:
     overrides = ["dataset=coco", f"dataset.root={root}", "dataset.classes=null", f"dataset.cache={root}/cache"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", overrides=overrides)).dataset
+    return cvexp.compose(*overrides).dataset
 
 
 def build(root: str) -> None:

@@ -1,9 +1,10 @@
-"""Is the training step kept fed? Images per second of `fit` against those of the bare step, in one run.
+"""Is the training step kept fed? Images per second of `fit` beside those of the bare step, in one run.
 
     python experiments/throughput.py task.global_size=96 task.local_size=48 trainer.max_steps=60
+    python experiments/throughput.py task=multiclass
 
-The bare step is the same module's loss, backward pass, clipping, optimizer step and teacher update on one batch that
-is ready; `fit` adds augmentation, loading, callbacks and logging. Takes the overrides of `python -m cvexp`.
+The bare step is the module's loss, backward pass, clipping and optimizer step on one batch that is ready. `fit` adds
+augmentation, loading, callbacks and logging. Any pretraining or segmentation task, and all its overrides, are accepted.
 """
 
 import os
@@ -11,53 +12,52 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
-from cvexp import data
-from cvexp.composition import CONF, check
-from cvexp.models.dino import update_teacher
-from cvexp.tasks.dino import DINO
-from cvexp.tracking import run as tracking
-from cvexp.training import fit as training
+import cvexp
+from cvexp import data, plugins
+from cvexp.tracking.opening import open_run
+from cvexp.training.fit import fit
+from cvexp.training.module import TrainingModule
 
 
-def bare_step_speed(module: DINO, views: list[torch.Tensor], seconds: float = 30.0) -> float:
-    """Images per second of the step alone."""
+def bare_step_speed(module: TrainingModule, batch: Any, seconds: float = 30.0) -> float:
+    """Measure the images per second of the step alone."""
     optimizer = module.configure_optimizers()
-    images, started = 0, 0.0
-    while not images or time.perf_counter() - started < seconds:
-        teacher_tbk, student_vbk = module.logits(views)
-        loss = module.loss(teacher_tbk, student_vbk, 0.04)
-        module.loss.update_center(teacher_tbk)
+    clip_norm = module.config.optimizer.clip_norm
+    num_images, started = 0, 0.0
+    while not num_images or time.perf_counter() - started < seconds:
+        loss, _ = module.step(batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.student.parameters(), 3.0)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(module.trained_network().parameters(), clip_norm)
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
-        update_teacher(module.teacher, module.student, 0.99)
+        module.after_optimizer_step(module.done)
         if not started:  # the first step warms up
             started = time.perf_counter()
         else:
-            images += len(views[0])
-    return images / (time.perf_counter() - started)
+            num_images += len(batch[1])
+    return num_images / (time.perf_counter() - started)
 
 
 def main() -> None:
     os.environ["CVEXP_START"] = "throughput"
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [f"tracking.folder={folder}", "task.embed_every_n_epochs=1000", *sys.argv[1:]]
-        config = check(compose("config", overrides=overrides))
-        splits = data.load(config.dataset, "pretraining")
-        with tracking.open_run(config, Path(folder)) as run:
-            module = DINO(config, splits, run)
-            training.train(module, config, run, monitor="val/loss")
+    with tempfile.TemporaryDirectory() as folder:
+        config = cvexp.compose(f"tracking.folder={folder}", *sys.argv[1:])
+        splits = data.load(config.dataset, config.task.role)
+        with open_run(config, Path(folder)) as run:
+            module = plugins.load("task", config.task.name).Method(config, splits, run)
+            fit(module, run, monitor="val/loss")
             speeds = [value for _, value in run.history("speed/images_per_second")]
             waits = [value for _, value in run.history("speed/data_wait")]
-            views, _ = next(iter(module.train_dataloader()))
-            bare = bare_step_speed(module.train(), views)
-    fit = max(speeds)
-    print(f"bare step {bare:.1f} images/s, fit {fit:.1f} images/s, ratio {fit / bare:.2f}; waited {min(waits):.1%}")
+            batch = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+            bare = bare_step_speed(module.train(), batch)
+    print(f"bare step {bare:.1f} images/s, fit {max(speeds):.1f} images/s, ratio {max(speeds) / bare:.2f}; ", end="")
+    print(f"waited {min(waits):.1%}")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from cvexp.metrics import iou
 from cvexp.models.segmenters import MulticlassSegmenter, Prediction
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.segmentation import (
-    SegmentationConfig,
     SegmentationTraining,
     make_decoder,
     make_encoder,
     train_segmenter,
 )
+from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.fitting import fit_decoder
 from cvexp.weights.start import Start
 

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cvexp import data, processes
-from cvexp.config import (
-    RunConfig,
-    TaskConfig,
-    require,
-    require_fraction,
-    require_jitter,
-    require_one_of,
-    require_scale,
-)
+from cvexp.config import RunConfig
 from cvexp.data.augment.labeled import LabeledView, PlainLabeledView
 from cvexp.data.augment.normalization import denormalize
 from cvexp.data.enlargement import image_advice
@@ -45,58 +35,12 @@ from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.fit import fit
 from cvexp.training.module import TrainingModule
+from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.backbone import choose_arguments, create_backbone
 from cvexp.weights.read import read_checkpoint
 from cvexp.weights.start import Start, open_start, record_start
 
 NUM_BEST = 2  # images of each kind in the picture of the best checkpoint
-
-MEASURES = ("miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1")
-
-
-@dataclass(kw_only=True)
-class SegmentationConfig(TaskConfig):
-    """Keys of every segmentation method; each method adds its own.
-
-    Attributes:
-        description: What the method does, to complete "The method NAME ..." in the report.
-        is_baseline: Whether other methods are compared with this one, rather than the other way round.
-    """
-
-    role: ClassVar[str] = "segmentation"
-    description: ClassVar[str] = ""
-    is_baseline: ClassVar[bool] = False
-
-    output_stride: int | None = MISSING
-    freeze_backbone: bool = MISSING
-    backbone_lr_factor: float = MISSING
-    decoder: str = MISSING
-    decoder_channels: int = MISSING
-    atrous_rates: list[int] = MISSING
-    dropout: float = MISSING
-    crop_scale: list[float] = MISSING
-    flip: float = MISSING
-    jitter: list[float] = MISSING
-    jitter_probability: float = MISSING
-    pictured_images: int = MISSING
-    picture_every_n_epochs: int = MISSING
-    monitor: str = MISSING
-
-    def __post_init__(self) -> None:
-        stride = self.output_stride
-        require(stride is None or stride >= 1, "task.output_stride", stride, "at least 1, or null")
-        for key in ("decoder_channels", "picture_every_n_epochs"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        for key in ("flip", "jitter_probability", "dropout"):
-            require_fraction(f"task.{key}", getattr(self, key))
-        require_one_of("task.decoder", self.decoder, DECODERS)
-        rates = self.atrous_rates
-        require(len(rates) == 3 and min(rates) >= 1, "task.atrous_rates", rates, "three whole numbers, at least 1")
-        require_scale("task.crop_scale", self.crop_scale)
-        require_jitter("task.jitter", self.jitter)
-        require(self.backbone_lr_factor >= 0, "task.backbone_lr_factor", self.backbone_lr_factor, "at least 0")
-        require(self.pictured_images >= 0, "task.pictured_images", self.pictured_images, "at least 0")
-        require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *MEASURES)])
 
 
 class SegmentationTraining(TrainingModule):
