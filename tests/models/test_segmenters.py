@@ -42,6 +42,17 @@ def test_evaluation_queries_all_classes_in_parts_of_any_size(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("method", ["multiclass", "attention"])
+def test_logits_are_float32_under_autocast(method: str) -> None:
+    images, queries = torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if method == "attention":
+            logits, _ = make_attention_segmenter("decoder")(images, queries)
+        else:
+            logits = make_multiclass_segmenter("deeplabv3")(images)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["multiclass", "attention"])
 def test_the_label_map_equals_that_of_the_prediction(method: str) -> None:
     torch.manual_seed(0)
     model: nn.Module = (
