@@ -83,9 +83,9 @@ def _cache_if_offline() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of an error message, or the type of the error if the message is empty."""
+    """Return the first line of an error message without its period, or the type of the error if there is no message."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].removesuffix(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -4,7 +4,14 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from cvexp.metrics.collapse import collapse_warning, effective_rank, entropy, feature_std, kl_from_uniform
+from cvexp.metrics.collapse import (
+    effective_rank,
+    entropy,
+    feature_std,
+    feature_warnings,
+    kl_from_uniform,
+    teacher_warnings,
+)
 
 
 def test_entropy_and_divergence_equal_scipys() -> None:
@@ -15,7 +22,7 @@ def test_entropy_and_divergence_equal_scipys() -> None:
     )
 
 
-def test_one_hot_and_uniform_outputs_are_the_ends() -> None:
+def test_one_hot_and_uniform_outputs_have_extreme_values() -> None:
     assert entropy(torch.eye(5)) == 0
     assert kl_from_uniform(torch.eye(5).mean(0)) == pytest.approx(0, abs=1e-7)
     assert kl_from_uniform(torch.eye(5)[0]) == pytest.approx(math.log(5))
@@ -39,8 +46,12 @@ def test_effective_rank_counts_equally_strong_directions(rank: int) -> None:
 HEALTHY = {"teacher_entropy": 3.0, "teacher_kl": 0.4, "feature_std": 0.04, "feature_rank": 60.0}
 
 
+def warnings(measures: dict[str, float]) -> list[str]:
+    return teacher_warnings(measures, out_dim=1024) + feature_warnings(measures, feature_dim=512)
+
+
 def test_healthy_measures_raise_no_warning() -> None:
-    assert collapse_warning(HEALTHY, out_dim=1024, feature_dim=512) is None
+    assert warnings(HEALTHY) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +63,6 @@ def test_healthy_measures_raise_no_warning() -> None:
         ({"feature_rank": 1.01}, "hardly one dimension"),
     ],
 )
-def test_each_kind_of_collapse_is_told_in_words(changed: dict[str, float], words: str) -> None:
-    warning = collapse_warning(HEALTHY | changed, out_dim=1024, feature_dim=512)
-    assert warning is not None
+def test_each_type_of_collapse_has_a_warning(changed: dict[str, float], words: str) -> None:
+    (warning,) = warnings(HEALTHY | changed)
     assert words in warning

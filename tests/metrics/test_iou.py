@@ -12,32 +12,32 @@ from cvexp.metrics import iou
 from tests.oracles.iou import class_iou
 
 IGNORE = 255
-CLASSES = 4  # and the background
+NUM_CLASSES = 4  # without the background
 NAMES = ("a", "b", "c", "d")
 
 
-def random_maps(seed: int, images: int = 3, classes: int = CLASSES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and labels that agree at half of the pixels, a tenth ignored."""
+def random_maps(seed: int, num_images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return predictions and labels that agree at half of the pixels. A tenth of the pixels is ignored."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes + 1, (images, 8, 9), generator=generator)
-    other = torch.randint(0, classes + 1, labels.shape, generator=generator)
+    labels = torch.randint(0, NUM_CLASSES + 1, (num_images, 8, 9), generator=generator)
+    other = torch.randint(0, NUM_CLASSES + 1, labels.shape, generator=generator)
     predicted = torch.where(torch.rand(labels.shape, generator=generator) < 0.5, labels, other)
     labels[torch.rand(labels.shape, generator=generator) < 0.1] = IGNORE
     return predicted, labels
 
 
 def counts(predicted: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    return iou.count_labels(predicted, labels, CLASSES, IGNORE).numpy()
+    return iou.count_labels(predicted, labels, NUM_CLASSES, IGNORE).numpy()
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, CLASSES), st.sampled_from([0, 1, 2, 3, 4, IGNORE])), min_size=1, max_size=40),
+    st.lists(st.tuples(st.integers(0, NUM_CLASSES), st.sampled_from([0, 1, 2, 3, 4, IGNORE])), min_size=1, max_size=40),
 )
 @settings(max_examples=200, deadline=None)
 def test_iou_equals_plain_loops(pixels: list[tuple[int, int]]) -> None:
     predicted, labels = (torch.tensor(values).view(1, 1, -1) for values in zip(*pixels, strict=True))
     ours = iou.iou(counts(predicted, labels)[0])
-    for value in range(CLASSES + 1):
+    for value in range(NUM_CLASSES + 1):
         expected = class_iou([p for p, _ in pixels], [y for _, y in pixels], value, IGNORE)
         assert math.isnan(ours[value]) if expected is None else ours[value] == expected
 
@@ -47,9 +47,9 @@ def test_iou_equals_scikit_learns_and_torchmetrics(seed: int) -> None:
     predicted, labels = random_maps(seed)
     total = counts(predicted, labels).sum(axis=0)
     valid = labels != IGNORE
-    theirs = jaccard_score(labels[valid], predicted[valid], labels=range(CLASSES + 1), average=None)
-    np.testing.assert_allclose(iou.iou(total), theirs)
-    metric = multiclass_jaccard_index(predicted, labels, CLASSES + 1, average="none", ignore_index=IGNORE)
+    reference = jaccard_score(labels[valid], predicted[valid], labels=range(NUM_CLASSES + 1), average=None)
+    np.testing.assert_allclose(iou.iou(total), reference)
+    metric = multiclass_jaccard_index(predicted, labels, NUM_CLASSES + 1, average="none", ignore_index=IGNORE)
     np.testing.assert_allclose(iou.iou(total), metric.numpy(), rtol=1e-6)
     accuracy = (predicted == labels)[valid].double().mean().item()
     assert iou.summarize(counts(predicted, labels), NAMES)["pixel_accuracy"] == pytest.approx(accuracy)
@@ -57,7 +57,7 @@ def test_iou_equals_scikit_learns_and_torchmetrics(seed: int) -> None:
 
 def test_an_absent_class_has_no_iou_and_is_left_out_of_the_mean() -> None:
     labels = torch.tensor([[[0, 0, 1, 1, 2, IGNORE]]])
-    predicted = torch.tensor([[[0, 1, 1, 1, 2, 4]]])  # class 3 nowhere; class 4 only where nothing counts
+    predicted = torch.tensor([[[0, 1, 1, 1, 2, 4]]])  # no class 3; class 4 only at the ignored pixel
     summary = iou.summarize(counts(predicted, labels), NAMES)
     assert "iou/c" not in summary
     assert "iou/d" not in summary
@@ -71,7 +71,7 @@ def test_a_class_that_is_only_predicted_or_only_labeled_has_an_iou_of_zero() -> 
     assert np.isnan(iou.iou(total)[3:]).all()
 
 
-def test_where_all_is_ignored_nothing_has_a_score() -> None:
+def test_there_are_no_scores_if_all_pixels_are_ignored() -> None:
     labels = torch.full((2, 3, 3), IGNORE)
     assert iou.summarize(counts(torch.ones_like(labels), labels), NAMES) == {}
 
@@ -79,30 +79,30 @@ def test_where_all_is_ignored_nothing_has_a_score() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_each_mask_is_counted_like_a_label_map_of_one_class(seed: int) -> None:
     predicted, labels = random_maps(seed)
-    every = torch.arange(CLASSES).expand(len(labels), -1)
-    masks = predicted[:, None] == every[:, :, None, None] + 1
+    queries = torch.arange(NUM_CLASSES).expand(len(labels), -1)
+    masks = predicted[:, None] == queries[:, :, None, None] + 1
     np.testing.assert_array_equal(
-        iou.count_masks(masks, labels, every, IGNORE).numpy(), counts(predicted, labels)[:, 1:]
+        iou.count_masks(masks, labels, queries, IGNORE).numpy(), counts(predicted, labels)[:, 1:]
     )
 
 
 def test_empty_masks_of_absent_classes_have_no_iou() -> None:
     labels = torch.ones(1, 2, 2, dtype=torch.long)
-    asked = torch.tensor([[0, 1]])
+    queries = torch.tensor([[0, 1]])
     masks = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
-    assert iou.iou(iou.count_masks(masks, labels, asked, IGNORE)[0].numpy()).tolist()[0] == 0.0
-    assert np.isnan(iou.iou(iou.count_masks(masks, labels, asked, IGNORE)[0].numpy())[1])
+    assert iou.iou(iou.count_masks(masks, labels, queries, IGNORE)[0].numpy()).tolist()[0] == 0.0
+    assert np.isnan(iou.iou(iou.count_masks(masks, labels, queries, IGNORE)[0].numpy())[1])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_courses_formula_equals_plain_loops(seed: int) -> None:
-    predicted, labels = random_maps(seed, images=4)
+    predicted, labels = random_maps(seed, num_images=4)
     labels[0][labels[0] == 3] = 0
     predicted[0][predicted[0] == 3] = 0
     values = []
     for p, y in zip(predicted, labels, strict=True):
         valid = y != IGNORE
-        for c in range(1, CLASSES + 1):
+        for c in range(1, NUM_CLASSES + 1):
             intersection = int(((p == c) & (y == c) & valid).sum())
             union = int((((p == c) | (y == c)) & valid).sum())
             if union:
@@ -110,20 +110,20 @@ def test_the_courses_formula_equals_plain_loops(seed: int) -> None:
     assert iou.image_iou(counts(predicted, labels)[:, 1:]) == pytest.approx(np.mean(values))
 
 
-def test_presence_is_told_by_masks_that_are_not_empty() -> None:
+def test_presence_is_decided_by_masks_that_are_not_empty() -> None:
     labels = torch.tensor([[[1, 1]], [[2, 0]], [[0, 0]]])
-    predicted = torch.tensor([[[1, 0]], [[3, 0]], [[0, 0]]])  # one right, one missed, one wrongly there
+    predicted = torch.tensor([[[1, 0]], [[3, 0]], [[0, 0]]])  # one correct, one missed, one false positive
     assert iou.presence_f1(counts(predicted, labels)[:, 1:]) == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
 
 
 def test_counts_add_up_over_batches() -> None:
-    predicted, labels = random_maps(7, images=6)
+    predicted, labels = random_maps(7, num_images=6)
     parts = [counts(predicted[i : i + 2], labels[i : i + 2]) for i in range(0, 6, 2)]
     np.testing.assert_array_equal(np.concatenate(parts), counts(predicted, labels))
 
 
-@pytest.mark.parametrize("label", range(CLASSES + 1))
-def test_a_constant_prediction_is_counted_as_if_it_had_been_made(label: int) -> None:
+@pytest.mark.parametrize("label", range(NUM_CLASSES + 1))
+def test_counts_of_a_constant_prediction_equal_those_of_its_label_map(label: int) -> None:
     predicted, labels = random_maps(3)
     labels[1][labels[1] == label] = 0
     labels[2] = IGNORE

@@ -13,23 +13,23 @@ def test_predictions_equal_scikit_learns(k: int) -> None:
     labels = random.randint(0, 4, 200)
     classifier = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07))
     expected = classifier.fit(bank, labels).predict(queries)
-    got = knn_predict(torch.tensor(bank), torch.tensor(labels), torch.tensor(queries), classes=4, k=k)
-    assert got.tolist() == expected.tolist()
+    predicted = knn_predict(torch.tensor(bank), torch.tensor(labels), torch.tensor(queries), num_classes=4, k=k)
+    assert predicted.tolist() == expected.tolist()
 
 
-def test_a_bank_smaller_than_k_votes_as_a_whole() -> None:
+def test_all_features_vote_if_the_bank_is_smaller_than_k() -> None:
     bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
-    assert knn_top1(bank, labels, bank, labels, classes=3, k=20) == 1.0
+    assert knn_top1(bank, labels, bank, labels, num_classes=3, k=20) == 1.0
 
 
-def test_length_of_features_does_not_matter() -> None:
+def test_the_length_of_features_has_no_effect() -> None:
     torch.manual_seed(0)
     bank, labels, queries = torch.randn(40, 8), torch.randint(0, 3, (40,)), torch.randn(10, 8)
     lengths = torch.rand(10, 1) + 0.1
     assert torch.equal(knn_predict(bank, labels, queries, 3, 5), knn_predict(9 * bank, labels, queries * lengths, 3, 5))
 
 
-def test_worse_features_are_stated_with_their_accuracies() -> None:
+def test_worse_features_are_reported_with_their_accuracies() -> None:
     assert worse_than_untrained(0.614, {"at the best epoch": 0.455, "at the last epoch": 0.7}) == (
         "Pretraining made the features worse: kNN accuracy 0.455 at the best epoch, 0.614 untrained."
     )
@@ -44,12 +44,12 @@ def test_worse_features_are_stated_with_their_accuracies() -> None:
     assert "last" not in same
 
 
-def test_equal_features_are_not_worse_and_nothing_is_said_without_labels() -> None:
+def test_there_is_no_warning_for_equal_features_or_without_labels() -> None:
     assert worse_than_untrained(0.5, {"at the best epoch": 0.5, "at the last epoch": 0.6}) is None
     assert worse_than_untrained(None, {"at the best epoch": 0.1}) is None
 
 
-def test_accuracies_that_differ_little_are_not_stated_as_equal() -> None:
-    said = worse_than_untrained(0.61404, {"at the best epoch": 0.61396})
-    assert said is not None
-    assert "0.613960 at the best epoch, 0.614040 untrained" in said
+def test_small_differences_of_accuracies_remain_visible() -> None:
+    warning = worse_than_untrained(0.61404, {"at the best epoch": 0.61396})
+    assert warning is not None
+    assert "0.613960 at the best epoch, 0.614040 untrained" in warning

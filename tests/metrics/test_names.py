@@ -14,26 +14,26 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ["cat", "traffic light", "t-shirt", "no. 1", "Straße", "人"])
-def test_an_ordinary_name_stays(name: str) -> None:
+def test_ordinary_names_do_not_change(name: str) -> None:
     assert safe_name(name) == name
 
 
-def test_names_stay_apart() -> None:
-    every = [*ODD, *map(safe_name, ODD)]  # a class may even have the name that is made for another
-    assert len(set(map(safe_name, every))) == len(set(every))
+def test_different_texts_have_different_names() -> None:
+    texts = [*ODD, *map(safe_name, ODD)]  # a class may have the name that another one gets
+    assert len(set(map(safe_name, texts))) == len(set(texts))
 
 
 @given(st.text(max_size=400))
 @example(safe_name("R&D"))
-def test_mlflow_accepts_every_name(text: str) -> None:
+def test_mlflow_accepts_all_names(text: str) -> None:
     name = f"train/iou/{safe_name(text)}"
     _validate_metric(name, 1.0, 0, 0)
     _validate_param(f"task.class_weights.{safe_name(text)}", "1")
 
 
 @given(st.text(max_size=400), st.text(max_size=400))
-def test_equal_names_are_of_equal_texts(one: str, other: str) -> None:
-    assert (safe_name(one) == safe_name(other)) == (one == other)
+def test_only_equal_texts_have_equal_names(first: str, second: str) -> None:
+    assert (safe_name(first) == safe_name(second)) == (first == second)
 
 
 def test_scores_have_a_name_for_each_class() -> None:

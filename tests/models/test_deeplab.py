@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from cvexp.models.deeplab import DECODERS, DeepLabV3, DeepLabV3Plus
@@ -8,18 +9,16 @@ from cvexp.models.deeplab import DECODERS, DeepLabV3, DeepLabV3Plus
 def test_deeplabv3_equals_torchvisions_head_with_the_same_weights() -> None:
     torch.manual_seed(0)
     ours = DeepLabV3(low_channels=16, high_channels=32, channels=256, rates=(12, 24, 36), dropout=0.5).eval()
-    theirs = DeepLabHead(32, num_classes=6).eval()  # pyramid, 3 x 3 convolution, batch norm, ReLU, classifier
-    theirs[0].load_state_dict(ours.aspp.state_dict())
-    for own, other in zip(ours.refine, list(theirs)[1:4], strict=True):
-        other.load_state_dict(own.state_dict())
+    reference = DeepLabHead(32, num_classes=6).eval()  # pyramid, 3 x 3 convolution, batch norm, ReLU, classifier
+    reference[0].load_state_dict(ours.aspp.state_dict())
+    for layer, reference_layer in zip(ours.refine, list(reference)[1:4], strict=True):
+        reference_layer.load_state_dict(layer.state_dict())
     high = torch.randn(2, 32, 9, 9)
-    torch.testing.assert_close(theirs[4](ours(torch.empty(2, 16, 36, 36), high)), theirs(high))
+    torch.testing.assert_close(reference[4](ours(torch.empty(2, 16, 36, 36), high)), reference(high))
 
 
 def test_deeplabv3plus_equals_its_description_in_plain_functions() -> None:
-    """ASPP, upsampled, joined with 48 channels of low-level features, two 3 x 3 convolutions."""
-    import torch.nn.functional as F
-
+    """ASPP, upsampled, concatenated with 48 channels of low-level features, two 3 x 3 convolutions."""
     torch.manual_seed(1)
     decoder = DeepLabV3Plus(low_channels=8, high_channels=16, channels=12, rates=(1, 2, 3), dropout=0.1).eval()
     low, high = torch.randn(2, 8, 16, 16), torch.randn(2, 16, 4, 4)
@@ -41,7 +40,7 @@ def test_deeplabv3plus_equals_its_description_in_plain_functions() -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_several_maps_of_an_image_are_decoded_like_each_alone(name: str) -> None:
+def test_several_maps_of_an_image_are_decoded_like_each_map_alone(name: str) -> None:
     torch.manual_seed(2)
     decoder = DECODERS[name](low_channels=8, high_channels=16, channels=12, rates=(1, 2, 3), dropout=0.1).eval()
     low, high = torch.randn(2, 8, 16, 16), torch.randn(6, 16, 4, 4)

@@ -1,4 +1,5 @@
 import math
+import socket
 
 import pytest
 import torch
@@ -20,19 +21,19 @@ def test_loss_center_and_gradient_equal_lightlys_over_several_steps(
 ) -> None:
     torch.manual_seed(0)
     ours = DINOLoss(outputs, student_temperature=0.1, center_momentum=0.9)
-    theirs = LightlyLoss(outputs, student_temp=0.1, center_momentum=0.9)
+    reference = LightlyLoss(outputs, student_temp=0.1, center_momentum=0.9)
     for step in range(4):
         teacher = torch.randn(global_views, images, outputs) * 0.1
         student = torch.randn(global_views + local_views, images, outputs) * 0.1
-        mine, other = student.clone().requires_grad_(), student.clone().requires_grad_()
-        loss = ours(teacher, mine, temperature + step / 1000)
+        student_a, student_b = student.clone().requires_grad_(), student.clone().requires_grad_()
+        loss = ours(teacher, student_a, temperature + step / 1000)
         ours.update_center(teacher)
-        expected = theirs(list(teacher), list(other), teacher_temp=temperature + step / 1000)
+        expected = reference(list(teacher), list(student_b), teacher_temp=temperature + step / 1000)
         loss.backward()
         expected.backward()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        torch.testing.assert_close(ours.center, theirs.center.flatten(), rtol=0, atol=1e-6)
-        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.center, reference.center.flatten(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(student_a.grad, student_b.grad, rtol=0, atol=1e-6)
 
 
 def test_loss_equals_plain_loops() -> None:
@@ -64,12 +65,12 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize(("teacher_views", "student_views"), [(1, 1), (3, 2), (0, 2)])
-def test_loss_refuses_views_that_hold_no_pair(teacher_views: int, student_views: int) -> None:
+def test_loss_needs_a_pair_of_different_views(teacher_views: int, student_views: int) -> None:
     with pytest.raises(ValueError, match=f"got {teacher_views} teacher and {student_views} student"):
         DINOLoss(8)(torch.randn(teacher_views, 2, 8), torch.randn(student_views, 2, 8), 0.04)
 
 
-def test_a_center_momentum_of_one_turns_centering_off() -> None:
+def test_a_center_momentum_of_one_disables_centering() -> None:
     loss = DINOLoss(8, center_momentum=1.0)
     loss.update_center(torch.randn(2, 4, 8))
     assert torch.equal(loss.center, torch.zeros(8))
@@ -84,8 +85,6 @@ def _center_of_a_process(rank: int, port: int, logits: torch.Tensor, results: to
 
 
 def test_center_is_averaged_over_processes() -> None:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +100,7 @@ def network() -> DINONetwork:
     return DINONetwork(create_backbone("test_resnet"), DINOHead(96, 16, 8, 32))
 
 
-def test_teacher_starts_equal_to_the_student_and_takes_no_gradient() -> None:
+def test_the_teacher_is_a_copy_of_the_student_without_gradients() -> None:
     student = network()
     teacher = make_teacher(student)
     views = [torch.randn(4, 3, 32, 32)] * 2
@@ -112,7 +111,7 @@ def test_teacher_starts_equal_to_the_student_and_takes_no_gradient() -> None:
     assert not shared
 
 
-def test_teacher_follows_by_the_closed_form_of_the_moving_average() -> None:
+def test_the_teacher_equals_the_closed_form_of_the_moving_average() -> None:
     torch.manual_seed(0)
     student = network()
     teacher = make_teacher(student)
@@ -122,11 +121,11 @@ def test_teacher_follows_by_the_closed_form_of_the_moving_average() -> None:
             parameter.normal_()
     for _ in range(10):
         update_teacher(teacher, student, momentum=0.9)
-    for first, now, target in zip(start, teacher.parameters(), student.parameters(), strict=True):
-        torch.testing.assert_close(now, 0.9**10 * first + (1 - 0.9**10) * target, rtol=1e-5, atol=1e-6)
+    for initial, updated, target in zip(start, teacher.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(updated, 0.9**10 * initial + (1 - 0.9**10) * target, rtol=1e-5, atol=1e-6)
 
 
-def test_head_gives_cosines_with_its_prototypes() -> None:
+def test_head_returns_cosines_with_its_prototypes() -> None:
     torch.manual_seed(0)
     head = DINOHead(12, 16, 8, 20, batch_norm=True)
     x = torch.randn(5, 12)
@@ -134,20 +133,15 @@ def test_head_gives_cosines_with_its_prototypes() -> None:
     expected = torch.nn.functional.cosine_similarity(head.mlp(x)[:, None], head.last_layer[None], dim=-1)
     torch.testing.assert_close(logits, expected)
     with torch.no_grad():
-        head.last_layer *= 7  # a gain of the prototypes changes nothing
+        head.last_layer *= 7  # the length of the prototypes has no effect
     torch.testing.assert_close(head(x), logits)
 
 
-def test_crops_of_one_resolution_pass_the_backbone_together() -> None:
+def test_crops_of_one_resolution_share_a_forward_pass() -> None:
     backbone = create_backbone("test_resnet").eval()
-    passes = []
-    backbone.register_forward_hook(lambda module, inputs, output: passes.append(tuple(inputs[0].shape)))
+    shapes = []
+    backbone.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
     crops = [torch.randn(3, 3, 48, 48) for _ in range(2)] + [torch.randn(3, 3, 32, 32) for _ in range(4)]
     together = forward_crops(backbone, crops)
-    assert passes == [(6, 3, 48, 48), (12, 3, 32, 32)]
+    assert shapes == [(6, 3, 48, 48), (12, 3, 32, 32)]
     torch.testing.assert_close(together, torch.cat([backbone(crop) for crop in crops]), rtol=1e-4, atol=1e-5)
-
-
-def test_a_vision_transformer_takes_crops_of_any_size() -> None:
-    backbone = create_backbone("test_vit", dynamic_img_size=True)
-    assert forward_crops(backbone, [torch.randn(2, 3, 96, 96), torch.randn(2, 3, 48, 48)]).shape == (4, 64)

@@ -55,7 +55,7 @@ def test_every_number_follows_from_the_counts_and_equals_what_training_measured(
         np.stack([counts[one.info.run_id][:, 1:] for one in trained if one.data.tags["task"] == task])
         for task in ("attention", "multiclass")
     ]
-    again = paired_difference(both[0], both[1], samples=200)
+    again = paired_difference(both[0], both[1], num_samples=200)
     assert [difference[key] for key in ("difference", "low", "high")] == pytest.approx(list(again))
     assert difference["pairs"] == 2
     page = artifact(run, "comparison.md").read_text()
