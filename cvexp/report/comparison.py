@@ -1,4 +1,4 @@
-"""The comparison of methods as tables and sentences, and as files from which all of it can be computed again."""
+"""The comparison of methods, as tables and sentences, and as files from which all of it can be computed again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from cvexp.report.style import shorten
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
-MIN_IMAGES = 20  # with fewer, a percentile interval is far too narrow
-NO_PAIRS = "No difference is computed: it needs two methods, or random and another start, with runs of the same seed."
-SCORES = {"pixel_accuracy": "pixel accuracy", "presence_f1": "presence F1", "miou_image": "mIoU by image"}
+MIN_IMAGES = 20  # with fewer, percentile intervals are far too narrow
+NO_PAIRS = (
+    "No differences are computed: they need runs with equal seeds, of two methods or from random and other weights."
+)
+SCORES = {"pixel_accuracy": "pixel accuracy", "presence_f1": "presence F1", "miou_image": "mIoU per image"}
 
 
 def rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the columns of the table, and a row for each method and start, and for each constant prediction."""
-    columns = ["method", "start", "seeds", "mIoU", *map(shorten, comparison.classes), *SCORES.values()]
+    """Return the columns of the table, and a row for each method and initial weights, and for each constant."""
+    columns = ["method", "initial weights", "seeds", "mIoU", *map(shorten, comparison.classes), *SCORES.values()]
     columns += ["ms/image (quartiles)", "parameters"]
     keys = ["miou", *(f"iou/{i}" for i in range(len(comparison.classes))), *SCORES]
     cells = []
@@ -46,13 +48,13 @@ def rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _quartiles(times: Sequence[float]) -> str:
-    """Format the median, and with several times the first and third quartile."""
+    """Format the median and, if there are several times, the first and third quartile."""
     low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
     return f"{median:.1f}" + (f" ({low:.1f} to {high:.1f})" if len(times) > 1 else "")
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    """Format the mean and the standard deviation over the seeds; a class that never occurs has no IoU."""
+    """Format the mean and the standard deviation over the seeds; ``none`` for a class that never occurs."""
     defined = [value for value in values if value is not None]
     if not defined:
         return "none"
@@ -61,13 +63,15 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def sentences(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return the name of each difference, with its interval and whether that excludes zero."""
+    """Return the name of each difference, and its value with the interval and what that means."""
     lines = []
     for difference in comparison.differences:
         interval, num_pairs = difference.interval, difference.num_pairs
-        verdict = "" if interval.is_clear else "; it includes zero, so these images don't show which is better"
+        verdict = (
+            "" if interval.is_clear else "; the interval includes zero, so these images do not show which is better"
+        )
         if (num_images := len(comparison.images)) < MIN_IMAGES:
-            verdict = f"; {num_images} images are too few to trust an interval"
+            verdict = f"; {num_images} images are too few for a reliable interval"
         pairs = f"{num_pairs} pair{'s' if num_pairs > 1 else ''} of runs"
         bounds = f"{interval.difference:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
         lines.append((difference.name, f"{bounds}, {pairs}{verdict}"))
@@ -75,26 +79,26 @@ def sentences(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def constant_warnings(comparison: Comparison, clean: Callable[[str], str] = shorten) -> list[str]:
-    """Name the methods that don't exceed a constant prediction, for each score where that happens.
+    """Return a sentence for each score in which some method does not exceed a constant prediction.
 
     Args:
         comparison: The scores.
-        clean: Makes the names of classes and starts fit for the page that the sentences are on.
+        clean: Shortens or escapes the names of classes and weights for the page of the sentences.
     """
     warnings = []
-    for key, words in {"miou": "mIoU", **SCORES}.items():
+    for key, score in {"miou": "mIoU", **SCORES}.items():
         best = max(comparison.constants(), key=lambda constant: constant.scores[key])
         threshold = best.scores[key]
         means = {group: float(np.mean([run.scores[key] for run in r])) for group, r in comparison.groups().items()}
         below = [f"{method} from {clean(start)} ({m:.3f})" for (method, start), m in means.items() if m <= threshold]
         if below:
-            always = f"Always predicting {clean(best.label)} has {words} {threshold:.3f}"
-            warnings.append(f"{always}, not exceeded by {', '.join(below)}.")
+            always = f"Always predicting {clean(best.label)} gives {score} {threshold:.3f}"
+            warnings.append(f"{always}, no less than {', '.join(below)}.")
     return warnings
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, transposed so that it fits a terminal, warnings, and the differences."""
+    """Print the table, transposed to fit the terminal, then warnings and the differences."""
     columns, cells = rows(comparison)
     table = Table(title=f"{len(comparison.images)} validation images", title_justify="left")
     table.add_column("")
@@ -108,51 +112,51 @@ def print_comparison(comparison: Comparison) -> None:
     if not comparison.differences:
         print_line(NO_PAIRS)
         return
-    print_line(f"differences of mIoU, with {comparison.confidence:.0%} intervals over the images (not over seeds):")
+    print_line(f"differences in mIoU, with {comparison.confidence:.0%} intervals over the images (not over seeds):")
     for name, sentence in sentences(comparison):
         print_line(f"  {name}: {sentence}")
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the table and the differences as a page."""
+    """Return the comparison as a Markdown page."""
     columns, cells = rows(comparison)
-    lines = [[_literal(cell) for cell in row] for row in (columns, *cells)]
+    lines = [[_escape(cell) for cell in row] for row in (columns, *cells)]
     lines.insert(1, ["---"] * len(columns))
     runs = [
-        f"* `{run.run_id}`: {run.method} from {_literal(shorten(run.start))}, seed {run.seed}, {run.miou:.4f}"
+        f"* `{run.run_id}`: {run.method} from {_escape(shorten(run.start))}, seed {run.seed}, {run.miou:.4f}"
         for run in comparison.evaluated
     ]
     title = (
-        f"Differences of mIoU, with {comparison.confidence:.0%} intervals of a paired bootstrap over the images, not "
+        f"Differences in mIoU, with {comparison.confidence:.0%} intervals from a paired bootstrap over the images, not "
         "over the seeds:"
     )
-    differences = [f"* {_literal(name)}: {sentence}" for name, sentence in sentences(comparison)]
-    warnings = [f"* {warning}" for warning in constant_warnings(comparison, lambda name: _literal(shorten(name)))]
+    differences = [f"* {_escape(name)}: {sentence}" for name, sentence in sentences(comparison)]
+    warnings = [f"* {warning}" for warning in constant_warnings(comparison, lambda name: _escape(shorten(name)))]
     page = [
         f"# Comparison on {len(comparison.images)} validation images",
         "",
         *(f"| {' | '.join(row)} |" for row in lines),
         "",
-        "IoU over all images; mean ± standard deviation over the seeds. `constant` predicts one label for every pixel. "
-        "Times are medians, with the first and third quartile.",
+        "IoU over the pixels of all images; mean ± standard deviation over the seeds. `constant` predicts the same "
+        "label for every pixel. Times are medians, with the first and third quartile.",
         "",
         *(["Not better than a constant prediction:", "", *warnings, ""] if warnings else []),
         *([title, "", *differences] if differences else [NO_PAIRS]),
         "",
-        "Runs, and their mIoU:",
+        "The runs, with their mIoU:",
         "",
         *runs,
     ]
     return "\n".join(page) + "\n"
 
 
-def _literal(text: str) -> str:
-    """Escape text such that Markdown shows it unchanged."""
+def _escape(text: str) -> str:
+    """Escape text so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|$~&!])", r"\\\1", text)
 
 
 def log_comparison(sink: Sink, comparison: Comparison) -> None:
-    """Record tables, differences, and the counts of every image under `comparison/`, and the means as metrics."""
+    """Record the page, the values and the counts of each image in `comparison/`, and the mean mIoU of each group."""
     groups = {f"{method}-{start}": [run.miou for run in r] for (method, start), r in comparison.groups().items()}
     sink.log_metrics({f"miou/{safe_name(name)}": float(np.mean(values)) for name, values in groups.items()}, step=0)
     values: dict[str, Any] = {
@@ -197,10 +201,10 @@ def _to_json(run: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def read_comparison(store: Store, run_id: str) -> Comparison:
-    """Read what `log_comparison` recorded. The scores are computed again, from the counts.
+    """Read what `log_comparison` recorded. The scores are computed again from the counts.
 
     Raises:
-        UserError: if it is missing or damaged.
+        UserError: if an artifact is missing or damaged.
     """
     images, counts = store.read(run_id, "comparison/counts.npz", _read_counts)
     return store.read(run_id, "comparison/comparison.json", partial(_read_comparison, images, counts))

@@ -115,7 +115,7 @@ def predictions(examples: Sequence[Example], classes: Sequence[str], state: str)
 def attention(examples: Sequence[Example], classes: Sequence[str], state: str) -> Figure:
     """Draw the attention map of each class, averaged over the heads, with a row for each example.
 
-    Above each map stands whether the image contains the class, and the predicted probability p that it does.
+    The title of a map says whether the image contains the class, and shows the predicted probability p that it does.
 
     Args:
         examples: The examples.
@@ -164,8 +164,8 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
 def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
     """Draw the attention map, the probability of each pixel, and the mask for a query of each class in one image.
 
-    The title of each column says whether the image contains the class; p below it is the predicted probability of that.
-    Of many classes, those in the image are shown, and then others until the figure is full.
+    Each column shows whether the image contains the class, and the predicted probability p that it does. Of many
+    classes, those in the image are shown, and then others until the figure is full.
 
     Args:
         e: The example.

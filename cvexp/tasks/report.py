@@ -84,7 +84,7 @@ def write(title: str, material: Material) -> Document:
         Section("Pretraining", pretraining_section(material)),
         Section("Segmentation", segmentation_section(material, methods)),
         Section("Comparison", comparison_section(material)),
-        Section("Repeating it", repeat_section(material)),
+        Section("How to reproduce the runs", repeat_section(material)),
     ]
     return Document(title, summary(material), sections)
 

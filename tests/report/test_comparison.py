@@ -68,13 +68,13 @@ def test_constant_predictions_have_every_score_and_what_they_beat_is_stated(term
     comparison = compare(evaluated("multiclass", mostly_background(2)), classes=["cat", "dog"])
     columns, rows = report.rows(comparison)
     of_class, of_background = (dict(zip(columns, row, strict=True)) for row in rows[-2:])
-    assert (of_class["start"], of_background["start"]) == ("always cat", "always background")
+    assert (of_class["initial weights"], of_background["initial weights"]) == ("always cat", "always background")
     assert of_background["pixel accuracy"] == "0.875"
-    assert [of_background[key] for key in ("mIoU", "cat", "dog", "presence F1", "mIoU by image")] == ["0.000"] * 5
+    assert [of_background[key] for key in ("mIoU", "cat", "dog", "presence F1", "mIoU per image")] == ["0.000"] * 5
     assert of_class["cat"] == "0.062"  # 2 x 125 of 4 x 1000 pixels
     assert of_class["mIoU"] == "0.031"
     assert of_class["presence F1"] == "0.500"
-    sentence = "Always predicting background has pixel accuracy 0.875, not exceeded by multiclass from random (0.872)."
+    sentence = "Always predicting background gives pixel accuracy 0.875, no less than multiclass from random (0.872)."
     report.print_comparison(comparison)
     assert sentence in terminal.getvalue()
     assert "always background" in terminal.getvalue()
@@ -108,7 +108,7 @@ def test_where_nothing_can_be_paired_that_is_stated(terminal: io.StringIO) -> No
     comparison = compare(*(evaluated("multiclass", mostly_background(1), seed) for seed in (0, 1)), classes=["cat"])
     report.print_comparison(comparison)
     assert report.NO_PAIRS in terminal.getvalue()
-    assert "differences of mIoU" not in terminal.getvalue()
+    assert "differences in mIoU" not in terminal.getvalue()
     assert report.NO_PAIRS in report.markdown(comparison)
 
 

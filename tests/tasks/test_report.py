@@ -211,8 +211,11 @@ def test_worse_features_are_stated_beside_a_collapse(
 @pytest.mark.parametrize(
     ("trained", "first"),
     [
-        ([("multiclass", 0), ("multiclass", 1)], "On the 6 validation images, multiclass from random has a mean mIoU"),
-        ([("multiclass", 0), ("attention", 1)], "Of 2 combinations of method and start,"),
+        (
+            [("multiclass", 0), ("multiclass", 1)],
+            "On the 6 validation images, multiclass from random weights has a mean mIoU",
+        ),
+        ([("multiclass", 0), ("attention", 1)], "Of 2 combinations of method and initial weights,"),
     ],
 )
 def test_seeds_of_one_method_and_seeds_that_differ_between_methods(

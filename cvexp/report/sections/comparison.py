@@ -12,30 +12,27 @@ from cvexp.tracking.finished import FinishedRun
 
 
 def comparison_section(material: Material) -> Blocks:
-    """Show the table, the differences and some images of the comparison."""
+    """Show the scores, their differences and some images of the comparison."""
     if material.comparison is None or material.comparison_run is None:
-        return missing("The methods have not been compared, which takes two runs.", "python -m cvexp task=compare")
+        return missing(
+            "No methods have been compared. A comparison needs at least two segmentation runs.",
+            "python -m cvexp task=compare",
+        )
     run = material.comparison_run
     return [_table(material.comparison, run), _differences(material.comparison, run), *_examples(run)]
 
 
 def _table(comparison: Comparison, run: FinishedRun) -> Table:
     names, rows = compared.rows(comparison)
-    method, start, *scores = [[name, *cells] for name, *cells in zip(names, *rows, strict=True)]
-    columns = [
-        "",
-        *(
-            f"{a} {b}" if b.startswith("always") else f"{a} from {b}"
-            for a, b in zip(method[1:], start[1:], strict=True)
-        ),
-    ]
+    (_, *methods), (_, *weights), *scores = [[name, *cells] for name, *cells in zip(names, *rows, strict=True)]
+    columns = [f"{a} {b}" if a == "constant" else f"{a} from {b}" for a, b in zip(methods, weights, strict=True)]
     caption = (
-        f"{len(comparison.images)} validation images, evaluated with the same code in the run {run.id[:8]}: IoU of "
-        "each class and their mean; mean ± standard deviation over the seeds, whose runs are in the table of the "
-        "segmenters. Times are medians with the first and third quartile. Always means that one label is predicted for "
-        "every pixel."
+        f"Scores on {len(comparison.images)} validation images, computed with the same code for all runs (run "
+        f"{run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels of all "
+        "images, and mIoU is the mean over the classes. Columns name the method and the initial weights; a constant "
+        "prediction has the same label for every pixel. Times are medians, with the first and third quartile."
     )
-    return Table(columns, scores, caption, wide=len(columns) > 4)
+    return Table(["", *columns], scores, caption, wide=len(columns) > 3)
 
 
 def _differences(comparison: Comparison, run: FinishedRun) -> Table | Paragraph:
@@ -48,24 +45,24 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Table | Paragraph:
         value, verdict = f"{interval.difference:+.3f}", _verdict(comparison, interval)
         rows.append([shorten(difference.name, 60), f"{difference.num_pairs}", value, bounds, verdict])
     caption = (
-        f"Differences of mIoU (run {run.id[:8]}). The intervals are from a paired bootstrap over the images: they show "
-        "how much the result depends on the images. How much it depends on the seeds is shown by the standard "
-        "deviations alone."
+        f"Differences in mIoU, averaged over pairs of runs with equal seeds (run {run.id[:8]}). The intervals, "
+        "from a paired bootstrap over the images, show how much a difference depends on the images. Only the standard "
+        "deviations above show how much it depends on the seeds."
     )
-    columns = ["difference", "pairs", "mIoU", f"{comparison.confidence:.0%} interval", "zero is"]
+    columns = ["difference", "pairs", "mIoU", f"{comparison.confidence:.0%} interval", "excludes zero"]
     return Table(columns, rows, caption)
 
 
 def _verdict(comparison: Comparison, interval: Interval) -> str:
     if len(comparison.images) < compared.MIN_IMAGES:
-        return "not judged: too few images"
-    return "outside" if interval.is_clear else "within"
+        return "too few images"
+    return "yes" if interval.is_clear else "no"
 
 
 def _examples(run: FinishedRun) -> Blocks:
     picture = run.read("comparison/examples.png", read_png)
     if picture is None:
         return []
-    alt = "The best, median and worst validation image: image, label, predictions, attention"
-    caption = f"Best, median and worst image, by the mean mIoU of the runs shown (run {run.id[:8]})."
+    alt = "Best, median and worst validation image, each with its label, the predictions and an attention map"
+    caption = f"Best, median and worst validation image by mIoU, averaged over the runs shown (run {run.id[:8]})."
     return [Picture(picture, alt, caption, wide=True)]

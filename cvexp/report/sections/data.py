@@ -9,18 +9,18 @@ from cvexp.report.sections.material import Blocks, Material, count, missing
 from cvexp.report.style import shorten
 from cvexp.tracking.finished import FinishedRun, RecordedData
 
-NUM_NAMED = 8  # classes in the table
+MAX_CLASSES = 8  # named in the table
 
 
 def data_section(material: Material) -> Blocks:
-    """Say which images and objects the runs used."""
+    """Show which images and objects the runs used."""
     runs = [*material.pretrainings, *material.segmentations]
     if not runs:
         return missing("There is no finished run.", "python -m cvexp task=dino")
     unrecorded = [run.id[:8] for run in runs if not run.data]
     blocks: Blocks = []
     if rows := _rows(runs):
-        columns = ["data set", "split", "used for", "images", "objects", "objects of each class", "fingerprint"]
+        columns = ["data set", "split", "used for", "images", "objects", "objects per class", "fingerprint"]
         blocks.append(Table(columns, rows, _caption(material.segmentations), wide=True))
     if unrecorded:
         blocks.append(Paragraph(f"{count(len(unrecorded), 'run')} did not record the data: {', '.join(unrecorded)}."))
@@ -40,15 +40,15 @@ def _rows(runs: Sequence[FinishedRun]) -> list[list[str]]:
     for (source, split, fingerprint), roles in uses.items():
         of_split = recorded[fingerprint]
         named = [f"{shorten(name)} {number}" for name, number in of_split.classes.items()]
-        more = f" and {len(named) - NUM_NAMED} more" if len(named) > NUM_NAMED else ""
-        classes = ", ".join(named[:NUM_NAMED]) + more or "no labels"
+        more = f" and {len(named) - MAX_CLASSES} more" if len(named) > MAX_CLASSES else ""
+        classes = ", ".join(named[:MAX_CLASSES]) + more or "no labels"
         numbers = [f"{of_split.num_images}", f"{of_split.num_objects}"]
         rows.append([source, split, " and ".join(roles), *numbers, classes, fingerprint[:8]])
     return rows
 
 
 def _caption(segmentations: Sequence[FinishedRun]) -> str:
-    caption = "Images and objects. The fingerprint is of file contents, boxes and labels."
+    caption = "Data of the runs. The fingerprint is a hash of the files, boxes and labels."
     if sizes := sorted({run.config.dataset.image_size for run in segmentations}):
-        caption += f" Segmentation uses whole images, whose longer side is scaled to {' or '.join(map(str, sizes))} px."
+        caption += f" Segmentation uses whole images, with a longer side of {' or '.join(map(str, sizes))} px."
     return caption

@@ -1,4 +1,4 @@
-"""The runs that a report is written from, and phrases that several sections use."""
+"""The runs that a report describes, and phrases that several sections share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Blocks = list[Paragraph | Table | Picture]
 
 @dataclass(frozen=True)
 class Material:
-    """Finished runs; what is missing is None or empty.
+    """The finished runs that a report describes; None or empty if there are none.
 
     Attributes:
-        comparison_run: The comparison.
-        comparison: What it measured.
-        segmentations: The runs that it compares.
-        pretrainings: The runs that these start from, most used first.
-        neighbors: The nearest neighbors of the first pretraining.
+        comparison_run: The run of the comparison.
+        comparison: The results of the comparison.
+        segmentations: The runs that it compares; without a comparison, the newest ones.
+        pretrainings: The runs that the segmentations start from, most used first; if there are none, the newest one.
+        neighbors: The run that computed the nearest neighbors of the first pretraining.
     """
 
     comparison_run: FinishedRun | None
@@ -33,8 +33,8 @@ class Material:
 
 
 def missing(what: str, command: str) -> Blocks:
-    """Say what is missing, and which command makes it."""
-    return [Paragraph(f"{what} This command makes it:"), Paragraph(command, code=True)]
+    """Return a sentence about what is missing, and the command that creates it."""
+    return [Paragraph(f"{what} Run this command:"), Paragraph(command, code=True)]
 
 
 def count(number: int, noun: str) -> str:
@@ -43,12 +43,9 @@ def count(number: int, noun: str) -> str:
 
 
 def epochs(validation: Series) -> tuple[int, int]:
-    """Return the steps of an epoch and the number of epochs, after each of which there is a validation.
-
-    Both are 0 if there is none.
-    """
-    after = [step for step, _ in validation if step > 0]
-    return (after[0], len(after)) if after else (0, 0)
+    """Return the number of steps in an epoch and the number of epochs; zeros without a validation after an epoch."""
+    steps = [step for step, _ in validation if step > 0]
+    return (steps[0], len(steps)) if steps else (0, 0)
 
 
 def worse_features(pretraining: FinishedRun) -> str | None:

@@ -7,15 +7,15 @@ import json
 from cvexp.report import curves, embedding
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
 from cvexp.report.sections.material import Blocks, Material, count, epochs, missing, worse_features
-from cvexp.report.style import shorten
+from cvexp.report.style import shorten, state_of
 from cvexp.tracking.finished import FinishedRun, embedded_epochs
 
-MEASURES = {  # words for the measures that are known; others are shown under their own names
-    "loss": "validation loss, nats",
-    "knn_top1": "kNN accuracy of the features",
-    "teacher_entropy": "entropy of the teacher's output, nats",
-    "teacher_kl": "KL of its mean from uniform, nats",
-    "feature_std": "standard deviation of unit features",
+MEASURES = {  # descriptions; other measures appear under their own names
+    "loss": "validation loss (nats)",
+    "knn_top1": "kNN accuracy, from training crops",
+    "teacher_entropy": "entropy of the teacher's output (nats)",
+    "teacher_kl": "KL of its mean from uniform (nats)",
+    "feature_std": "std. deviation of normalized features",
     "feature_rank": "effective rank of the features",
 }
 
@@ -23,12 +23,12 @@ MEASURES = {  # words for the measures that are known; others are shown under th
 def pretraining_section(material: Material) -> Blocks:
     """Describe the pretraining that most segmenters start from, or the newest one."""
     if not material.pretrainings:
-        return missing("There is no finished pretraining.", "python -m cvexp task=dino")
+        return missing("There is no finished pretraining run.", "python -m cvexp task=dino")
     run = material.pretrainings[0]
     losses = run.history("val/loss")
     steps, num_epochs = epochs(losses)
     if not num_epochs:
-        return [Paragraph(f"The run {run.id[:8]} has no validation after an epoch, so nothing is known about it.")]
+        return [Paragraph(f"The run {run.id[:8]} ended before its first epoch was validated, so it has no results.")]
     worse = worse_features(run)
     blocks: Blocks = [Paragraph(worse)] if worse else []
     blocks.append(Paragraph(_text(material, run, num_epochs)))
@@ -44,16 +44,16 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
     max_steps = run.config.trainer.max_steps
     length = count(num_epochs, "epoch") if max_steps is None else f"at most {count(max_steps, 'step')}"
     text = (
-        f"The method {run.task} trained {run.config.backbone.name} for {length} at batch size "
-        f"{run.config.loader.batch_size} (run {run.id[:8]}, seed {run.seed}). best.ckpt is from epoch "
-        f"{run.metrics['best/epoch'] + 1:.0f}, selected by {run.params['task.monitor']}; its validation loss is "
-        f"{run.metrics['best/loss']:.3f}. The loss alone proves nothing, so the table has measures that would show a "
-        "collapse."
+        f"The method {run.task} pretrained {run.config.backbone.name} for {length} with batch size "
+        f"{run.config.loader.batch_size} (run {run.id[:8]}, seed {run.seed}). The best checkpoint by "
+        f"{run.params['task.monitor']} is from epoch {run.metrics['best/epoch'] + 1:.0f} and has a validation loss of "
+        f"{run.metrics['best/loss']:.3f}. A low loss alone proves little, so the table also has "
+        "measures that would reveal a collapse."
     )
     if len(material.pretrainings) > 1:
-        text += f" It is one of {len(material.pretrainings)} pretrainings that the segmenters start from."
+        text += f" It is one of {len(material.pretrainings)} pretraining runs that the segmentation runs start from."
     elif material.segmentations and not any("weights_from" in other.tags for other in material.segmentations):
-        text += " No segmenter below starts from it."
+        text += " No segmentation run starts from it."
     return text
 
 
@@ -65,34 +65,38 @@ def _measures(run: FinishedRun) -> Table:
         history = run.history(f"val/{name}")
         values = (history[0][1], run.metrics[f"best/{name}"], history[-1][1])
         rows.append([MEASURES.get(name, name), *(f"{value:.3f}" for value in values)])
-    caption = f"Pretraining, run {run.id[:8]}."
+    caption = f"Measures on the validation crops before training, at the best and at the last epoch (run {run.id[:8]})."
     if collapse := run.tags.get("collapse"):
-        caption += f" Its loss if it has collapsed: {collapse}."
-    return Table(["validation", "untrained", "best", "last"], rows, caption)
+        caption += f" Loss after a collapse: {collapse}."
+    return Table(["measure", "untrained", "best", "last"], rows, caption)
 
 
 def _curves(run: FinishedRun, losses: curves.Series, steps: int, num_epochs: int) -> Picture:
     panels = {"loss (nats)": [curves.Curve(run.task, run.history("train/loss"), losses, steps)]}
     if accuracies := run.history("val/knn_top1"):
         panels["kNN accuracy"] = [curves.Curve(run.task, [], accuracies, steps)]
-    change = f"validation loss from {losses[0][1]:.2f} to {losses[-1][1]:.2f}"
+    change = f"the validation loss goes from {losses[0][1]:.2f} to {losses[-1][1]:.2f}"
     alt = f"Curves over {count(num_epochs, 'epoch')}: {change}"
-    caption = "Training loss (thin: raw; dashed: smoothed) and validation loss (dots)"
-    caption += f"{', and kNN accuracy' if accuracies else ''} (run {run.id[:8]})."
+    caption = "Loss on the training crops (thin: raw, dashed: smoothed) and on the validation crops (dots)"
+    caption += f"{', and kNN accuracy on the latter' if accuracies else ''}, by epoch (run {run.id[:8]})."
     return Picture(png(curves.compare(panels, stacked=True)), alt, caption)
 
 
 def _embeddings(run: FinishedRun) -> Blocks:
-    recorded = embedded_epochs(run.store, run.id)
-    chosen = sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1]})
+    all_epochs = embedded_epochs(run.store, run.id)
+    chosen = sorted({all_epochs[0], all_epochs[len(all_epochs) // 2], all_epochs[-1]})
     embeddings = {epoch: embedding.read_embedding(run.store, run.id, epoch) for epoch in chosen}
-    if not all(len(of_epoch.layout) for of_epoch in embeddings.values()):
-        return [Paragraph(f"The run {run.id[:8]} has no t-SNE: it has too few validation crops, or is an older one.")]
+    if not all(len(recorded.layout) for recorded in embeddings.values()):
+        return [
+            Paragraph(
+                f"The run {run.id[:8]} has no t-SNE, as it has too few validation crops or is from an older version."
+            )
+        ]
     alt = f"t-SNE of the validation crops at epochs {', '.join(map(str, chosen))}"
     caption = (
-        f"t-SNE of {len(embeddings[chosen[0]].labels)} validation crops over the epochs (run {run.id[:8]})"
-        + ("; colors are classes, which the training did not use" if run.classes else "")
-        + ". The page explorer.html among the run's artifacts shows each crop."
+        f"t-SNE of the features of {len(embeddings[chosen[0]].labels)} validation crops (run {run.id[:8]}). "
+        + ("Colors and markers show classes, which pretraining did not use. " if run.classes else "")
+        + "The run's artifact explorer.html shows the crops."
     )
     return [Picture(png(embedding.draw_epochs(embeddings, run.classes)), alt, caption, wide=True)]
 
@@ -101,15 +105,15 @@ def _precision(run: FinishedRun, neighbors: FinishedRun | None) -> Blocks:
     if neighbors is None:
         return missing("The nearest neighbors were not computed.", f"python -m cvexp task=neighbors run={run.id}")
     precision = neighbors.read("neighbors/precision.json", lambda path: json.loads(path.read_text()))
-    if precision is None:  # the data have no labels
+    if precision is None:  # the data has no labels
         return []
     rows = [
         [shorten(name), f"{row['crops']}", *(f"{row[key]:.3f}" for key in ("precision", "untrained", "chance"))]
         for name, row in [*precision["classes"].items(), ("all", precision["all"])]
     ]
     caption = (
-        f"The share of the {precision['k']} nearest neighbors that have the same class as the crop, with the features "
-        f"after epoch {precision['epoch']} and those of the untrained backbone (run {neighbors.id[:8]})."
+        f"Mean share of the {precision['k']} nearest validation crops that have a crop's own class: "
+        f"{state_of(precision['epoch'])}, untrained, and by chance (run {neighbors.id[:8]})."
     )
     return [Table(["class", "crops", "trained", "untrained", "chance"], rows, caption)]
 
@@ -118,6 +122,6 @@ def _neighbors(neighbors: FinishedRun | None) -> Blocks:
     picture = None if neighbors is None else neighbors.read("neighbors/grid.png", read_png)
     if neighbors is None or picture is None:
         return []
-    alt = "A grid: in each row a query, then its nearest neighbors with classes and cosine distances"
-    caption = "Some queries and their nearest neighbors among the validation crops, by cosine distance"
+    alt = "Grid of crops: each row has a query and its nearest neighbors, with classes and cosine distances"
+    caption = "Queries and their nearest neighbors among the validation crops, with cosine distances of the features"
     return [Picture(picture, alt, f"{caption} (run {neighbors.id[:8]}).", wide=True)]

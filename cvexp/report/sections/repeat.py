@@ -1,4 +1,4 @@
-"""The section on how to repeat the runs."""
+"""The section on how to reproduce the runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cvexp.tracking.finished import FinishedRun
 
 
 def repeat_section(material: Material) -> Blocks:
-    """List the commands that made the runs, and the versions that they ran with."""
+    """List the commands of the runs and the versions of the software."""
     candidates = [
         *material.pretrainings,
         material.neighbors,
@@ -18,16 +18,14 @@ def repeat_section(material: Material) -> Blocks:
     runs = [run for run in candidates if run is not None]
     by_command: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        by_command.setdefault(_exact(run, material), []).append(run)
-    rows = [[", ".join(f"{run.name} ({run.id[:8]})" for run in made), cmd] for cmd, made in by_command.items()]
-    caption = (
-        "The commands, to be run in the root of the repository, and the runs that they made. MLflow has all settings."
-    )
+        by_command.setdefault(_exact_command(run, material), []).append(run)
+    rows = [[", ".join(f"{run.name} ({run.id[:8]})" for run in group), cmd] for cmd, group in by_command.items()]
+    caption = "The runs, and the commands that reproduce them in the root of the repository. MLflow has all settings."
     return [Table(["runs", "command"], rows, caption, wide=True, code=True), Paragraph(_versions(runs))]
 
 
-def _exact(run: FinishedRun, material: Material) -> str:
-    """Return the command of a run, or of its sweep. A job names the runs that it took."""
+def _exact_command(run: FinishedRun, material: Material) -> str:
+    """Return the command of a run or of its sweep, with the runs that a job chose by itself."""
     command = run.sweep_command() or run.tags["command"]
     if run.task == "neighbors" and run.config.run is None:
         command += f" run={run.tags['of_run']}"
@@ -40,6 +38,6 @@ def _versions(runs: list[FinishedRun]) -> str:
     tags = [item for run in runs for item in run.tags.items()]
     versions = sorted({(key.removeprefix("version."), value) for key, value in tags if key.startswith("version.")})
     commits = sorted({value[:12] for key, value in tags if key == "mlflow.source.git.commit"}) or ["unknown"]
-    changed = " (some runs with uncommitted changes)" if ("git.dirty", "true") in tags else ""
+    dirty = " (some runs with uncommitted changes)" if ("git.dirty", "true") in tags else ""
     listed = ", ".join(f"{name} {value}" for name, value in versions)
-    return f"Versions: {listed}. Commit: {', '.join(commits)}{changed}."
+    return f"Versions: {listed}. Git commit: {', '.join(commits)}{dirty}."

@@ -14,25 +14,31 @@ COMMAND = "python -m cvexp -m task=multiclass,attention backbone.weights=null,la
 
 SCORES = {
     "miou": "mIoU",
-    "miou_all": "with background",
+    "miou_all": "mIoU with background",
     "pixel_accuracy": "pixel accuracy",
     "presence_f1": "presence F1",
 }
 
 TABLE = (
-    "Each run at its best epoch, as recorded in MLflow. mIoU is the mean over the classes of the IoU of all validation "
-    "pixels; presence F1 measures how well the classes that occur in each image are found."
+    "Scores of each run on the validation images at its best epoch. mIoU is the mean over the classes of the IoU over "
+    "the pixels of all images. Presence F1 measures how well a run predicts which classes an image contains."
 )
 
 CURVES = (
-    "Loss and mIoU: validation with dots, training dashed (thin: raw values). There is a line for each run of the "
-    "table; runs that differ only in the seed have the same color. Losses of different methods can't be compared, and "
-    "a method that is trained on some classes at a time measures its training mIoU on these."
+    "Loss and mIoU of the runs in the table, by epoch, on the validation images (dots) and on the training images "
+    "(thin: raw, dashed: smoothed). Runs that differ only in the seed share a color. The losses of different methods "
+    "can't be compared. A method that trains on a few classes at a time measures its training mIoU on these."
 )
 
-PICTURES = {  # recorded by methods that attend to one class at a time, and what they show
-    "one_after_another": "One image, queried for every class, one after another",
-    "heads": "Attention of each head for a class that is in the image and for one that is not",
+PICTURES = {  # alternative text and caption of the figures that methods with attention record
+    "one_after_another": (
+        "One image, with an attention map, probabilities and a mask for each class",
+        "One validation image, queried for each class; p is the predicted probability that the class is present",
+    ),
+    "heads": (
+        "Attention maps of each head for a class in the image and for one that is not",
+        "Attention of each head for a class that is present in the image and for an absent one",
+    ),
 }
 
 
@@ -41,12 +47,12 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
 
     Args:
         material: The runs.
-        methods: The segmentation tasks that there are.
+        methods: All segmentation methods.
     """
     runs = material.segmentations
     if not runs:
-        return missing("There is no finished segmentation.", COMMAND)
-    columns = ["run", "method", "start", "seed", "best epoch", *SCORES.values()]
+        return missing("There is no finished segmentation run.", COMMAND)
+    columns = ["run", "method", "initial weights", "seed", "best epoch", *SCORES.values()]
     blocks: Blocks = [
         Paragraph(_describe(runs)),
         Table(columns, [_row(run) for run in runs], TABLE, wide=True),
@@ -55,13 +61,13 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
     ]
     for method in methods:
         if method not in {run.task for run in runs}:
-            blocks += missing(f"There is no finished run of {method}.", f"python -m cvexp task={method}")
+            blocks += missing(f"There is no finished run of the method {method}.", f"python -m cvexp task={method}")
     return blocks
 
 
 def _describe(runs: Sequence[FinishedRun]) -> str:
     descriptions = {run.task: run.config.task.description for run in runs}  # type: ignore[attr-defined]
-    return " ".join(f"The method {name} {words}." for name, words in descriptions.items() if words)
+    return " ".join(f"The method {name} {description}." for name, description in descriptions.items() if description)
 
 
 def _row(run: FinishedRun) -> list[str]:
@@ -77,7 +83,7 @@ def _curves(runs: Sequence[FinishedRun]) -> Blocks:
     for run in runs:
         validation = run.history("val/loss")
         steps, num_epochs = epochs(validation)
-        if not num_epochs:  # without a validation, the length of its epochs is unknown
+        if not num_epochs:  # without a validation, the length of an epoch is unknown
             continue
         label = f"{run.task}, {run.start}"
         losses.append(curves.Curve(label, run.history("train/loss"), validation, steps))
@@ -85,19 +91,19 @@ def _curves(runs: Sequence[FinishedRun]) -> Blocks:
         mious.append(curves.Curve(label, run.history(train) if train else [], run.history("val/miou"), steps))
     if not losses:
         return []
-    alt = "Curves of loss and mIoU over the epochs, a line for each run"
+    alt = "Curves of loss and mIoU by epoch, with a line for each run"
     return [Picture(png(curves.compare({"loss (nats)": losses, "mIoU": mious})), alt, CURVES, wide=True)]
 
 
 def _attention(runs: Sequence[FinishedRun]) -> Blocks:
-    """Show pictures of the attention of the best run that recorded any."""
+    """Show the attention figures of the run with the best mIoU among those that recorded any."""
     blocks: Blocks = []
     for run in sorted(runs, key=lambda run: -run.metrics.get("best/miou", 0)):
-        for name, words in PICTURES.items():
+        for name, (alt, words) in PICTURES.items():
             picture = run.read(f"pictures/{name}.png", read_png)
             if picture is not None:
                 caption = f"{words} (run {run.id[:8]}, best checkpoint)."
-                blocks.append(Picture(picture, words, caption, wide=True, screen_only=name == "heads"))
+                blocks.append(Picture(picture, alt, caption, wide=True, screen_only=name == "heads"))
         if blocks:
             break
     return blocks

@@ -9,7 +9,7 @@ from cvexp.report.style import shorten
 
 
 def summary(material: Material) -> list[str]:
-    """Return the most important results, and reasons to doubt them, as sentences."""
+    """Return the most important results and warnings, as sentences."""
     worse = [(run, worse_features(run)) for run in material.pretrainings]
     warnings = [f"{warning.removesuffix('.')} (run {run.id[:8]})." for run, warning in worse if warning]
     comparison = material.comparison
@@ -21,40 +21,44 @@ def summary(material: Material) -> list[str]:
     images = f"the {len(comparison.images)} validation images"
     if len(groups) > 1:
         result = (
-            f"Of {len(groups)} combinations of method and start, {method} from {shorten(start)} has the largest mean "
-            f"mIoU on {images}, {miou:.3f}"
+            f"Of {len(groups)} combinations of method and initial weights, {method} from {_weights(start)} has the "
+            f"highest mean mIoU on {images}, {miou:.3f}"
         )
     else:
-        result = f"On {images}, {method} from {shorten(start)} has a mean mIoU of {miou:.3f} over its seeds"
+        result = f"On {images}, {method} from {_weights(start)} has a mean mIoU of {miou:.3f} over its seeds"
     result += (
-        f"; the best constant prediction, {shorten(constant.label)} everywhere, has {constant.scores['miou']:.3f} "
+        f"; the best constant prediction, {shorten(constant.label)} for every pixel, has {constant.scores['miou']:.3f} "
         f"(run {material.comparison_run.id[:8]})."
     )
     return [*warnings, result, *compared.constant_warnings(comparison), *plain_sentences(comparison)]
 
 
 def plain_sentences(comparison: Comparison) -> list[str]:
-    """Put each difference into words; one whose interval includes zero is not called a difference."""
+    """Return a sentence for each difference; if its interval includes zero, the sentence claims no difference."""
     return [_sentence(difference, comparison) for difference in comparison.differences]
 
 
 def _sentence(difference: Difference, comparison: Comparison) -> str:
     if difference.is_between_methods:
         first, second, start = difference.first.method, difference.second.method, difference.first.start
-        known = {None: "Over all starts", RANDOM: "From random weights"}
-        scope = known.get(start, f"From {shorten(start or '')}")
+        scope = "Averaged over all initial weights" if start is None else f"From {_weights(start)}"
     else:
         scope = f"With {difference.first.method}"
-        first, second = f"the start from {shorten(difference.first.start or '')}", "the start from random weights"
+        first, second = (f"runs from {_weights(group.start or '')}" for group in (difference.first, difference.second))
     interval = difference.interval
+    word = "higher" if interval.difference > 0 else "lower"
+    result = f"{scope}, the mIoU of {first} is {abs(interval.difference):.3f} {word} than that of {second}"
     if len(comparison.images) < compared.MIN_IMAGES:
-        return f"{scope}, {first} and {second} differ by {interval.difference:+.3f} mIoU, on too few images to judge."
+        return f"{result}, on too few images to judge."
     bounds = f"{comparison.confidence:.0%} interval {interval.low:+.3f} to {interval.high:+.3f}"
     basis = f"{bounds}, {count(difference.num_pairs, 'pair')} of runs"
     if interval.is_clear:
-        word = "more" if interval.difference > 0 else "less"
-        return f"{scope}, {first} has {abs(interval.difference):.3f} {word} mIoU than {second} ({basis})."
+        return f"{result} ({basis})."
     return (
-        f"{scope}, these images show no clear difference between {first} and {second}: {interval.difference:+.3f} mIoU "
-        f"({basis})."
+        f"{scope}, these images show no clear difference between the mIoU of {first} and that of {second}: "
+        f"{interval.difference:+.3f} ({basis})."
     )
+
+
+def _weights(start: str) -> str:
+    return "random weights" if start == RANDOM else shorten(start)
