@@ -32,7 +32,7 @@ def count_calls(module: nn.Module) -> list[int]:
 def test_many_classes_asked_of_one_encoding_equal_each_asked_alone(placement: str, decoder: str) -> None:
     model = make_attention(placement, decoder).eval()
     images = torch.randn(2, 3, 64, 48)
-    calls = count_calls(model.encoder.backbone.conv1)
+    calls = count_calls(model.encoder.get_submodule("backbone.conv1"))
     asked = torch.tensor([[4, 0, 2], [1, 1, 3]])
     logits, attention = model(images, asked)
     assert len(calls) == 1
@@ -107,7 +107,7 @@ def test_what_is_marked_in_the_feature_map_changes_the_mask_there(
     channels = 24 if placement == "encoder" else 16
     attention = ClassAttention(CLASSES, channels, 24 if placement == "encoder" else 16, heads=2)
     decoder_ = DECODERS[decoder](8, 24, 16, (1, 1, 1), 0.0)
-    nn.init.zeros_(decoder_.aspp.convs[4][1].weight)  # image pooling spreads a mark everywhere
+    nn.init.zeros_(decoder_.get_parameter("aspp.convs.4.1.weight"))  # image pooling spreads a mark everywhere
     model = AttentionSegmenter(Marked(*at), decoder_, attention, 16, placement).eval()  # type: ignore[arg-type]
     images = torch.zeros(1, 3, 128, 128)
     with torch.no_grad():
