@@ -60,7 +60,8 @@ def test_functions_are_short() -> None:
 
 
 def test_no_parameter_shadows_a_function_or_an_import_of_its_module() -> None:
-    assert_none([f"{name}: {where}" for name, source in modules().items() for where in shadowing_parameters(source)])
+    sources = modules()
+    assert_none([f"{name}: {where}" for name in sources for where in shadowing_parameters(sources[name])])
 
 
 def test_shadowing_is_noticed() -> None:

@@ -43,7 +43,7 @@ def test_dino_names_the_sizes_to_set(cvexp: Callable[..., Outcome], side: int, r
     tiny = [argument for argument in TINY if not argument.startswith(("dataset.", "task.global_size"))]
     outcome = cvexp(*tiny, "dataset=folder", "dataset.root=cifar", "trainer.max_steps=1")
     assert outcome.code == 0, outcome.message
-    advice = "task.global_size=32 task.local_size=16 task.eval_size=32"
+    advice = "task.global_size=32 task.eval_size=32 task.local_size=16"
     assert outcome.message.count(advice) == outcome.message.count("enlarged") == reported
     again = cvexp(*tiny, "dataset=folder", "dataset.root=cifar", "trainer.max_steps=1", *advice.split())
     assert again.code == 0, again.message

@@ -47,7 +47,7 @@ def test_problems_are_grouped_by_number() -> None:
 def test_prepare_lists_each_number_once(cvexp: Callable[..., Outcome], camvid: Path) -> None:
     outcome = cvexp("task=prepare", *CAMVID, "tracking.system_metrics=false")
     assert outcome.code == 1
-    assert "10 broken things" in outcome.message
+    assert "10 things are broken" in outcome.message
     report = json.loads(Path(store().download_artifacts(runs()[0].info.run_id, "data/report.json", ".")).read_text())
     problems = [problem for index in report["pretraining"].values() for problem in index["problems"]]
     assert len(problems) == 10
