@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint ui lock clean
+.PHONY: demo test test-fast lint ui lock clean
 
 demo: .venv/ready
 	$(BIN)/python -m cvexp +experiment=demo
@@ -13,6 +13,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+test-fast: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check

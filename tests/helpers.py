@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
 import mlflow
 import numpy as np
+import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -59,9 +62,13 @@ TINY_SEGMENTATION = [
     "tracking.log_every_n_steps=1",
 ]
 
+# The classes of the Freiburg course, and those of PASCAL VOC that are animals or people.
+FIVE = ["person", "bicycle", "car", "cat", "dog"]
+SIX = ["person", "cat", "cow", "dog", "horse", "sheep"]
+
 
 def write_coco(root: Path, train: int = 8, val: int = 4) -> Path:
-    """A COCO data set of noise with one cat or dog in each image."""
+    """Write a COCO data set of noise with one cat or dog in each image."""
     random = np.random.RandomState(0)
     (root / "annotations").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
@@ -78,6 +85,49 @@ def write_coco(root: Path, train: int = 8, val: int = 4) -> Path:
         categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 1, "name": "person"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+CAT, DOG = 17, 18  # category ids
+
+
+def write_coco_objects(root: Path, categories: list[int | None]) -> Path:
+    """Write a COCO data set with an object of the category in each validation image, or with none."""
+    write_coco(root, val=len(categories))
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    shape = {"bbox": [5, 5, 40, 45], "segmentation": [[5, 5, 45, 5, 45, 50, 5, 50]]}
+    objects = zip(content["annotations"], categories, strict=True)
+    kept = [{**old, **shape, "category_id": category} for old, category in objects if category is not None]
+    path.write_text(json.dumps({**content, "annotations": kept}))
+    return root
+
+
+def save_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int = 0) -> None:
+    """Save an image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def save_mask(path: Path, *rows: int) -> None:
+    """Save a mask of 48 x 40 px with a band for each number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.array(rows, dtype=np.uint8), 40 // len(rows))[:, None].repeat(48, 1)).save(path)
+
+
+def make_voc(root: Path, mask: np.ndarray, mode: str = "P", masks: str = "SegmentationClass") -> Path:
+    """Write a PASCAL VOC data set of two images, `a` to train and `b` to validate, with the same mask."""
+    for folder in ("JPEGImages", masks, "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, name in (("train", "a"), ("val", "b")):
+        pixels = np.random.RandomState(0).randint(0, 256, (*mask.shape, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
+        image = Image.fromarray(mask.astype(np.uint8))
+        if mode == "P":
+            image.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
+        image.save(root / masks / f"{name}.png")
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{name}\n")
     return root
 
 
@@ -121,9 +171,69 @@ def store(folder: Path = Path("outputs")) -> mlflow.MlflowClient:
 
 
 def runs(folder: Path = Path("outputs")) -> list[mlflow.entities.Run]:
-    """All runs, the newest first."""
+    """Return all runs, the newest first."""
     client = store(folder)
-    return list(client.search_runs([client.get_experiment_by_name("cvexp").experiment_id]))
+    experiment = client.get_experiment_by_name("cvexp")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def checkpoint(run: mlflow.entities.Run, name: str = "last") -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint of a run on this machine."""
+    path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / f"{name}.ckpt"
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def histories(folder: Path, run: mlflow.entities.Run) -> dict[str, list[tuple[int, float]]]:
+    """Return all metrics but those that measure the machine."""
+    client = store(folder)
+    return {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+        if not name.startswith(("speed/", "system/"))
+    }
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    """Fail unless the only runs of two stores have the same weights, metrics and pictures."""
+    (one,), (other,) = runs(first), runs(second)
+    assert (one.info.status, other.info.status) == ("FINISHED", "FINISHED")
+    expected, got = checkpoint(one), checkpoint(other)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert histories(first, one) == histories(second, other)
+    pictures = [
+        sorted(p.path.split("timestamp")[0] for p in store(f).list_artifacts(r.info.run_id, "images"))
+        for f, r in ((first, one), (second, other))
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def interrupted_at(
+    step: int,
+    number: signal.Signals,
+    method: type[Any],
+    cvexp: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    """Start a run that gets a signal in a step, and see that it ends after that, with a checkpoint."""
+    original = method.training_step
+
+    def training_step(self: Any, batch: object, batch_idx: int) -> object:
+        if self.global_step == step - 1:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "training_step", training_step)
+        interrupted = cvexp(*arguments, "tracking.folder=interrupted")
+    assert interrupted.code == 128 + number
+    (run,) = runs(Path("interrupted"))
+    assert run.info.status == "KILLED"
+    path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / "last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == step
 
 
 @contextlib.contextmanager

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers import TINY, Outcome, runs, start
 
-ON_COMMAND_LINE = {
+# For each mistake the arguments, and what the message has to say.
+ON_COMMAND_LINE: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "misspelt group": (["optimzer=sgd"], "optimzer", "optimizer"),
     "misspelt option": (["backbone=resnet19"], "'resnet19'", "resnet18"),
     "misspelt key": (["optimizer.lrr=1"], "optimizer.lrr", "optimizer.lr"),
@@ -35,8 +37,8 @@ ON_COMMAND_LINE = {
     "unknown backbone": (["backbone.name=resnet1888"], "'resnet1888'", "did you mean"),
     "argument of another backbone": (["backbone.args.patches=3"], "backbone.args", "patches"),
     "misspelt free dictionary": (["optimizer.arg.momentum=3"], "optimizer.arg: there is no", "did you mean optimizer"),
-    "several processes": (["trainer=ddp"], "trainer: got strategy=ddp", "not ready", "trainer=default"),
-    "several devices": (["trainer.devices=2"], "trainer: got strategy=auto, devices=2", "not ready"),
+    "one process for several": (["trainer=ddp"], "trainer.strategy: got 'ddp'", "one process", "torchrun"),
+    "several devices": (["trainer.devices=2"], "trainer.devices: got '2 on 1 nodes'", "torchrun"),
     "launcher not installed": (["-m", "hydra/launcher=ray", "seed=0,1"], "pip install hydra-ray-launcher"),
     "sweeper not installed": (["-m", "hydra/sweeper=optuna", "seed=0,1"], "pip install hydra-optuna-sweeper"),
     "launcher of another name": (
@@ -82,10 +84,10 @@ def test_on_the_command_line(cvexp: Callable[..., Outcome], mistake: str) -> Non
     own = {argument.partition("=")[0] for argument in arguments}
     of_other_task = "task." if "task" in own else ()
     tiny = [a for a in TINY if a.partition("=")[0] not in own and not a.startswith(of_other_task)]
-    assert_told(cvexp(*arguments, *tiny), *words)
+    assert_refused(cvexp(*arguments, *tiny), *words)
 
 
-def assert_told(outcome: Outcome, *words: str) -> None:
+def assert_refused(outcome: Outcome, *words: str) -> None:
     assert outcome.code == 1, outcome.message
     assert outcome.message.startswith("cvexp: error: ")
     assert len(outcome.message.strip().splitlines()) == 1, outcome.message
@@ -136,7 +138,7 @@ def _box_outside_the_image(root: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-IN_THE_DATA = {
+IN_THE_DATA: dict[Callable[[Path], None], tuple[str, ...]] = {
     _remove_folder: ("there is no file", "dataset.root="),
     _remove_images: ("there is no folder", "dataset.train_images="),
     _remove_one_image: ("train3.jpg", "no such file"),
@@ -154,7 +156,7 @@ def test_in_the_data(cvexp: Callable[..., Outcome], coco_root: Path, damage: Cal
     damage(coco_root)
     tiny = [argument for argument in TINY if not argument.startswith("dataset.")]
     data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]"]
-    assert_told(cvexp(*tiny, *data), *IN_THE_DATA[damage])
+    assert_refused(cvexp(*tiny, *data), *IN_THE_DATA[damage])
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
@@ -163,18 +165,17 @@ def test_an_image_that_breaks_while_training(
     cvexp: Callable[..., Outcome], coco_root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """After all was checked, in the main process or in a worker."""
-    from cvexp.training import fit as training
+    from cvexp.training import pretraining
+    from cvexp.training.fit import fit
 
-    train = training.train
-
-    def break_and_train(*arguments: object, **keywords: object) -> None:
+    def break_and_fit(*arguments: Any) -> float:
         _text_for_image(coco_root)
-        train(*arguments, **keywords)
+        return fit(*arguments)
 
-    monkeypatch.setattr(training, "train", break_and_train)
+    monkeypatch.setattr(pretraining, "fit", break_and_fit)
     tiny = [argument for argument in TINY if not argument.startswith(("dataset.", "loader.num_workers"))]
     data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]", f"loader.num_workers={workers}"]
-    assert_told(cvexp(*tiny, *data), "val1.jpg", "broken")
+    assert_refused(cvexp(*tiny, *data), "val1.jpg", "broken")
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
@@ -182,10 +183,10 @@ def test_weights_of_another_architecture(cvexp: Callable[..., Outcome]) -> None:
     from cvexp.models.backbone import create_backbone
 
     torch.save(create_backbone("test_vit").state_dict(), "vit.pth")
-    assert_told(cvexp(*TINY, "backbone.weights=vit.pth"), "vit.pth", "test_resnet", "backbone=")
+    assert_refused(cvexp(*TINY, "backbone.weights=vit.pth"), "vit.pth", "test_resnet", "backbone=")
     state = create_backbone("test_resnet").state_dict()
     torch.save({key: value.repeat_interleave(2, 0) for key, value in state.items() if value.ndim}, "wider.pth")
-    assert_told(cvexp(*TINY, "backbone.weights=wider.pth"), "wider.pth", "another architecture")
+    assert_refused(cvexp(*TINY, "backbone.weights=wider.pth"), "wider.pth", "another architecture")
 
 
 class _Evil:
@@ -195,30 +196,30 @@ class _Evil:
 
 def test_a_checkpoint_that_would_run_code(cvexp: Callable[..., Outcome]) -> None:
     torch.save({"model": _Evil()}, "evil.pth")
-    assert_told(cvexp(*TINY, "backbone.weights=evil.pth"), "evil.pth", "refused")
+    assert_refused(cvexp(*TINY, "backbone.weights=evil.pth"), "evil.pth", "refused")
     assert not Path("was-run").exists()
 
 
 def test_a_file_that_is_no_checkpoint(cvexp: Callable[..., Outcome]) -> None:
     Path("text.pth").write_text("not a checkpoint")
-    assert_told(cvexp(*TINY, "backbone.weights=text.pth"), "text.pth")
+    assert_refused(cvexp(*TINY, "backbone.weights=text.pth"), "text.pth")
 
 
 def test_a_server_that_does_not_answer(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert_told(cvexp(*TINY), "MLFLOW_TRACKING_URI", "127.0.0.1:9", "doesn't answer")
+    assert_refused(cvexp(*TINY), "MLFLOW_TRACKING_URI", "127.0.0.1:9", "doesn't answer")
 
 
 def test_a_file_where_the_output_folder_should_be(cvexp: Callable[..., Outcome]) -> None:
     Path("outputs").write_text("")
-    assert_told(cvexp(*TINY), "outputs", "tracking.folder=")
+    assert_refused(cvexp(*TINY), "outputs", "tracking.folder=")
 
 
 def test_a_store_that_is_no_database(cvexp: Callable[..., Outcome]) -> None:
     Path("outputs").mkdir()
     Path("outputs/mlflow.db").write_text("no database, but long enough to be taken for one" * 100)
-    assert_told(cvexp(*TINY), "mlflow.db", "tracking.folder=")
+    assert_refused(cvexp(*TINY), "mlflow.db", "tracking.folder=")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
@@ -230,7 +231,7 @@ def test_an_output_folder_without_permission(cvexp: Callable[..., Outcome], tmp_
     else:
         folder = tmp_path / "locked" / "outputs"
         folder.parent.mkdir(mode=0o500)
-    assert_told(cvexp(*TINY, f"tracking.folder={folder}"), str(folder), "tracking.folder=PATH")
+    assert_refused(cvexp(*TINY, f"tracking.folder={folder}"), str(folder), "tracking.folder=PATH")
 
 
 @pytest.fixture
@@ -248,20 +249,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing(cvexp: Callable[..., Outcome], small_disk: Path) -> None:
     arguments = [*TINY, "dataset.root=data", f"tracking.folder={small_disk}"]
     outcome = cvexp(*arguments)
-    assert_told(outcome, "No space left on device", "free some space", f"{small_disk}/")
+    assert_refused(outcome, "No space left on device", "free some space", f"{small_disk}/")
     assert runs(small_disk)[0].info.status in ("FAILED", "RUNNING")  # the database may have no room for it
     for path in small_disk.glob("artifacts/*/artifacts/checkpoints/*"):
         torch.load(path, weights_only=True)  # whole, or not there
 
 
 def test_a_loss_that_is_no_number(cvexp: Callable[..., Outcome]) -> None:
-    assert_told(cvexp(*TINY, "optimizer.lr=1e30", "optimizer.clip_norm=null"), "validation loss is nan", "optimizer.lr")
+    assert_refused(
+        cvexp(*TINY, "optimizer.lr=1e30", "optimizer.clip_norm=null"), "validation loss is nan", "optimizer.lr"
+    )
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
 def test_of_several_processes_the_first_reports(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_told(cvexp(*TINY), "2 processes", "not ready")
+    assert_refused(cvexp(*TINY), "trainer.strategy: there are 2 processes", "trainer=ddp")
+    assert_refused(cvexp("task=neighbors"), "neighbors runs in one process", "leave out torchrun")
+    assert_refused(cvexp("-m", *TINY, "seed=0,1"), "-m: a sweep runs in one process")
     monkeypatch.setenv("RANK", "1")
     assert cvexp(*TINY).message.strip() == "1"  # the exit status, and no words
     assert not Path("outputs/mlflow.db").exists()

@@ -110,8 +110,6 @@ def test_user_info_of_the_server_is_nowhere(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A server that goes away, with its address in the errors of MLflow."""
-    from cvexp.training import fit as training
-
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:hunter2@127.0.0.1:9")
     outcome = cvexp(*TINY)
@@ -123,7 +121,7 @@ def test_user_info_of_the_server_is_nowhere(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("http://someone:hunter2@127.0.0.1:9 is wrong")
 
-    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr("cvexp.training.pretraining.fit", fail)
     with pytest.raises(ZeroDivisionError):
         cvexp(*TINY)
     assert runs()[0].data.tags["error"] == "ZeroDivisionError: http://***@127.0.0.1:9 is wrong"

@@ -38,7 +38,9 @@ def crop_advice(train: Index, sizes: Mapping[str, int]) -> str | None:
     largest = max(sizes.values())
     if (suitable := suitable_size(sides, largest)) is None:
         return None
-    keys = " ".join(f"{key}={suitable * size // largest}" for key, size in sizes.items())
+    # In proportion, but no view becomes smaller than half of the smallest global one, unless it is.
+    suited = {key: max(suitable * size // largest, min(size, SMALLEST // 2)) for key, size in sizes.items()}
+    keys = " ".join(f"{key}={size}" for key, size in suited.items())
     return _advice("crops", sides, largest, keys)
 
 

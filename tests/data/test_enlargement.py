@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cvexp.data.enlargement import suitable_size
-from tests.data.test_folder import save, save_mask
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, save_image, save_mask
 
 
 @pytest.mark.parametrize(
@@ -35,7 +34,7 @@ def make_cifar(root: Path, side: int) -> None:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             for i in range(4):
-                save(root / split / name / f"{i}.png", size=(side, side), seed=i)
+                save_image(root / split / name / f"{i}.png", size=(side, side), seed=i)
 
 
 @pytest.mark.parametrize(("side", "reported"), [(32, 1), (90, 0)])
@@ -44,7 +43,7 @@ def test_dino_names_the_sizes_to_set(cvexp: Callable[..., Outcome], side: int, r
     tiny = [argument for argument in TINY if not argument.startswith(("dataset.", "task.global_size"))]
     outcome = cvexp(*tiny, "dataset=folder", "dataset.root=cifar", "trainer.max_steps=1")
     assert outcome.code == 0, outcome.message
-    advice = "task.global_size=32 task.local_size=16 task.eval_size=32"
+    advice = "task.global_size=32 task.eval_size=32 task.local_size=16"
     assert outcome.message.count(advice) == outcome.message.count("enlarged") == reported
     again = cvexp(*tiny, "dataset=folder", "dataset.root=cifar", "trainer.max_steps=1", *advice.split())
     assert again.code == 0, again.message
@@ -55,7 +54,7 @@ def test_dino_names_the_sizes_to_set(cvexp: Callable[..., Outcome], side: int, r
 def test_segmentation_names_the_size_to_set(cvexp: Callable[..., Outcome], size: int, reported: int) -> None:
     for split in ("train", "val"):
         for i in range(4):
-            save(Path("mine") / split / f"{i}.jpg", seed=i)
+            save_image(Path("mine") / split / f"{i}.jpg", seed=i)
             save_mask(Path("mine") / split / f"{i}.png", 0, 1)
     tiny = [argument for argument in TINY_SEGMENTATION if not argument.startswith("dataset.")]
     data = ["dataset=folder", "dataset.root=mine", "dataset.train_masks=train", "dataset.val_masks=val"]

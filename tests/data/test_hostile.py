@@ -17,9 +17,7 @@ from PIL import Image
 from cvexp.data import load
 from cvexp.data.files.archive import unpack
 from cvexp.errors import UserError
-from tests.data.test_folder import save, save_mask
-from tests.data.test_voc import make_voc
-from tests.helpers import dataset, write_coco
+from tests.helpers import dataset, make_voc, save_image, save_mask, write_coco
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -46,10 +44,10 @@ def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def text(content: str | bytes) -> Callable[[Path], None]:
+def text(content: str | bytes) -> Callable[[Path], object]:
     """Replaces the training split's annotation file."""
     data = content.encode() if isinstance(content, str) else content
-    return lambda root: (root / "annotations" / "instances_train2017.json").write_bytes(data) and None
+    return lambda root: (root / "annotations" / "instances_train2017.json").write_bytes(data)
 
 
 def picture(content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -257,14 +255,14 @@ def mask_of_colors(path: Path) -> None:
     Image.new("RGB", (48, 40), "red").save(path)
 
 
-MASKS: dict[str, tuple[Callable[[Path], None], str]] = {
+MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask with an unknown number": (lambda path: save_mask(path, 0, 77), r"a\.png: the mask has the number 77"),
     "mask with colors": (mask_of_colors, r"a\.png: a mask has one number for each pixel"),
     "mask of another size": (lambda path: Image.new("L", (9, 9)).save(path), "annotations are for 9 x 9"),
     "missing mask": (Path.unlink, r"a\.png: there is no such mask"),
-    "broken mask": (lambda path: path.write_bytes(path.read_bytes()[:50]) and None, r"a\.png: the image is broken"),
-    "text for a mask": (lambda path: path.write_text("mask") and None, r"a\.png: the image is broken"),
-    "bomb for a mask": (lambda path: path.write_bytes(png(60_000, 60_000)) and None, r"a\.png"),
+    "broken mask": (lambda path: path.write_bytes(path.read_bytes()[:50]), r"a\.png: the image is broken"),
+    "text for a mask": (lambda path: path.write_text("mask"), r"a\.png: the image is broken"),
+    "bomb for a mask": (lambda path: path.write_bytes(png(60_000, 60_000)), r"a\.png"),
 }
 
 
@@ -273,7 +271,7 @@ def test_masks(tmp_path: Path, outside: Callable[[], dict[str, bytes]], kind: st
     damage, words = MASKS[kind]
     for split in ("train", "val"):
         for name in ("a", "b"):
-            save(tmp_path / split / f"{name}.jpg")
+            save_image(tmp_path / split / f"{name}.jpg")
             save_mask(tmp_path / split / f"{name}.png", 0, 1)
     damage(tmp_path / "train" / "a.png")
     before = outside()
@@ -284,6 +282,13 @@ def test_masks(tmp_path: Path, outside: Callable[[], dict[str, bytes]], kind: st
     assert len(load(dataset("folder", tmp_path, **keys, strict=False), "segmentation").train.images) == 1
 
 
+def move_down(root: Path) -> None:
+    """Leave the data in a folder of the root."""
+    root.rename(root.parent / "x")
+    root.mkdir()
+    (root.parent / "x").rename(root / "VOC2012")
+
+
 VOC: dict[str, tuple[Callable[[Path], object], str]] = {
     "list with ..": (lambda root: lines(root, "a", "../../secret"), "entry 2: .*leaves the folder"),
     "list with an absolute name": (lambda root: lines(root, "a", "/etc/passwd"), "leaves the folder"),
@@ -291,18 +296,13 @@ VOC: dict[str, tuple[Callable[[Path], object], str]] = {
     "name of no image": (lambda root: lines(root, "a", "c"), r"c\.png: there is no such mask"),
     "image gone": (lambda root: (root / "JPEGImages" / "a.jpg").unlink(), r"a\.jpg: there is no such file"),
     "list gone": (lambda root: (root / "ImageSets/Segmentation/train.txt").unlink(), "dataset.train_list"),
-    "root one too high": (lambda root: root.rename(root.parent / "x") and move(root), "VOC2012"),
+    "root one too high": (move_down, "VOC2012"),
     "masks gone": (lambda root: (root / "SegmentationClass").rename(root / "x"), "dataset.masks"),
 }
 
 
 def lines(root: Path, *names: str) -> None:
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(names) + "\n")
-
-
-def move(root: Path) -> None:
-    root.mkdir()
-    (root.parent / "x").rename(root / "VOC2012")
 
 
 @pytest.mark.parametrize("kind", VOC)
@@ -319,11 +319,11 @@ def test_voc(tmp_path: Path, outside: Callable[[], dict[str, bytes]], kind: str)
 def test_a_tree_with_a_stray_and_a_broken_image(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ("cat/a", "cat/b", "dog/c"):
-            save(tmp_path / split / f"{name}.jpg")
+            save_image(tmp_path / split / f"{name}.jpg")
     (tmp_path / "train" / "cat" / "b.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"b\.jpg: the image is broken"):
         load(dataset("folder", tmp_path), "pretraining")
-    save(tmp_path / "train" / "stray.jpg")
+    save_image(tmp_path / "train" / "stray.jpg")
     index = load(dataset("folder", tmp_path, strict=False), "pretraining").train
     assert index.counts() == {"cat": 1, "dog": 1}
     assert {problem.what.split(";")[0][:20] for problem in index.problems} == {

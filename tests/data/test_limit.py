@@ -16,9 +16,7 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.data.test_coco import FIVE
-from tests.data.test_voc import SIX
-from tests.helpers import Outcome, dataset, write_coco
+from tests.helpers import FIVE, SIX, Outcome, dataset, write_coco
 
 
 def make_tree(root: Path, sizes: dict[str, int], side: int = 32) -> Path:

@@ -22,8 +22,8 @@ from cvexp.data.crops import read_crop
 from cvexp.data.files import rle
 from cvexp.data.files.components import components
 from cvexp.data.index import IGNORE, select
-from cvexp.data.masks import Masks
-from tests.helpers import dataset
+from cvexp.data.masks import Masks, evaluated_areas
+from tests.helpers import dataset, write_coco
 
 sides = st.integers(1, 70)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,3 +193,9 @@ def test_odd_images_come_whole(tmp_path: Path, size: tuple[int, int]) -> None:
     image, labels = Masks(index, PlainLabeledView(16), 0)[0, 0]
     assert image.shape == (3, 16, 16)
     assert (labels == 1).sum() == max(1, round(size[0] * 16 / max(size))) * max(1, round(size[1] * 16 / max(size)))
+
+
+def test_the_evaluated_area_is_without_the_padding(tmp_path: Path) -> None:
+    settings = dataset("coco", write_coco(tmp_path / "coco"), classes=["cat", "dog"])
+    index = load(settings, "segmentation").val  # 80 x 60 pixels
+    assert evaluated_areas(index, 64).tolist() == [64 * 48] * 4

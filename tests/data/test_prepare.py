@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from cvexp.data import load, open_splits, prepare
+from cvexp.data.catalog import write_catalog
 from cvexp.data.files import images
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
@@ -20,7 +22,7 @@ from tests.helpers import TINY, Outcome, dataset, runs, store
 def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done, by the names of the files: `read` of annotations, `decode` of images."""
     done: list[str] = []
-    write_catalog, check = prepare.write_catalog, prepare.check
+    check = prepare.check
 
     def counting_write(*arguments: object) -> None:
         done.append("read")
@@ -62,15 +64,14 @@ def test_everything_is_read_once_and_again_only_when_it_changes(coco_root: Path,
 def _open(arguments: tuple[str, str]) -> tuple[str, int]:
     root, cache = arguments
     made = 0
-    write_catalog = prepare.write_catalog
 
     def counting(*positional: object) -> None:
         nonlocal made
         made += 1
         write_catalog(*positional)  # type: ignore[arg-type]
 
-    prepare.write_catalog = counting  # type: ignore[assignment]
-    splits = open_splits(dataset("coco", root, classes=["cat"], cache=cache), "pretraining")
+    with mock.patch.object(prepare, "write_catalog", counting):
+        splits = open_splits(dataset("coco", root, classes=["cat"], cache=cache), "pretraining")
     return splits.train.fingerprint(), made
 
 
@@ -162,7 +163,7 @@ def test_prepare_lists_every_problem_and_saves_the_report(cvexp: Callable[..., O
     data = ["task=prepare", "dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]"]
     outcome = cvexp(*data, "tracking.system_metrics=false")
     assert outcome.code == 1
-    assert "3 broken things" in outcome.message
+    assert "3 things are broken" in outcome.message
     (run,) = runs()
     report = json.loads(Path(store().download_artifacts(run.info.run_id, "data/report.json", ".")).read_text())
     train = report["pretraining"]["train"]

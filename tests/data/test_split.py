@@ -12,9 +12,18 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index, Splits
 from cvexp.errors import UserError
-from tests.data.test_folder import save, save_mask
-from tests.data.test_voc import make_voc
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
+from tests.helpers import (
+    TINY,
+    TINY_SEGMENTATION,
+    Outcome,
+    dataset,
+    make_voc,
+    runs,
+    save_image,
+    save_mask,
+    store,
+    write_coco,
+)
 
 MASKS = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
 
@@ -33,7 +42,7 @@ def make_many_voc(root: Path, num_train: int = 40) -> Path:
 def make_folder(root: Path, num_train: int = 40) -> Path:
     for split, count in (("train", num_train), ("val", 4)):
         for i in range(count):
-            save(root / split / f"{i}.jpg", size=(48, 40), seed=i)
+            save_image(root / split / f"{i}.jpg", size=(48, 40), seed=i)
             save_mask(root / split / f"{i}.png", 1)
     return root
 
@@ -83,14 +92,14 @@ def test_without_training_data_there_is_a_validation_split(tmp_path: Path, sourc
     val = load(dataset(source, root, **keys), "segmentation").val
     settings = dataset(source, root, **{**keys, **without_train})
     for use in ("segmentation", "pretraining"):
-        splits = load(settings, use, needs_training=False)  # type: ignore[arg-type]
+        splits = load(settings, use, needs_training=False)
         assert len(splits.train.images) == len(splits.train) == 0
         assert splits.train.classes == val.classes
         assert splits.val.fingerprint() == val.fingerprint()
-        assert isinstance(open_splits(settings, use), Splits)  # type: ignore[arg-type]
+        assert isinstance(open_splits(settings, use), Splits)
         key = next(iter(without_train))
         with pytest.raises(UserError, match=rf"dataset\.{key}: got null, .*dataset\.{key}="):
-            load(settings, use)  # type: ignore[arg-type]
+            load(settings, use)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -133,7 +142,7 @@ def test_problems_of_divided_data_are_reported_once(tmp_path: Path) -> None:
 def test_a_tree_of_classes_may_be_of_one_split(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(20):
-            save(tmp_path / "all" / name / f"{i}.jpg", seed=i)
+            save_image(tmp_path / "all" / name / f"{i}.jpg", seed=i)
     splits = load(dataset("folder", tmp_path, train_images="all", val_images=None, val_fraction=0.3), "pretraining")
     assert splits.train.classes == splits.val.classes == ("cat", "dog")
     assert sum(len(index) for index in splits) == 40

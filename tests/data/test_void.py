@@ -10,9 +10,7 @@ import pytest
 from cvexp.data import load
 from cvexp.data.catalog import Problem, grouped
 from cvexp.errors import UserError
-from tests.data.test_folder import save, save_mask
-from tests.data.test_voc import make_voc
-from tests.helpers import TINY_SEGMENTATION, Outcome, dataset, runs, store
+from tests.helpers import TINY_SEGMENTATION, Outcome, dataset, make_voc, runs, save_image, save_mask, store
 
 KEYS = ["dataset=folder", "dataset.root=camvid", "dataset.train_masks=train", "dataset.val_masks=val"]
 CAMVID = [*KEYS, "dataset.mask_values={road: 1, sky: 2}", "dataset.mask_suffix=_mask.png", "dataset.min_crop_size=8"]
@@ -24,7 +22,7 @@ def camvid(tmp_path: Path) -> Path:
     root = tmp_path / "camvid"
     for split, count in (("train", 6), ("val", 4)):
         for i in range(count):
-            save(root / split / f"{i}.png", seed=i)
+            save_image(root / split / f"{i}.png", seed=i)
             save_mask(root / split / f"{i}_mask.png", 0, 1, 2, 11)
     save_mask(root / "train" / "2_mask.png", 12, 1, 2, 11)
     (root / "train" / "5_mask.png").unlink()
@@ -49,7 +47,7 @@ def test_problems_are_grouped_by_number() -> None:
 def test_prepare_lists_each_number_once(cvexp: Callable[..., Outcome], camvid: Path) -> None:
     outcome = cvexp("task=prepare", *CAMVID, "tracking.system_metrics=false")
     assert outcome.code == 1
-    assert "10 broken things" in outcome.message
+    assert "10 things are broken" in outcome.message
     report = json.loads(Path(store().download_artifacts(runs()[0].info.run_id, "data/report.json", ".")).read_text())
     problems = [problem for index in report["pretraining"].values() for problem in index["problems"]]
     assert len(problems) == 10
@@ -73,9 +71,9 @@ def test_training_names_a_void_number_once_and_the_remedy_works(camvid: Path, ca
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match=r"nothing of the train split is left; 5 masks, .* have the number 11"):
         load(dataset("folder", camvid, **keys, strict=False), "segmentation")
-    save(camvid / "train" / "more.png")
+    save_image(camvid / "train" / "more.png")
     save_mask(camvid / "train" / "more_mask.png", 1, 2)
-    save(camvid / "val" / "more.png")
+    save_image(camvid / "val" / "more.png")
     save_mask(camvid / "val" / "more_mask.png", 1, 2)
     splits = load(dataset("folder", camvid, **keys, strict=False), "segmentation")
     assert [len(index.images) for index in splits] == [1, 1]
@@ -88,7 +86,7 @@ def test_training_names_a_void_number_once_and_the_remedy_works(camvid: Path, ca
 def test_a_run_counts_the_images_that_are_left_out(cvexp: Callable[..., Outcome], camvid: Path) -> None:
     for split in ("train", "val"):
         for i in range(3):
-            save(camvid / split / f"good{i}.png", seed=i)
+            save_image(camvid / split / f"good{i}.png", seed=i)
             save_mask(camvid / split / f"good{i}_mask.png", 1, 2)
     tiny = [argument for argument in TINY_SEGMENTATION if not argument.startswith("dataset.")]
     settings = [*CAMVID, "dataset.image_size=64", "dataset.strict=false", "trainer.max_steps=1"]

@@ -43,11 +43,11 @@ def test_effective_rank_counts_equally_strong_directions(rank: int) -> None:
     assert effective_rank(5 * q @ r.T) == pytest.approx(rank, rel=1e-6)
 
 
-HEALTHY = {"teacher_entropy": 3.0, "teacher_kl": 0.4, "feature_std": 0.04, "feature_rank": 60.0}
-
-
 def warnings(measures: dict[str, float]) -> list[str]:
     return teacher_warnings(measures, out_dim=1024) + feature_warnings(measures, feature_dim=512)
+
+
+HEALTHY = {"teacher_entropy": 3.0, "teacher_kl": 0.4, "feature_std": 0.04, "feature_rank": 60.0}
 
 
 def test_healthy_measures_raise_no_warning() -> None:

@@ -12,7 +12,8 @@ NUM_CLASSES, CHANNELS, DIM, HEIGHT, WIDTH = 5, 12, 8, 3, 7
 
 def query_all(attention: ClassAttention, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     queries = torch.arange(NUM_CLASSES).expand(len(x), -1)
-    return attention(x, queries)
+    attended, weights = attention(x, queries)
+    return attended, weights
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -69,7 +70,8 @@ def test_scores_equal_plain_loops(score_function: str) -> None:
                 for column in range(WIDTH):
                     k = attention.key(x[0, :, row, column])[part]
                     if score_function == "additive":
-                        score = sum(attention.additive[head, i] * torch.tanh(q[i] + k[i]) for i in range(d))
+                        terms = [attention.additive[head, i] * torch.tanh(q[i] + k[i]) for i in range(d)]
+                        score = torch.stack(terms).sum()
                     elif score_function == "cosine":
                         score = 10 * torch.dot(q, k) / q.norm() / k.norm()
                     else:

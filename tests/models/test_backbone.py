@@ -1,5 +1,6 @@
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -26,7 +27,7 @@ from tests.models.test_models import BackboneWithoutIntermediates
     ],
 )
 def test_mistakes_have_errors_of_their_own(
-    name: str, arguments: dict[str, int], error: type[ValueError], message: str
+    name: str, arguments: dict[str, Any], error: type[ValueError], message: str
 ) -> None:
     with pytest.raises(error, match=rf"^{message}"):
         create_backbone(name, **arguments)
@@ -89,7 +90,8 @@ def test_without_a_network_pretrained_weights_fail_at_once(offline: list[object]
 
 def test_without_a_network_cached_weights_are_loaded(offline: list[object], tmp_path: Path) -> None:
     original = timm.create_model("test_vit")
-    cached = tmp_path / "hub" / f"models--{original.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+    hub_id: str = timm.get_pretrained_cfg("test_vit").hf_hub_id  # type: ignore[union-attr, assignment]
+    cached = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
     commit = "0" * 40
     for file, content in (("refs/main", commit), (f"snapshots/{commit}/model.safetensors", "")):
         (cached / file).parent.mkdir(parents=True, exist_ok=True)

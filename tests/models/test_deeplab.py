@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ def test_deeplabv3plus_equals_its_description_in_plain_functions() -> None:
     low, high = torch.randn(2, 8, 16, 16), torch.randn(2, 16, 4, 4)
     state = decoder.state_dict()
 
-    def layer(x: torch.Tensor, name: str, at: int, **kwargs: int) -> torch.Tensor:
+    def layer(x: torch.Tensor, name: str, at: int, **kwargs: Any) -> torch.Tensor:
         x = F.conv2d(x, state[f"{name}.{at}.weight"], **kwargs)
         norm = [state[f"{name}.{at + 1}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
         return F.relu(F.batch_norm(x, *norm))

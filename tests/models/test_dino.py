@@ -4,8 +4,8 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightly.loss import DINOLoss as LightlyLoss
+from torch.multiprocessing.spawn import spawn
 
 from cvexp.models.backbone import create_backbone, forward_crops
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
@@ -89,7 +89,7 @@ def test_center_is_averaged_over_processes() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     logits, results = torch.randn(2, 6, 5).share_memory_(), torch.zeros(2, 5).share_memory_()
-    mp.spawn(_center_of_a_process, (port, logits, results), nprocs=2)
+    spawn(_center_of_a_process, (port, logits, results), nprocs=2)
     whole = DINOLoss(5)
     whole.update_center(logits)
     for center in results:
@@ -133,7 +133,7 @@ def test_head_returns_cosines_with_its_prototypes() -> None:
     expected = torch.nn.functional.cosine_similarity(head.mlp(x)[:, None], head.last_layer[None], dim=-1)
     torch.testing.assert_close(logits, expected)
     with torch.no_grad():
-        head.last_layer *= 7  # the length of the prototypes has no effect
+        head.last_layer.mul_(7)  # the length of the prototypes has no effect
     torch.testing.assert_close(head(x), logits)
 
 

@@ -21,7 +21,7 @@ def test_queries_of_one_encoding_equal_separate_queries(placement: str, decoder:
     torch.manual_seed(0)
     model = make_attention_segmenter(placement, decoder).eval()
     images = torch.randn(2, 3, 64, 48)
-    calls = count_calls(model.encoder.backbone.conv1)
+    calls = count_calls(model.encoder.get_submodule("backbone.conv1"))
     queries = torch.tensor([[4, 0, 2], [1, 1, 3]])
     logits, _ = model(images, queries)
     assert len(calls) == 1
@@ -105,7 +105,7 @@ def test_a_feature_affects_the_mask_at_its_position(placement: str, decoder: str
     channels = 24 if placement == "encoder" else 16
     attention = ClassAttention(NUM_CLASSES, channels, 24 if placement == "encoder" else 16, num_heads=2)
     decoder_ = DECODERS[decoder](8, 24, 16, (1, 1, 1), 0.0)
-    nn.init.zeros_(decoder_.aspp.convs[4][1].weight)  # image pooling would change all positions
+    nn.init.zeros_(decoder_.get_parameter("aspp.convs.4.1.weight"))  # image pooling would change all positions
     model = AttentionSegmenter(MarkedEncoder(*at), decoder_, attention, 16, placement).eval()  # type: ignore[arg-type]
     images = torch.zeros(1, 3, 128, 128)
     with torch.no_grad():

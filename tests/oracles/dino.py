@@ -2,9 +2,13 @@
 
 import math
 
+Logits = list[list[list[float]]]  # view x image x output
 
-def loss(teacher: list, student: list, center: list, teacher_temperature: float, student_temperature: float) -> float:
-    """Of nested lists view x image x output."""
+
+def loss(
+    teacher: Logits, student: Logits, center: list[float], teacher_temperature: float, student_temperature: float
+) -> float:
+    """Compute the loss of all views."""
     total, terms = 0.0, 0
     for i, teacher_view in enumerate(teacher):
         for j, student_view in enumerate(student):

@@ -12,8 +12,9 @@ from markdown_it import MarkdownIt
 
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.comparison import Comparison, Difference, Evaluated, Group
 from cvexp.report import comparison as report
-from cvexp.report.comparison import Comparison, Difference, Evaluated
+from cvexp.report.console import console
 
 ODD = ["car [parked]", "a|b", "[red]x[/red]", "R&D", "_a_", "$x$", "<b>x</b>", ":cat:", "🚗", 'q"\\', "n" * 300]
 
@@ -58,9 +59,9 @@ def compare(*runs: Evaluated, classes: list[str], differences: tuple[Difference,
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the terminal shows, 300 characters wide."""
     shown = io.StringIO()
-    monkeypatch.setattr(report.console, "_file", shown)
-    monkeypatch.setattr(report.console, "_width", 300)
-    monkeypatch.setattr(report.console, "_height", 40)
+    monkeypatch.setattr(console, "_file", shown)
+    monkeypatch.setattr(console, "_width", 300)
+    monkeypatch.setattr(console, "_height", 40)
     return shown
 
 
@@ -115,7 +116,7 @@ def test_where_nothing_can_be_paired_that_is_stated(terminal: io.StringIO) -> No
 def test_odd_names_are_shown_as_they_are(terminal: io.StringIO) -> None:
     start = "my|model [1].pth"
     run = Evaluated("0123", "multiclass", start, 0, mostly_background(len(ODD)), (1.0, 2.0), 1_000_000)
-    difference = Difference(f"{start} - random, multiclass", 1, Interval(0.1, 0.05, 0.2))
+    difference = Difference(Group("multiclass", start), Group("multiclass", "random"), 1, Interval(0.1, 0.05, 0.2))
     comparison = compare(run, classes=ODD, differences=(difference,))
     report.print_comparison(comparison)
     for name in ODD[:-1]:

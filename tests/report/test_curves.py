@@ -29,7 +29,7 @@ def test_a_line_for_each_run_in_each_panel_by_epoch() -> None:
     figure = compare({"loss (nats)": [one, other], "mIoU": [one]})
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "mIoU"]
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert [list(line.get_xdata()) for line in lines] == [[0, 1], [0, 1]]
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [[0, 1], [0, 1]]
     assert lines[0].get_color() != lines[1].get_color()
     assert words(figure) == ["one", "other", "training, smoothed", "validation"]
     assert words(compare({"loss": [one]})) == ["training, smoothed", "validation"]

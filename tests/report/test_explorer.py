@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding
@@ -53,10 +53,19 @@ def shown(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     html = page(embeddings(), [colored(i) for i in range(COUNT)], ["cat", f"dog{HOSTILE}", "cow"])
     (tmp_path / "explorer.html").write_text(html)
     wrong: list[str] = []
+
+    def check_request(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            wrong.append(request.url)
+
+    def check_message(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            wrong.append(message.text)
+
     tab = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
-    tab.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or wrong.append(request.url))
+    tab.on("request", check_request)
     tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    tab.on("console", check_message)
     tab.goto((tmp_path / "explorer.html").as_uri())
     tab.wait_for_selector("body[data-ready]")
     yield tab
@@ -95,7 +104,8 @@ def found(tab: Page) -> list[int]:
 
 def expected(epoch: int, crop: int) -> list[int]:
     features = embeddings()[epoch].features
-    return nearest_neighbors(features, features[[crop]], 8, np.array([crop])).indices[0].tolist()
+    neighbors: list[int] = nearest_neighbors(features, features[[crop]], 8, np.array([crop])).indices[0].tolist()
+    return neighbors
 
 
 def test_the_slider_goes_through_the_epochs(shown: Page) -> None:

@@ -59,7 +59,7 @@ def embedded() -> Embedding:
         features.astype(np.float32),
         labels,
         np.array(["a.jpg"] * COUNT),
-        np.zeros((COUNT, 4)),
+        np.zeros((COUNT, 4), np.float32),
         layout.astype(np.float32),
     )
 

@@ -8,9 +8,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from cvexp.composition import CONF, check
+from cvexp.composition import compose
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
 from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
@@ -74,17 +73,17 @@ def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Call
     assert chosen == {new.info.run_id, attention.info.run_id}
     assert old.info.run_id not in outcome.message
     assert other_size.info.run_id not in outcome.message
-    assert "trainer.max_steps is 1, 2" in outcome.message
+    assert "trainer.max_steps: 1, 2" in outcome.message
     assert "3 other finished runs are left out" in outcome.message
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["dataset.classes=[disk,star]"], "other classes"),
-        (["dataset.image_size=48"], "another size, 64 and 48"),
-        (["dataset.generator_seed=5"], "other validation images"),
-        (["dataset.limit=3"], "other validation images"),
+        (["dataset.classes=[disk,star]"], "different classes"),
+        (["dataset.image_size=48"], "different sizes, 64 and 48 px"),
+        (["dataset.generator_seed=5"], "different validation images"),
+        (["dataset.limit=3"], "different validation images"),
     ],
 )
 def test_what_is_not_comparable_is_refused(cvexp: Callable[..., Outcome], settings: list[str], words: str) -> None:
@@ -101,7 +100,7 @@ def test_each_model_sees_images_as_it_was_trained_to_and_what_differs_is_told(cv
     second = train(cvexp, "task=attention", "dataset.mean=[0.9,0.1,0.5]", "dataset.std=[0.1,0.2,0.4]")
     outcome = cvexp(*COMPARE)
     assert outcome.code == 0, outcome.message
-    for setting in ("dataset.mean", "dataset.std", "dataset.train_images", "training data's fingerprint"):
+    for setting in ("dataset.mean", "dataset.std", "dataset.train_images", "the fingerprint of the training data"):
         assert f"the runs differ in {setting}" in " ".join(outcome.message.split())
     for entry in json.loads(artifact(runs()[0], "comparison.json").read_text())["runs"]:
         run = first if entry["run_id"] == first.info.run_id else second
@@ -116,7 +115,7 @@ def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
     again = train(cvexp, "task=multiclass")
     same = cvexp(*COMPARE, f"runs=[{only.info.run_id},{again.info.run_id}]").message
     assert "both are multiclass from random with seed 0" in same
-    assert "it is of the same task, start and seed" in cvexp(*COMPARE).message
+    assert "it has the same task, start and seed" in cvexp(*COMPARE).message
     assert "there is no run '0123'" in cvexp(*COMPARE, f"runs=['0123',{only.info.run_id}]").message
     failed = next(run for run in runs() if run.info.status == "FAILED")
     assert "FAILED" in cvexp(*COMPARE, f"runs=[{failed.info.run_id},{only.info.run_id}]").message
@@ -134,7 +133,7 @@ def test_changed_images_are_noticed(cvexp: Callable[..., Outcome]) -> None:
 
 def test_models_take_turns_at_each_image_so_that_their_times_compare() -> None:
     from cvexp import data
-    from cvexp.tasks.compare import WARM_UP, time_images
+    from cvexp.tasks.compare import NUM_WARM_UP, time_images
 
     calls: list[tuple[str, bytes]] = []
 
@@ -145,15 +144,13 @@ def test_models_take_turns_at_each_image_so_that_their_times_compare() -> None:
         def label(self, images: torch.Tensor) -> None:
             calls.append((self.name, images.numpy().tobytes()))
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = ["task=multiclass", "dataset.train_images=2", "dataset.val_images=4", "dataset.image_size=64"]
-        settings = check(compose("config", overrides=overrides))
+    settings = compose("task=multiclass", "dataset.train_images=2", "dataset.val_images=4", "dataset.image_size=64")
     val = data.load(settings.dataset, "segmentation").val
-    times = time_images({name: Fake(name) for name in "abc"}, settings, val, 5)  # type: ignore[misc]
+    times = time_images({name: Fake(name) for name in "abc"}, val, 64, 5)  # type: ignore[misc]
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}
     assert all(time >= 0 for values in times.values() for time in values)
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-    assert len(rounds) == WARM_UP + 5
+    assert len(rounds) == NUM_WARM_UP + 5
     assert ["".join(name for name, _ in one) for one in rounds] == ["abc", "bca", "cab"] * 2 + ["abc", "bca"]
     assert all(len({image for _, image in one}) == 1 for one in rounds)
     assert len({one[0][1] for one in rounds}) == 4

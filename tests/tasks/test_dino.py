@@ -5,14 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from cvexp.composition import CONF
-from cvexp.config import Config, check
+from cvexp.composition import compose
 from cvexp.errors import UserError
-from tests.helpers import TINY, Outcome, runs
-from tests.tasks.test_resume import assert_equal_runs, histories, interrupted_at
+from cvexp.models.backbone import create_backbone
+from cvexp.models.probe import Needs
+from cvexp.tasks.dino import DINO
+from cvexp.weights.backbone import choose_arguments
+from cvexp.weights.start import Start
+from tests.helpers import TINY, Outcome, assert_equal_runs, histories, interrupted_at, runs
 
 LONGER = ["dataset.train_images=24", "trainer.max_epochs=3"]
 COLLAPSES = {
@@ -45,11 +47,6 @@ ONE_SIZE = ["backbone.name=convit_tiny", *(f"+backbone.args.{a}" for a in ("embe
 FITTED = [argument for argument in TINY if not argument.startswith(("backbone.", "task.local_size"))]
 
 
-def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", overrides=list(overrides)))
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -59,25 +56,30 @@ def composed(*overrides: str) -> Config:
         (["backbone=resnet_mini", "task.global_size=3"], 2),
         (ONE_SIZE, 96),
         ([*ONE_SIZE, "task.global_size=64"], 64),
-        ([*ONE_SIZE, "task.local_crops=0"], 48),
+        ([*ONE_SIZE, "task.local_crops=0"], None),
     ],
 )
 def test_local_views_have_half_the_size_of_global_ones_where_the_backbone_takes_both(
-    overrides: list[str], expected: int
+    overrides: list[str], expected: int | None
 ) -> None:
-    from cvexp.tasks.dino import fit_views
+    """And trying them changes no random number: the weights are those of the seed."""
+    config = compose(*overrides)
+    torch.manual_seed(0)
+    backbone, sizes = DINO.build_backbone(config, Start())
+    assert sizes.get("task.local_size") == expected
+    arguments = choose_arguments(config.backbone, Needs(sizes))
+    torch.manual_seed(0)
+    plain = create_backbone(config.backbone.name, **arguments).state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in backbone.state_dict().items())
 
-    random_state = torch.get_rng_state()
-    assert fit_views(composed(*overrides)).local_size == expected
-    assert torch.equal(torch.get_rng_state(), random_state)
 
-
-@pytest.mark.parametrize("overrides", [["task.local_size=48"], ["task.eval_size=112"]])
-def test_sizes_that_are_set_are_refused_where_the_backbone_can_not_take_them(overrides: list[str]) -> None:
-    from cvexp.tasks.dino import fit_views
-
-    with pytest.raises(UserError, match=r"can't take images of 96 and 48.* px .*it can with task.global_size=\d+ task"):
-        fit_views(composed(*ONE_SIZE, *overrides))
+@pytest.mark.parametrize(
+    ("override", "sizes"), [("task.local_size=48", "96 and 48"), ("task.eval_size=112", "96 and 112 and 48")]
+)
+def test_sizes_that_are_set_are_refused_where_the_backbone_can_not_take_them(override: str, sizes: str) -> None:
+    words = rf"can't take images of {sizes} px .*it can with task.global_size=\d+ task"
+    with pytest.raises(UserError, match=words):
+        DINO.build_backbone(compose(*ONE_SIZE, override), Start())
 
 
 def test_a_backbone_of_two_sizes_trains_as_with_the_half_size_set(cvexp: Callable[..., Outcome]) -> None:
@@ -92,8 +94,6 @@ def test_a_backbone_of_two_sizes_trains_as_with_the_half_size_set(cvexp: Callabl
 def test_a_backbone_of_one_size_trains_goes_on_and_is_used_with_equal_views(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvexp.tasks.dino import DINO
-
     arguments = [*FITTED, *ONE_SIZE, "dataset.root=data"]
     outcome = cvexp(*arguments, "tracking.folder=undisturbed")
     assert outcome.code == 0, outcome.message

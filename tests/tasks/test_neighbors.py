@@ -55,7 +55,7 @@ def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome
     """A crop of the validation, cut out and saved, finds that crop: encoded by the same weights in the same way."""
     from cvexp import data
     from cvexp.data.crops import read_crop
-    from cvexp.tasks.dino import sample
+    from cvexp.data.examples import sample
     from tests.helpers import dataset
 
     settings = dataset("shapes", train_images=12, val_images=6)
@@ -72,7 +72,7 @@ def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome
 
 
 def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
-    assert "there is no finished run of task=dino" in cvexp("task=neighbors").message
+    assert "there is no finished pretraining" in cvexp("task=neighbors").message
     assert cvexp(*TINY, "trainer.max_steps=1").code == 0
     run_id = runs()[0].info.run_id
     Path("broken.png").write_bytes(b"no picture")
@@ -81,7 +81,7 @@ def test_mistakes_are_told(cvexp: Callable[..., Outcome]) -> None:
         (["task.epoch=7"], "task.epoch: there is no '7'"),
         (["task.images=[nowhere.jpg]"], "task.images: nowhere.jpg is not a file"),
         (["task.images=[broken.png]"], "task.images: broken.png: the image is broken"),
-        (["runs=['0123']"], "runs: task=neighbors takes none"),
+        (["runs=['0123']"], "runs: task=neighbors does not use it"),
         (["task.epoch=0", "task.images=[nowhere.jpg]"], "only the network of the last epoch"),
         (["run=0123"], "run: there is no run '0123'"),
     ):

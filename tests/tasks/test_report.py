@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ConsoleMessage, Request, sync_playwright
 from pypdf import PdfReader
 
 from cvexp.metrics import iou
@@ -68,7 +68,13 @@ def test_nothing_sticks_out_of_a_page(tmp_path: Path) -> None:
     picture = Picture(content.getvalue(), "what is shown", "What it is.", wide=True)
     table = Table([f"a column's name {i}" for i in range(12)], [["0.123 ± 0.001"] * 12], "Numbers.", wide=True)
     commands = Table(["runs", "command"], [["a-run (01234567)", f"python -m cvexp run={'0' * 500}"]], "", code=True)
-    blocks = [picture, table, commands, Paragraph("x" * 500), Paragraph("python -m cvexp " * 20, code=True)]
+    blocks: list[Paragraph | Table | Picture] = [
+        picture,
+        table,
+        commands,
+        Paragraph("x" * 500),
+        Paragraph("python -m cvexp " * 20, code=True),
+    ]
     path = tmp_path / "page.html"
     path.write_text(html(Document("A title", ["In short."], [Section("Section", blocks)])))
     check_in_browser(path)
@@ -128,7 +134,7 @@ def test_what_is_missing_is_named_with_its_command(cvexp: Callable[..., Outcome]
 
 def test_a_segmenter_may_start_from_another(cvexp: Callable[..., Outcome]) -> None:
     """Which is no pretraining to report of; and of the other method there is no run."""
-    start = []
+    start: list[str] = []
     for _ in range(2):
         assert cvexp("task=multiclass", *SMALL, *QUICK, *start).code == 0
         start = [f"backbone.weights=runs:/{runs()[0].info.run_id}/checkpoints/best.ckpt"]
@@ -142,12 +148,21 @@ def test_a_segmenter_may_start_from_another(cvexp: Callable[..., Outcome]) -> No
 def check_in_browser(path: Path) -> None:
     """Nothing is missing, nothing sticks out, and nothing is asked of a network."""
     wrong: list[str] = []
+
+    def check_request(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            wrong.append(request.url)
+
+    def check_message(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            wrong.append(message.text)
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for width in (360, 1280):
             tab = browser.new_page(viewport={"width": width, "height": 800})
-            tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
-            tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+            tab.on("request", check_request)
+            tab.on("console", check_message)
             tab.on("pageerror", lambda error: wrong.append(str(error)))
             tab.goto(path.absolute().as_uri())
             assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
@@ -175,7 +190,7 @@ WORSE = "Pretraining made the features worse: kNN accuracy"
 def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, accuracies: list[float], said: str
 ) -> None:
-    monkeypatch.setattr("cvexp.tasks.dino.knn_top1", in_turn(accuracies))
+    monkeypatch.setattr("cvexp.training.pretraining.knn_top1", in_turn(accuracies))
     outcome = cvexp(*TINY, "task.monitor=val/knn_top1")
     assert outcome.code == 0, outcome.message
     pretraining = runs()[0]
@@ -198,8 +213,9 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
 def test_worse_features_are_stated_beside_a_collapse(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvexp.tasks.dino.knn_top1", in_turn([0.5, 0.25]))
-    monkeypatch.setattr("cvexp.metrics.collapse.collapse_warning", lambda *_: "all is one")
+    monkeypatch.setattr("cvexp.training.pretraining.knn_top1", in_turn([0.5, 0.25]))
+    monkeypatch.setattr("cvexp.metrics.collapse.teacher_warnings", lambda *_: [])
+    monkeypatch.setattr("cvexp.metrics.collapse.feature_warnings", lambda *_: ["all is one"])
     assert cvexp(*TINY, "trainer.max_steps=2").code == 0
     worse = f"{WORSE} 0.250 at the best epoch, 0.500 untrained."
     assert runs()[0].data.tags["warning"] == f"step 2: collapse: all is one; {worse}"

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from cvexp.tracking import run as tracking
-from cvexp.training import fit as training
+from cvexp.tracking import opening
+from cvexp.training import module
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
 
 NO_DATA = [argument for argument in TINY if not argument.startswith("dataset.")]
@@ -28,7 +28,7 @@ def killed_at(
     """A run that is killed where a function would be called; MLflow is not told, as after SIGKILL."""
     with monkeypatch.context() as patch:
         patch.setattr(place, name, kill)
-        patch.setattr(tracking, "_close", lambda *_: None)
+        patch.setattr(opening, "_close", lambda *_: None)
         assert cvexp(*arguments).code == 128 + signal.SIGTERM
     (run,) = runs()
     assert run.info.status == "RUNNING"
@@ -36,7 +36,7 @@ def killed_at(
 
 
 def artifacts(run: Run) -> Path:
-    return Path("outputs/artifacts") / run.info.run_id / "artifacts"
+    return Path("outputs/artifacts", str(run.info.run_id), "artifacts")
 
 
 def change_config(run: Run, key: str, value: object) -> None:
@@ -55,7 +55,7 @@ def test_an_interpolation_in_a_recorded_configuration_is_refused(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("PRECIOUS", "hunter2")
-    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, *TINY)
     change_config(run, key, "${oc.env:PRECIOUS}" if key != "optimizer.args.betas" else ["${oc.env:PRECIOUS}", 1])
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 1
@@ -73,7 +73,7 @@ def test_a_recorded_configuration_makes_no_folder_anywhere(
     key: str,
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
-    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, *TINY)
     change_config(run, key, str(elsewhere))
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 1
@@ -85,7 +85,7 @@ def test_a_changed_folder_tag_makes_no_folder_anywhere(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
-    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, *TINY)
     for folder in (str(elsewhere), "outputs/../../new", ""):
         store().set_tag(run.info.run_id, "cvexp.folder", folder)
         outcome = cvexp(f"resume={run.info.run_id}")
@@ -122,6 +122,7 @@ def test_a_run_killed_before_its_data_were_recorded_records_them_later(
     assert outcome.code == 0, outcome.message
     (run,) = runs()
     assert run.data.params["task.name"] == task
+    assert run.inputs is not None
     assert {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags} == {"train", "val"}
     assert run.data.tags["data.train.fingerprint"]
     assert run.data.metrics["data/left_out"] == 0
@@ -130,7 +131,7 @@ def test_a_run_killed_before_its_data_were_recorded_records_them_later(
 def test_a_run_killed_between_the_two_fingerprints_records_both(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, *TINY)
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, *TINY)
     store().delete_tag(run.info.run_id, "data.val.fingerprint")
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 0, outcome.message
@@ -173,7 +174,7 @@ def test_resume_refuses_changed_data_and_names_files(
     shutil.copytree(root, "kept")
     tiny = NO_DATA if task == "dino" else [a for a in TINY_SEGMENTATION if not a.startswith("dataset.")]
     data = ["dataset=coco", f"dataset.root={root}", "dataset.classes=[cat,dog]", "dataset.image_size=64"]
-    run = killed_at(training, "make_optimizer", cvexp, monkeypatch, f"task={task}", *tiny, *data)
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, f"task={task}", *tiny, *data)
     said = change(root)
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 1

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from cvexp.config import flatten
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
 
@@ -31,12 +32,10 @@ def test_a_failing_job_of_a_sweep_is_told_and_does_not_disturb_the_next(
 def test_an_error_that_is_a_bug_ends_the_run_as_failed(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvexp.training import fit as training
-
     def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(training, "make_optimizer", bug)
+    monkeypatch.setattr("cvexp.training.module.make_optimizer", bug)
     with pytest.raises(ZeroDivisionError):
         cvexp(*TINY)
     (run,) = runs()
@@ -52,7 +51,9 @@ def test_a_server_takes_everything(cvexp: Callable[..., Outcome], monkeypatch: p
         import mlflow
 
         client = mlflow.MlflowClient(address)
-        (run,) = client.search_runs([client.get_experiment_by_name("cvexp").experiment_id])
+        experiment = client.get_experiment_by_name("cvexp")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
         assert run.info.status == "FINISHED"
         paths = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
         assert paths == {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
@@ -73,9 +74,8 @@ def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
     assert run.data.params["optimizer.args.betas"] == "[0.9, 0.999]"
     assert run.data.params["backbone.weights"] == "null"
     config = OmegaConf.to_container(OmegaConf.load(Path(client.download_artifacts(run.info.run_id, "config.yaml"))))
-    from cvexp.tracking.run import flatten
-
-    assert flatten(config) == run.data.params
+    assert isinstance(config, dict)
+    assert flatten({str(key): value for key, value in config.items()}) == run.data.params
     measures = ["knn_top1", "teacher_entropy", "teacher_kl", "feature_std", "feature_rank", "loss"]
     for name in measures:
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, f"val/{name}")]
@@ -87,6 +87,7 @@ def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
     assert {"speed/images_per_second", "speed/data_wait"} <= run.data.metrics.keys()
     for tag in ("command", "seed", "version.torch", "data.train.fingerprint"):
         assert run.data.tags[tag]
+    assert run.inputs is not None
     names = [entry.dataset.name for entry in run.inputs.dataset_inputs]
     assert sorted(names) == ["shapes-train", "shapes-val"]
 

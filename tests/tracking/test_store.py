@@ -92,9 +92,9 @@ def test_a_server_that_goes_away_in_mid_run(cvexp: Callable[..., Outcome], monke
 
 
 def test_what_the_store_does_not_take_stays_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = connect(SETTINGS)
-    mlflow_run = client.create_run(client.get_experiment_by_name("cvexp").experiment_id)
-    run = Run(client, mlflow_run.info.run_id, Path("outputs"), SETTINGS)
+    opened = connect(SETTINGS)
+    run_id = str(opened.client.create_run(opened.experiment_id()).info.run_id)
+    run = Run(opened, run_id, Path("outputs"), SETTINGS)
     original, sizes = MlflowClient.log_batch, []
 
     def failing_second(self: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
@@ -117,8 +117,6 @@ def test_closing_tries_each_step_whatever_the_others_do(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while the store takes no metrics: the checkpoints go to it, and the run is KILLED."""
-    from cvexp.training import fit as training
-
     uploaded = []
 
     def interrupted(*_: object, **__: object) -> None:
@@ -129,7 +127,7 @@ def test_closing_tries_each_step_whatever_the_others_do(
         monkeypatch.setattr(Run, "upload_checkpoints", lambda self: uploaded.append(self.id))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", interrupted)
+    monkeypatch.setattr("cvexp.training.pretraining.fit", interrupted)
     assert cvexp(*TINY).code == 130
     (run,) = runs()
     assert run.info.status == "KILLED"
@@ -139,13 +137,11 @@ def test_closing_tries_each_step_whatever_the_others_do(
 def test_an_invalid_request_is_a_bug_and_shows_its_traceback(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvexp.training import fit as training
+    def fit(module: Any, *_: object) -> None:
+        module.sink.log_metrics({"a&b": 1.0}, 0)
+        module.sink.flush()
 
-    def train(module: Any, *_: object, **__: object) -> None:
-        module.run_.log_metrics({"a&b": 1.0}, 0)
-        module.run_.flush()
-
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr("cvexp.training.pretraining.fit", fit)
     with pytest.raises(MlflowException, match="a&b"):
         cvexp(*TINY)
     assert runs()[0].info.status == "FAILED"

@@ -7,51 +7,31 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 import pytest
 import torch
-from mlflow.entities import Run
 
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, runs, start, store
+from tests.helpers import (
+    TINY,
+    TINY_SEGMENTATION,
+    Outcome,
+    assert_equal_runs,
+    checkpoint,
+    finish,
+    histories,
+    interrupted_at,
+    runs,
+    start,
+    store,
+)
 
 EPOCHS = 4
 SETTINGS = [*TINY, f"trainer.max_epochs={EPOCHS}", "loader.num_workers=1"]
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / "last.ckpt"
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def histories(folder: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
-    """All metrics but those that measure the machine."""
-    client = store(folder)
-    return {
-        name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-        for name in run.data.metrics
-        if not name.startswith(("speed/", "system/"))
-    }
-
-
-def assert_equal_runs(first: Path, second: Path) -> None:
-    (one,), (other,) = runs(first), runs(second)
-    assert (one.info.status, other.info.status) == ("FINISHED", "FINISHED")
-    expected, got = weights(one), weights(other)
-    assert expected.keys() == got.keys()
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
-    assert histories(first, one) == histories(second, other)
-    pictures = [
-        sorted(p.path.split("timestamp")[0] for p in store(f).list_artifacts(r.info.run_id, "images"))
-        for f, r in ((first, one), (second, other))
-    ]
-    assert pictures[0] == pictures[1]
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until a condition holds; fail when the process ends before."""
-    while not condition():
+def wait_for_file(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    """Wait until there is a file that matches; fail if the process ends before."""
+    while not list(folder.glob(pattern)):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
 
@@ -65,7 +45,7 @@ def test_killed_three_times_it_ends_bit_equal() -> None:
     for epoch in range(3):
         process = start(*arguments)
         # Somewhere between the end of one epoch's validation and, at the latest, that of the next but one.
-        wait_for(lambda e=epoch: bool(list(folder.glob(f"artifacts/*/artifacts/embeddings/epoch-000{e}.npz"))), process)
+        wait_for_file(folder, f"artifacts/*/artifacts/embeddings/epoch-000{epoch}.npz", process)
         time.sleep(generator.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -94,51 +74,25 @@ def test_an_interrupted_segmentation_ends_bit_equal_without_what_it_started_from
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     from cvexp.models.backbone import create_backbone
-    from cvexp.training.segmentation import Segmentation
+    from cvexp.training.segmentation import SegmentationTraining
 
     torch.save(create_backbone("test_resnet").state_dict(), "start.pth")
     arguments = [f"task={task}", *TINY_SEGMENTATION, "dataset.root=data", "backbone.weights=start.pth"]
     assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
-    interrupted_at(2, signal.SIGTERM, Segmentation, cvexp, monkeypatch, arguments)  # of 3 steps an epoch
+    interrupted_at(2, signal.SIGTERM, SegmentationTraining, cvexp, monkeypatch, arguments)  # of 3 steps an epoch
     Path("start.pth").unlink()
     outcome = cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}")
     assert outcome.code == 0, outcome.message
     assert_equal_runs(Path("undisturbed"), Path("interrupted"))
 
 
-def interrupted_at(
-    step: int,
-    number: signal.Signals,
-    task: type,
-    cvexp: Callable[..., Outcome],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-) -> None:
-    """Start a run that gets a signal in a step, and see that it ends after that, with a checkpoint."""
-    original = task.training_step
-
-    def training_step(self: Any, batch: object, batch_idx: int) -> object:
-        if self.global_step == step - 1:
-            os.kill(os.getpid(), number)
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(task, "training_step", training_step)
-        interrupted = cvexp(*arguments, "tracking.folder=interrupted")
-    assert interrupted.code == 128 + number
-    (run,) = runs(Path("interrupted"))
-    assert run.info.status == "KILLED"
-    path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / "last.ckpt"
-    assert torch.load(path, weights_only=True)["global_step"] == step
-
-
 def test_resume_refuses_a_changed_configuration_and_shows_the_difference(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvexp.training import fit as training
+    from cvexp.training import module
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_optimizer", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(module, "make_optimizer", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert cvexp(*TINY).code == 128 + signal.SIGTERM
     run_id = runs()[0].info.run_id
     refused = cvexp(f"resume={run_id}", "optimizer.lr=0.5", "task.out_dim=32", "backbone=vit_small")
@@ -155,12 +109,12 @@ def test_resume_refuses_a_changed_configuration_and_shows_the_difference(
 
 def test_a_run_that_still_goes_on_is_not_taken_over(cvexp: Callable[..., Outcome]) -> None:
     process = start(*TINY, "trainer.max_epochs=500")
-    wait_for(lambda: bool(list(Path("outputs").glob("artifacts/*/artifacts/checkpoints/last.ckpt"))), process)
+    wait_for_file(Path("outputs"), "artifacts/*/artifacts/checkpoints/last.ckpt", process)
     refused = cvexp(f"resume={runs()[0].info.run_id}")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert refused.code == 1
-    assert "still going on in another process" in refused.message
+    assert "still running in another process" in refused.message
     assert process.returncode == 128 + signal.SIGTERM
     assert f"resume={runs()[0].info.run_id}" in output
     assert runs()[0].info.status == "KILLED"
@@ -169,9 +123,9 @@ def test_a_run_that_still_goes_on_is_not_taken_over(cvexp: Callable[..., Outcome
 def test_a_run_stopped_after_its_last_step_goes_on_without_training(cvexp: Callable[..., Outcome]) -> None:
     assert cvexp(*TINY, "trainer.max_epochs=3", "trainer.max_steps=1").code == 0
     (run,) = runs()
-    trained = weights(run)
+    trained = checkpoint(run)
     store().set_terminated(run.info.run_id, "KILLED")
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 0, outcome.message
     assert [step for step, _ in histories(Path("outputs"), run)["train/loss"]] == [0]
-    assert all(torch.equal(trained[key], value) for key, value in weights(run).items())
+    assert all(torch.equal(trained[key], value) for key, value in checkpoint(run).items())

@@ -1,27 +1,23 @@
 """Both segmentation tasks, end to end on small data."""
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+from cvexp.composition import compose
+from cvexp.data import load
 from cvexp.report import segmentation as pictures
 from cvexp.report.segmentation import Example, predictions
-from cvexp.tasks.attention import draw_classes
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, dataset, runs, store, write_coco
+from cvexp.tasks.attention import Attention, draw_classes
+from cvexp.tasks.multiclass import Multiclass
+from tests.helpers import CAT, DOG, TINY, TINY_SEGMENTATION, Outcome, checkpoint, runs, store, write_coco_objects
 
 METRICS = {"loss", "miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/disk", "iou/background"}
-
-
-def checkpoint(run: object, name: str = "last") -> dict[str, torch.Tensor]:
-    folder = Path(urlparse(run.info.artifact_uri).path)  # type: ignore[attr-defined]
-    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "attention"])
@@ -168,107 +164,60 @@ def test_classes_are_drawn_as_told() -> None:
     labels[0, 1] = 5
     labels[1, 2] = 1
     labels[1, 3] = 255
-    present = draw_classes(labels, classes=5, number=4000, present_probability=1.0)
+    present = draw_classes(labels, num_classes=5, num_queries=4000, present_probability=1.0)
     assert set(present[0].tolist()) == {1, 4}
     assert set(present[1].tolist()) == {0}
     assert set(present[2].tolist()) == {0, 1, 2, 3, 4}  # none is there, so any
-    anything = draw_classes(labels, classes=5, number=4000, present_probability=0.0)
+    anything = draw_classes(labels, num_classes=5, num_queries=4000, present_probability=0.0)
     assert torch.bincount(anything[1], minlength=5).tolist() == pytest.approx([800] * 5, rel=0.15)
-    half = draw_classes(labels, classes=5, number=4000, present_probability=0.5)
+    half = draw_classes(labels, num_classes=5, num_queries=4000, present_probability=0.5)
     assert (half[1] == 0).float().mean().item() == pytest.approx(0.5 + 0.5 / 5, abs=0.03)
 
 
-def test_ignored_pixels_change_neither_loss_nor_gradient() -> None:
-    """An image whose right half is ignored, with anything predicted there; and one that is ignored as a whole."""
-    from cvexp.tasks.attention import Attention
-    from cvexp.tasks.multiclass import Multiclass
+@pytest.fixture
+def segmenters() -> tuple[Multiclass, Attention]:
+    """Both methods with three classes."""
+    settings = ("dataset.classes=[disk,star,ring]", "task.class_weights={background: 1, disk: 0.5, star: 2, ring: 1}")
+    configs = [compose("task=multiclass", *TINY_SEGMENTATION, *settings)]
+    configs.append(compose("task=attention", *TINY_SEGMENTATION, settings[0]))
+    splits = load(configs[0].dataset, "segmentation")
+    return Multiclass(configs[0], splits), Attention(configs[1], splits)
 
+
+def test_ignored_pixels_change_neither_loss_nor_gradient(segmenters: tuple[Multiclass, Attention]) -> None:
+    """An image whose right half is ignored, with anything predicted there; and one that is ignored as a whole."""
+    multiclass, attention = segmenters
     torch.manual_seed(0)
     labels = torch.randint(0, 4, (2, 6, 6))
     labels[:, :, 3:] = 255
     labels[1] = 255
-    for task, channels in ((Multiclass, 4), (Attention, 3)):
-        module = task.__new__(task)
-        torch.nn.Module.__init__(module)
-        module.weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
-        module.task = attention_task()
+    queries = torch.arange(3).expand(2, -1)
+    losses_of: list[tuple[int, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]] = [
+        (4, lambda logits: multiclass.losses(logits, labels)),
+        (3, lambda logits: attention.losses(logits, labels, queries)),
+    ]
+    for channels, losses in losses_of:
         logits = torch.randn(2, channels, 6, 6)
         values = []
         for noise in (0.0, 100.0):
             disturbed = (logits + noise * (labels == 255)[:, None] * torch.randn_like(logits)).requires_grad_()
-            arguments = (labels,) if task is Multiclass else (labels, torch.arange(3).expand(2, -1))
-            losses, weights = module.losses(disturbed, *arguments)
-            losses.sum().backward()
-            values.append((losses.detach(), weights, disturbed.grad))
+            loss, weights = losses(disturbed)
+            loss.sum().backward()
+            values.append((loss.detach(), weights, disturbed.grad))
         torch.testing.assert_close(values[0], values[1])
         assert values[0][0][0] > 0
         assert values[0][0][1] == values[0][1][1] == 0
 
 
-def attention_task() -> object:
-    from hydra import compose, initialize_config_dir
-
-    from cvexp.composition import CONF, check
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", overrides=["task=attention"])).task
-
-
-def test_class_weights_equal_pytorchs_weighted_mean() -> None:
-    from cvexp.tasks.multiclass import Multiclass
-
+def test_class_weights_equal_pytorchs_weighted_mean(segmenters: tuple[Multiclass, Attention]) -> None:
+    multiclass, _ = segmenters
     torch.manual_seed(0)
-    module = Multiclass.__new__(Multiclass)
-    torch.nn.Module.__init__(module)
-    module.weights = torch.tensor([0.2, 1.0, 3.0])
-    logits, labels = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    logits, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 5, 5))
     labels[0, 0] = 255
-    losses, weights = module.losses(logits, labels)
-    expected = torch.nn.functional.cross_entropy(logits, labels, module.weights, ignore_index=255)
+    losses, weights = multiclass.losses(logits, labels)
+    class_weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, class_weights, ignore_index=255)
     torch.testing.assert_close(losses.sum() / weights.sum(), expected)
-
-
-def test_images_without_any_class_are_not_pictured() -> None:
-    from cvexp.training.segmentation import best_median_worst
-
-    per_image = [(9, 9, 9), (0, 1, 0), (5, 9, 9), (1, 9, 9), (0, 0, 0)]  # the second has a false pixel and no label
-    counts = np.array([[(100, 100, 100), own] for own in per_image])
-    assert best_median_worst([counts], np.full(5, 109), 1) == {"best": [0], "median": [2], "worst": [3]}
-
-
-def test_images_that_are_mostly_ignored_are_pictured_only_where_all_are() -> None:
-    from cvexp.training.segmentation import best_median_worst
-
-    per_image = [[(0, 0, 0), (9, 9, 9)], *([(40, 45, 41), (i, 9, 9)] for i in (8, 6, 4))]
-    counts = np.array(per_image)  # of the first only the object is labeled
-    areas = np.array([100, 100, 90, 100])
-    assert best_median_worst([counts], areas, 1) == {"best": [1], "median": [2], "worst": [3]}
-    assert best_median_worst([counts], areas * 10, 1)["best"] == [0]
-
-
-def test_the_evaluated_area_is_without_the_padding(tmp_path: Path) -> None:
-    from cvexp import data
-    from cvexp.training.segmentation import evaluated_areas
-
-    settings = dataset("coco", write_coco(tmp_path / "coco"), classes=["cat", "dog"])
-    index = data.load(settings, "segmentation").val  # 80 x 60 pixels
-    assert evaluated_areas(index, 64).tolist() == [64 * 48] * 4
-
-
-def with_objects(root: Path, labels: list[int | None]) -> Path:
-    """A COCO data set with an object of the label in each validation image, or with none."""
-    write_coco(root, val=len(labels))
-    path = root / "annotations/instances_val2017.json"
-    content = json.loads(path.read_text())
-    objects = zip(content["annotations"], labels, strict=True)
-    kept = [{**one, "category_id": label, "bbox": [5, 5, 40, 45]} for one, label in objects if label is not None]
-    for one in kept:
-        one["segmentation"] = [[5, 5, 45, 5, 45, 50, 5, 50]]
-    path.write_text(json.dumps({**content, "annotations": kept}))
-    return root
-
-
-CAT, DOG = 17, 18
 
 
 def test_pictures_over_the_epochs_show_images_that_have_classes(
@@ -276,34 +225,14 @@ def test_pictures_over_the_epochs_show_images_that_have_classes(
 ) -> None:
     shown: list[list[set[int]]] = []
 
-    def note(examples: list[Example], *arguments: object) -> Figure:
+    def note(examples: list[Example], classes: Sequence[str], state: str) -> Figure:
         shown.append([set(np.unique(example.labels).tolist()) - {0, 255} for example in examples])
-        return predictions(examples, *arguments)
+        return predictions(examples, classes, state)
 
     monkeypatch.setattr(pictures, "predictions", note)
-    root = with_objects(tmp_path / "coco", [None, CAT, None, CAT, None, CAT, CAT, None, DOG, None])
+    root = write_coco_objects(tmp_path / "coco", [None, CAT, None, CAT, None, CAT, CAT, None, DOG, None])
     tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_", "trainer.max"))]
     data = ["dataset=coco", f"dataset.root={root}", "dataset.classes=[cat,dog]", "dataset.empty_images=true"]
     outcome = cvexp("task=multiclass", *tiny, *data, "task.pictured_images=3", "trainer.max_epochs=1")
     assert outcome.code == 0, outcome.message
     assert shown == [[{1}, {1}, {2}]] * 2  # untrained, and after the epoch
-
-
-@pytest.mark.parametrize(
-    ("labels", "count", "chosen"),
-    [
-        ([CAT, CAT, CAT, CAT, None, None, CAT, DOG], 2, {0, 7}),
-        ([CAT, CAT, CAT, CAT, None, None, CAT, DOG], 4, {0, 7, 3, 1}),
-        ([None, CAT, None], 5, {1}),
-        ([None] * 5, 3, {0, 2, 4}),
-        ([CAT, DOG], 0, set()),
-    ],
-)
-def test_pictured_images_are_spread_over_the_classes(
-    tmp_path: Path, labels: list[int | None], count: int, chosen: set[int]
-) -> None:
-    from cvexp import data
-    from cvexp.training.segmentation import choose_pictured
-
-    settings = dataset("coco", with_objects(tmp_path / "coco", labels), classes=["dog", "cat"], empty_images=True)
-    assert choose_pictured(data.open_splits(settings, "segmentation").val, count) == chosen

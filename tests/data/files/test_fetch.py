@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.requests.append((self.path, asked))
-        fault = server.faults.get(self.path, [])
-        fault = fault.pop(0) if fault else ""
+        faults = server.faults.get(self.path, [])
+        fault = faults.pop(0) if faults else ""
         content = server.files.get(self.path)
         if fault == "refuse":
             self.close_connection = True
@@ -246,7 +247,7 @@ def hosted(server: Server, tmp_path: Path) -> Path:
     return root
 
 
-def settings(server: Server, root: Path, **keys: object) -> object:
+def settings(server: Server, root: Path, **keys: object) -> Any:
     md5 = hashlib.md5(server.files["/annotations.zip"]).hexdigest()
     known = {"download": True, "annotations_url": server.url("/annotations.zip"), "annotations_md5": md5}
     return dataset("coco", root, **{"classes": ["cat"], **known, **keys})
@@ -254,7 +255,7 @@ def settings(server: Server, root: Path, **keys: object) -> object:
 
 def test_coco_fetches_the_images_that_classes_and_limit_need(server: Server, hosted: Path, tmp_path: Path) -> None:
     root = tmp_path / "mine"
-    splits = load(settings(server, root, limit=2), "segmentation")  # type: ignore[arg-type]
+    splits = load(settings(server, root, limit=2), "segmentation")
     cats = {f"train2017/train{i}.jpg" for i in (0, 2, 4, 6)} | {"val2017/val0.jpg", "val2017/val2.jpg"}
     files = {index.catalog.file(i) for index in splits for i in index.images.tolist()}
     assert files < cats
@@ -265,7 +266,7 @@ def test_coco_fetches_the_images_that_classes_and_limit_need(server: Server, hos
         assert (root / file).read_bytes() == (hosted / file).read_bytes()
     assert [len(index.images) for index in splits] == [2, 2]
     server.requests.clear()
-    load(settings(server, root, limit=2), "segmentation")  # type: ignore[arg-type]
+    load(settings(server, root, limit=2), "segmentation")
     assert server.requests == []
 
 
@@ -278,12 +279,12 @@ def test_coco_completes_at_the_second_start(
     gains = fault in ("cut", "stall")
     server.faults[path] = [fault, *["500"] * fetch.ATTEMPTS] if gains else [fault] * fetch.ATTEMPTS
     with pytest.raises(UserError, match=path.rpartition("/")[2]):
-        load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+        load(settings(server, root), "pretraining")
     if path.endswith(".zip"):
         assert not (root / "annotations").exists()
     assert not (root / path[1:]).exists()
     server.faults.clear()
-    load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    load(settings(server, root), "pretraining")
     for i in (0, 2, 4, 6):
         file = f"train2017/train{i}.jpg"
         assert (root / file).read_bytes() == (hosted / file).read_bytes()
@@ -292,7 +293,7 @@ def test_coco_completes_at_the_second_start(
 
 def test_an_image_that_is_gone_can_be_left_out(server: Server, hosted: Path, tmp_path: Path) -> None:
     del server.files["/train2017/train2.jpg"]
-    index = load(settings(server, tmp_path / "mine", strict=False), "pretraining").train  # type: ignore[arg-type]
+    index = load(settings(server, tmp_path / "mine", strict=False), "pretraining").train
     assert len(index) == 3
     assert "404" in str(index.problems[0])
 
@@ -300,9 +301,9 @@ def test_an_image_that_is_gone_can_be_left_out(server: Server, hosted: Path, tmp
 def test_a_damaged_archive_is_not_taken(server: Server, hosted: Path, tmp_path: Path) -> None:
     server.files["/annotations.zip"] = server.files["/annotations.zip"][:-40]
     with pytest.raises(UserError, match=r"annotations.zip: what the server sends is no whole \.zip"):
-        load(settings(server, tmp_path / "mine"), "pretraining")  # type: ignore[arg-type]
+        load(settings(server, tmp_path / "mine"), "pretraining")
     with pytest.raises(UserError, match="should be 0123"):
-        load(settings(server, tmp_path / "other", annotations_md5="0123"), "pretraining")  # type: ignore[arg-type]
+        load(settings(server, tmp_path / "other", annotations_md5="0123"), "pretraining")
 
 
 def test_what_is_cut_off_unseen_is_not_taken_for_whole(server: Server, hosted: Path, tmp_path: Path) -> None:
@@ -312,10 +313,10 @@ def test_what_is_cut_off_unseen_is_not_taken_for_whole(server: Server, hosted: P
     server.faults["/train2017/train2.jpg"] = ["no length"]
     root = tmp_path / "mine"
     with pytest.raises(UserError, match=r"train2.jpg: what the server sends is no whole \.jpg"):
-        load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+        load(settings(server, root), "pretraining")
     assert not (root / "train2017" / "train2.jpg").exists()
     server.files["/train2017/train2.jpg"] = whole
-    load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    load(settings(server, root), "pretraining")
     assert (root / "train2017" / "train2.jpg").read_bytes() == whole
 
 
@@ -327,7 +328,7 @@ def test_what_the_user_has_is_kept(server: Server, hosted: Path, tmp_path: Path)
         mine.write_bytes(archive.read("annotations/instances_train2017.json") + b" ")
     (root / "annotations.zip").write_bytes(server.files["/annotations.zip"])
     (root / ".cvexp-annotations" / "left").mkdir(parents=True)  # by a start that was killed
-    load(settings(server, root), "pretraining")  # type: ignore[arg-type]
+    load(settings(server, root), "pretraining")
     assert mine.read_bytes().endswith(b" ")
     assert (root / "annotations.zip").exists()
     assert not (root / ".cvexp-annotations").exists()

@@ -47,7 +47,7 @@ def test_transparent_pixels_are_white_whatever_lies_below(tmp_path: Path) -> Non
     palette = Image.fromarray(GREYS // 128).convert("P")
     palette.putpalette([10, 20, 30, 40, 50, 60])
     pixels = saved(tmp_path / "c.png", palette, transparency=0)
-    assert np.array_equal(pixels, np.where(GREYS[..., None] // 128 > 0, np.uint8([40, 50, 60]), 255))
+    assert np.array_equal(pixels, np.where(GREYS[..., None] // 128 > 0, np.array([40, 50, 60], np.uint8), 255))
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:

@@ -10,10 +10,8 @@ from cvexp.data import load, open_splits
 from cvexp.data.files.rle import decode
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.helpers import dataset
+from tests.helpers import FIVE, dataset
 from tests.oracles.masks import label_map
-
-FIVE = ["person", "bicycle", "car", "cat", "dog"]
 
 
 @pytest.mark.parametrize("smallest", [1, 32, 64])

@@ -8,9 +8,7 @@ from scipy import ndimage
 from cvexp.data import load
 from cvexp.data.crops import read_crop
 from cvexp.data.sources.voc import CLASSES
-from tests.helpers import dataset
-
-SIX = ["person", "cat", "cow", "dog", "horse", "sheep"]
+from tests.helpers import SIX, dataset, make_voc
 
 
 def test_crops_of_voc6_are_those_of_the_data_page(voc_animals: Path) -> None:
@@ -38,21 +36,6 @@ def test_label_maps_equal_the_mask_files_for_any_choice_of_classes(
                 value = classes.index(CLASSES[number - 1]) + 1 if listed else {"ignore": 255}.get(unlisted, 0)
                 expected[numbers == number] = value
         assert np.array_equal(index.label_map(i), expected), name
-
-
-def make_voc(root: Path, mask: np.ndarray, mode: str = "P", masks: str = "SegmentationClass") -> Path:
-    """Two images, `a` to train and `b` to validate, with the same mask."""
-    for folder in ("JPEGImages", masks, "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for split, name in (("train", "a"), ("val", "b")):
-        pixels = np.random.RandomState(0).randint(0, 256, (*mask.shape, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
-        image = Image.fromarray(mask.astype(np.uint8))
-        if mode == "P":
-            image.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
-        image.save(root / masks / f"{name}.png")
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{name}\n")
-    return root
 
 
 def test_components_hang_together_by_sides_and_not_by_corners(tmp_path: Path) -> None:
