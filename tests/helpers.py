@@ -159,6 +159,26 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """Start `python -m cvexp trainer=ddp` in two processes that train together."""
+    launcher = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cvexp", "trainer=ddp", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def training_losses(folder: Path) -> list[float]:
+    """Return the losses of the only run in a folder, which must have finished."""
+    (run,) = runs(folder)
+    assert run.info.status == "FINISHED"
+    history = store(folder).get_metric_history(run.info.run_id, "train/loss")
+    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+
+
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
     """Wait for a process and give what it printed; fail unless it ended well."""
     output, _ = process.communicate(timeout=seconds)

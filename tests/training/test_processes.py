@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import TINY, Outcome, finish, runs, store
+from tests.helpers import TINY, Outcome, finish, runs, store, torchrun, training_losses
 
 # A backbone without batch norm, whose statistics would be those of each process's own part of the batch.
 DINO = [*TINY, "backbone.name=test_vit", "task.eval_size=32", "dataset.train_images=24"]
-
-
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    launcher = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cvexp", "trainer=ddp", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def losses(folder: Path) -> list[float]:
-    (run,) = runs(folder)
-    assert run.info.status == "FINISHED"
-    history = store(folder).get_metric_history(run.info.run_id, "train/loss")
-    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
 
 
 @pytest.mark.slow
@@ -42,7 +21,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(cvexp: Callable
     steps = ["trainer.max_steps=20", "trainer.max_epochs=20"]
     finish(torchrun(*DINO, *steps, "loader.batch_size=4", "tracking.folder=two"), seconds=500)
     assert cvexp(*DINO, *steps, "loader.batch_size=8", "tracking.folder=one").code == 0
-    two, one = losses(Path("two")), losses(Path("one"))
+    two, one = training_losses(Path("two")), training_losses(Path("one"))
     assert len(two) == 20
     assert two == pytest.approx(one, abs=1e-4)
     folders = [path for path in Path("two").glob("runs/*/*") if path.is_dir()]
