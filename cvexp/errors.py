@@ -37,6 +37,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a file is where a folder is needed; choose another place with {key}=PATH",
 }
 _REMEDIES[errno.EDQUOT] = _REMEDIES[errno.ENOSPC]
+_REMEDIES[errno.EEXIST] = _REMEDIES[errno.ENOTDIR]
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

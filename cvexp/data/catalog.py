@@ -1,7 +1,7 @@
-"""All that a source knows of one split: images, objects, masks, and what is wrong with them.
+"""The catalog of one split: its images, objects and masks, and what is wrong with them.
 
-A source gathers it in a `Draft`. Written down, it is a folder of arrays that are mapped into memory, so that all worker
-processes share one copy, and a million objects are there at once.
+A source collects this in a `Draft`. It is then written to a folder of arrays, which are mapped into memory: all worker
+processes share one copy, and opening a catalog of a million objects takes no time.
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
+
+from cvexp.data.blobs import Blobs
 
 UNLABELED = -1
 
 
 class Problem(NamedTuple):
-    """Something that is left out: where it is, and what is wrong with it, with the remedy.
+    """A file or annotation that is left out because something is wrong with it.
 
     Attributes:
-        where: A file, or a place in it.
-        what: What is wrong; with `numbers`, what is wrong with each, `{number}` in it.
-        numbers: Those of a mask that are no class.
+        where: A file, or a position in it.
+        what: What is wrong, and the remedy. If there are `numbers`, it applies to each, with the placeholder
+            `{number}`.
+        numbers: The numbers in a mask that do not stand for a class.
     """
 
     where: str
@@ -42,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def grouped(problems: Sequence[Problem]) -> list[str]:
-    """The problems as lines to print: a number that is no class has one line, however many masks have it."""
+    """Return lines to print. An unknown number has one line for all the masks that contain it."""
     masks_of: dict[int, list[str]] = {}
     for problem in problems:
         for number in problem.numbers:
@@ -53,21 +56,20 @@ def grouped(problems: Sequence[Problem]) -> list[str]:
             lines[str(problem)] = None
         for number in problem.numbers:
             masks = masks_of[number]
-            one = f"{masks[0]}: the mask has"
-            several = f"{len(masks)} masks, such as {masks[0]}, have"
-            lines[f"{several if len(masks) > 1 else one} {problem.what.replace('{number}', str(number))}"] = None
+            subject = f"{len(masks)} masks, such as {masks[0]}, have" if len(masks) > 1 else f"{masks[0]}: the mask has"
+            lines[f"{subject} {problem.what.replace('{number}', str(number))}"] = None
     return list(lines)
 
 
 @dataclass
 class Draft:
-    """A catalog that is being gathered.
+    """A catalog under construction.
 
     Attributes:
         root: The folder that `files` are relative to.
-        classes: The names of all classes; `label` counts into them. Empty where the objects have no labels.
-        mask_values: Where masks are files: the number that each class has in them.
-        ignore_value: Where masks are files: the number of the pixels that nowhere count.
+        classes: The names of all classes; labels are positions in this list. Empty if the objects have no labels.
+        mask_values: If the masks are files, the number of each class in them.
+        ignore_value: If the masks are files, the number of ignored pixels in them.
     """
 
     root: Path
@@ -87,7 +89,7 @@ class Draft:
     problems: list[Problem] = field(default_factory=list)
 
     def add_image(self, file: str, width: int, height: int, mask_file: str = "", url: str = "") -> int:
-        """Add an image, and give its position."""
+        """Add an image, and return its position."""
         self.files.append(file)
         self.sizes.append((width, height))
         self.mask_files.append(mask_file)
@@ -97,7 +99,16 @@ class Draft:
     def add_object(
         self, image: int, label: int, box: Sequence[float], area: int, runs: bytes = b"", crowd: bool = False
     ) -> None:
-        """Add an object of an image: its label, its left, top, width and height, and its mask."""
+        """Add an object to an image.
+
+        Args:
+            image: The position of the image.
+            label: The object's class, or `UNLABELED`.
+            box: Left, top, width and height in pixels.
+            area: Number of pixels of the mask.
+            runs: The mask as compressed run lengths, if it is not a file.
+            crowd: Whether this is a region of objects that were not annotated separately.
+        """
         self.images.append(image)
         self.labels.append(label)
         self.boxes.append(box)
@@ -106,7 +117,7 @@ class Draft:
         self.crowds.append(crowd)
 
     def subset(self, chosen: Sequence[bool]) -> Draft:
-        """The chosen images with their objects, without the problems."""
+        """Return a draft of the chosen images with their objects, but without the problems."""
         subset = Draft(self.root, self.classes, self.mask_values, self.ignore_value)
         new_position: dict[int, int] = {}
         images = zip(self.files, self.sizes, self.mask_files, self.urls, chosen, strict=True)
@@ -120,50 +131,29 @@ class Draft:
         return subset
 
     def add_problem(self, where: object, what: str) -> None:
+        """Record that something is left out; see :class:`Problem`."""
         self.problems.append(Problem(str(where), what))
-
-
-class Blobs(Sequence[bytes]):
-    """Many byte strings in one array, each found by its offset."""
-
-    def __init__(self, offsets: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
-        self.offsets = offsets
-        self.content = content
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, position: int) -> bytes: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[bytes]: ...
-    def __getitem__(self, position: int | slice) -> bytes | list[bytes]:
-        if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(len(self)))]
-        return self.content[self.offsets[position] : self.offsets[position + 1]].tobytes()
-
-    def __iter__(self) -> Iterator[bytes]:
-        content = self.content.tobytes()
-        offsets = self.offsets.tolist()
-        return (content[start:end] for start, end in pairwise(offsets))
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """A `Draft` that was written, mapped into memory: m images, and n objects in the order of their images.
+    """A written `Draft`, mapped into memory: m images, and n objects in the order of their images.
 
     Attributes:
-        folder: Where it lies.
-        files, mask_files, urls: (m,) as the file system names them.
+        folder: The folder with the arrays.
+        root, classes, mask_values, ignore_value: See :class:`Draft`.
+        digest: SHA-256 of everything but `root`, URLs and problems; equal for equal content.
+        problems: What was left out.
+        files, mask_files: (m,) file names relative to `root`, as bytes of the file system.
+        urls: (m,) addresses of the images; empty if unknown.
         size: (m, 2) int32, width and height.
-        first: (m + 1,) int64, image i has the objects first[i] to first[i + 1].
-        image: (n,) int32.
-        label: (n,) int16.
-        box: (n, 4) float32.
-        crowd: (n,) bool, regions of objects that nobody told apart.
+        first: (m + 1,) int64; image i has the objects first[i] to first[i + 1] - 1.
+        image: (n,) int32, position of the object's image.
+        label: (n,) int16, position in `classes`, or `UNLABELED`.
+        box: (n, 4) float32, left, top, width and height in pixels.
+        crowd: (n,) bool, whether this is a region of objects that were not annotated separately.
         area: (n,) int64, in pixels.
-        runs: (n,) each object's mask as compressed run lengths; empty where masks are files, or there is none.
-        digest: Of all of it but `root`, so that it tells whether two catalogs say the same.
+        runs: (n,) each object's mask as compressed run lengths; empty if the masks are files, or it has none.
     """
 
     folder: Path
@@ -185,15 +175,15 @@ class Catalog:
     area: NDArray[np.int64]
     runs: Blobs
 
-    def __reduce__(self) -> Any:  # a worker that is spawned maps the files too, instead of getting a copy
+    def __reduce__(self) -> Any:  # a spawned worker maps the files itself instead of receiving a copy
         return open_catalog, (self.folder,)
 
     def file(self, image: int) -> str:
-        """The name of an image's file, relative to the root."""
+        """Return the file name of an image, relative to the root."""
         return os.fsdecode(self.files[image])
 
     def paths(self, images: NDArray[np.int32] | None = None) -> list[str]:
-        """The paths of image files; of all, or of those at the given positions. A Path each would take too long."""
+        """Return the paths of all images, or of those at the given positions. A `Path` for each would take too long."""
         root = os.path.join(self.root, "")  # noqa: PTH118
         if images is None:
             return [root + os.fsdecode(file) for file in self.files]
@@ -201,12 +191,12 @@ class Catalog:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any of it has a mask."""
+        """Whether any image or object has a mask."""
         return len(self.mask_files.content) > 0 or len(self.runs.content) > 0
 
 
 def write_catalog(draft: Draft, folder: Path) -> None:
-    """Write a draft as a catalog into a new folder."""
+    """Write a draft as a catalog to a new folder."""
     folder.mkdir(parents=True)
     image = np.asarray(draft.images, dtype=np.int32)
     order = np.argsort(image, kind="stable")
@@ -229,39 +219,51 @@ def write_catalog(draft: Draft, folder: Path) -> None:
         parts = list(values)
         arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         arrays[f"{name}.content"] = np.frombuffer(b"".join(parts), dtype=np.uint8)
-    said = {
-        "classes": list(draft.classes),
-        "mask_values": list(draft.mask_values),
-        "ignore_value": draft.ignore_value,
-        "problems": draft.problems,
-    }
-    digest = hashlib.sha256(json.dumps([said["classes"], said["mask_values"], said["ignore_value"]]).encode())
+    classes, mask_values = list(draft.classes), list(draft.mask_values)
+    digest = hashlib.sha256(json.dumps([classes, mask_values, draft.ignore_value]).encode())
     for name, array in sorted(arrays.items()):
-        np.save(folder / f"{name}.npy", array)
+        write_array(array, folder / f"{name}.npy")
         if not name.startswith("urls"):
             digest.update(array.tobytes())
-    said |= {"root": str(draft.root), "digest": digest.hexdigest()}
-    (folder / "catalog.json").write_text(json.dumps(said))
+    header = {
+        "classes": classes,
+        "mask_values": mask_values,
+        "ignore_value": draft.ignore_value,
+        "problems": draft.problems,
+        "root": str(draft.root),
+        "digest": digest.hexdigest(),
+    }
+    (folder / "catalog.json").write_text(json.dumps(header))
+
+
+def write_array(array: NDArray[Any], path: Path) -> None:
+    """Write a contiguous array to a file that `np.load` reads.
+
+    `np.save` does the same, but on a full disk its error has no `errno`.
+    """
+    with path.open("wb") as file:
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def open_catalog(folder: Path) -> Catalog:
-    """The catalog that lies in a folder."""
-    said = json.loads((folder / "catalog.json").read_text())
+    """Open the catalog in a folder."""
+    header = json.loads((folder / "catalog.json").read_text())
 
     def array(name: str) -> Any:
-        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # without memmap's own, slow, indexing
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # not a np.memmap, whose indexing is slow
 
     def blobs(name: str) -> Blobs:
         return Blobs(array(f"{name}.offsets"), array(f"{name}.content"))
 
     return Catalog(
         folder=folder,
-        root=Path(said["root"]),
-        classes=tuple(said["classes"]),
-        mask_values=tuple(said["mask_values"]),
-        ignore_value=said["ignore_value"],
-        digest=said["digest"],
-        problems=tuple(Problem(where, what, tuple(numbers)) for where, what, numbers in said["problems"]),
+        root=Path(header["root"]),
+        classes=tuple(header["classes"]),
+        mask_values=tuple(header["mask_values"]),
+        ignore_value=header["ignore_value"],
+        digest=header["digest"],
+        problems=tuple(Problem(where, what, tuple(numbers)) for where, what, numbers in header["problems"]),
         files=blobs("files"),
         mask_files=blobs("mask_files"),
         urls=blobs("urls"),

@@ -20,15 +20,15 @@ from cvexp.seeds import mix
 class Crops(Dataset[tuple[list[Tensor], int]]):
     """Random views of the objects of an index.
 
-    An item is asked for by (epoch, position), and is a pure function of the seed and of these two: so neither the
-    number of workers nor an interruption changes what the model sees.
+    The key of an item is (epoch, position). An item is a pure function of the seed and its key, so it depends neither
+    on the number of workers nor on interruptions.
 
     Args:
         index: The objects.
-        views: Transforms from (3, h, w) uint8; an item has the view of each.
-        seed: Of the random views.
-        resolution: The shorter side of a crop in pixels that the views have use for; of larger ones the image may be
-            decoded at a smaller scale, which is faster.
+        views: Transforms from (3, h, w) uint8. An item consists of one view from each, and the label.
+        seed: Seed of the random views.
+        resolution: The shorter side in pixels that the views need. Images of larger crops may be decoded at a smaller
+            scale, which is faster.
     """
 
     def __init__(self, index: Index, views: Sequence[v2.Transform], seed: int, resolution: float = math.inf) -> None:
@@ -49,27 +49,27 @@ class Crops(Dataset[tuple[list[Tensor], int]]):
 
 
 def read_crop(index: Index, position: int, resolution: float = math.inf) -> Image.Image:
-    """One object: the smallest square around its box, as far as it lies in the image.
+    """Read the crop of one object: the smallest square around its box, clipped to the image.
 
-    A square, because a narrow box would be distorted or cut by the square views made of it.
+    The crop is square because the views are square. They would distort or cut a narrow box.
 
     Args:
         index: The objects.
-        position: Which of them.
-        resolution: The image may be decoded at a smaller scale, as long as the square's side has this many pixels.
+        position: The position of the object.
+        resolution: The image may be decoded at a smaller scale, as long as the side of the square has this many pixels.
 
     Raises:
-        UserError: naming the file, where it is missing or broken.
+        UserError: naming the file, if it is missing or broken.
     """
     left, top, width, height = (float(value) for value in index.box[position])
     side = max(width, height)
     x, y = left + width / 2 - side / 2, top + height / 2 - side / 2
-    at = int(index.image[position])
-    size = index.size(at)
-    image = read_image(index.path(at), size, at_least=min(1.0, resolution / max(side, 1.0)))
+    image_position = int(index.image[position])
+    size = index.size(image_position)
+    image = read_image(index.path(image_position), size, at_least=min(1.0, resolution / max(side, 1.0)))
     scale = image.width / size[0]
     x, y, side = x * scale, y * scale, side * scale
-    # At least a pixel, for boxes that are no larger or touch the image's edge from outside.
+    # At least one pixel, because a box may have no area or only touch the image's edge from outside.
     x0, y0 = min(max(int(x), 0), image.width - 1), min(max(int(y), 0), image.height - 1)
     x1, y1 = max(min(round(x + side), image.width), x0 + 1), max(min(round(y + side), image.height), y0 + 1)
     return image.crop((x0, y0, x1, y1))

@@ -1,21 +1,21 @@
-"""Random choices that depend on file names alone, so that an image keeps its place when others come or go."""
+"""Random choices that depend only on file names, so that an image keeps its place if others are added or removed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def name_fraction(name: bytes) -> float:
-    """A pseudo-random number from 0 to 1 that depends on the name alone."""
+    """Return a pseudorandom number from 0 to 1 that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 
 
 def random_keys(names: Iterable[bytes], seed: int) -> NDArray[np.float64]:
-    """A pseudo-random number from 0 to 1 for each name and this seed."""
+    """Return a pseudorandom number from 0 to 1 for each name, which depends only on the name and the seed."""
     prefix = f"{seed} ".encode()
     return np.array([name_fraction(prefix + name) for name in names], dtype=np.float64)
 
@@ -29,49 +29,84 @@ def draw_images(
     label: NDArray[np.int16],
     is_large: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """Draw images such that no class is lost and the proportions of the classes stay.
+    """Draw images such that every class is represented and the proportions of the classes are kept.
 
-    The stratum of an image is its rarest class; images without objects are a stratum of their own. First comes one
-    image of each class that none before it has, the rarest class first. Then the image of rank r, by its key, in a
-    stratum of s images has the place (r + 0.5) / s. So the images of a smaller number are among those of a larger one.
-    Broken images count in their stratum but are skipped, so that the others keep their places.
+    All images are put in an order, and the first ones are drawn; so a smaller draw is a subset of a larger one. The
+    order starts with one image of each class, the rarest class first, unless an earlier image shows the class. All
+    other images are stratified by their rarest class; images without objects form a stratum of their own. The image of
+    rank r in a stratum of s images, ranked by key, is placed at (r + 0.5) / s. Broken images count in their stratum but
+    are skipped, so that the other images keep their places.
 
     Args:
-        num_images: How many to draw.
+        num_images: Number of images to draw.
         keys: (m,) the random key of each image.
         candidates: (m,) which images may be drawn.
-        broken: (m,) which of these can't.
-        image: (n,) the image of each object, all of them candidates.
-        label: (n,) its class.
-        is_large: (n,) whether it is large enough to be a crop; the first image of a class has such a one if any does.
+        broken: (m,) which of these are skipped.
+        image: (n,) the image of each object. All of them are candidates.
+        label: (n,) the class of each object.
+        is_large: (n,) whether each object is large enough for a crop. The first image of a class has such an object, if
+            any image has.
 
     Returns:
-        Positions of images, ascending.
+        Positions of images, in ascending order.
     """
     num_classes = int(label.max(initial=-1)) + 1
-    pairs = np.unique(image.astype(np.int64) * num_classes + label)
-    num_images_of = np.bincount(pairs % num_classes, minlength=num_classes)
-    by_rarity = np.argsort(num_images_of, kind="stable")
-    rarity = np.argsort(by_rarity)
-    stratum = np.full(len(keys), num_classes)
-    np.minimum.at(stratum, image, rarity[label])
-
+    by_rarity = _by_rarity(image, label, num_classes)
     images = np.flatnonzero(candidates)
+    place = _stratified_places(images, keys, _strata(len(keys), image, label, by_rarity))
+    for rank, first in enumerate(_first_images(keys, ~broken[image], image, label, is_large, by_rarity)):
+        place[first] = rank - num_classes  # negative, so before all others
+    images = images[~broken[images]]
+    return np.sort(images[np.lexsort((keys[images], place[images]))][:num_images])
+
+
+def _by_rarity(image: NDArray[np.int32], label: NDArray[np.int16], num_classes: int) -> NDArray[np.intp]:
+    """Return the classes, sorted by the number of images that show them."""
+    pairs = np.unique(image.astype(np.int64) * num_classes + label)
+    num_images = np.bincount(pairs % num_classes, minlength=num_classes)
+    return np.argsort(num_images, kind="stable")
+
+
+def _strata(
+    num_images: int, image: NDArray[np.int32], label: NDArray[np.int16], by_rarity: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Return (m,) the rank by rarity of each image's rarest class; the number of classes if it has no objects."""
+    rarity = np.argsort(by_rarity)
+    stratum = np.full(num_images, len(by_rarity))
+    np.minimum.at(stratum, image, rarity[label])
+    return stratum
+
+
+def _stratified_places(
+    images: NDArray[np.intp], keys: NDArray[np.float64], stratum: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return (m,) the place of each candidate in the order, from 0 to 1: its relative rank in its stratum, by key."""
     images = images[np.lexsort((keys[images], stratum[images]))]
     _, first, size = np.unique(stratum[images], return_index=True, return_counts=True)
     rank = np.arange(len(images)) - np.repeat(first, size)
     place = np.zeros(len(keys))
     place[images] = (rank + 0.5) / np.repeat(size, size)
+    return place
 
+
+def _first_images(
+    keys: NDArray[np.float64],
+    is_usable: NDArray[np.bool_],
+    image: NDArray[np.int32],
+    label: NDArray[np.int16],
+    is_large: NDArray[np.bool_],
+    by_rarity: NDArray[np.intp],
+) -> Iterator[int]:
+    """Yield one image of each class, the rarest class first, unless a large object of the class was yielded before.
+
+    The image of a class is the one with the smallest key, preferably among the images with a large object of the class.
+    """
     order = np.lexsort((keys[image], ~is_large, label))
-    order = order[~broken[image[order]]]
+    order = order[is_usable[order]]
     labels, first = np.unique(label[order], return_index=True)
     image_of = dict(zip(labels.tolist(), image[order[first]].tolist(), strict=True))
     covered: set[int] = set()
-    for number, one in enumerate(by_rarity.tolist()):
-        if one in image_of and one not in covered:
-            place[image_of[one]] = number - num_classes
-            covered.update(label[(image == image_of[one]) & is_large].tolist())
-
-    images = images[~broken[images]]
-    return np.sort(images[np.lexsort((keys[images], place[images]))][:num_images])
+    for class_label in by_rarity.tolist():
+        if class_label in image_of and class_label not in covered:
+            yield image_of[class_label]
+            covered.update(label[(image == image_of[class_label]) & is_large].tolist())

@@ -1,4 +1,4 @@
-"""The one thing that all data sources produce: a small index of images, of the objects in them, and of their masks."""
+"""The index, the common form of all data sources: the selected images of a split with their objects and masks."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from cvexp.data.files.images import read_mask
 from cvexp.data.files.rle import decode
 from cvexp.errors import UserError
 
-BACKGROUND = 0  # in a label map; the i-th class is i + 1
-IGNORE = 255
+BACKGROUND = 0  # in a label map; class i has the value i + 1
+IGNORE = 255  # in a label map: pixels that losses and metrics skip
 
 
 @dataclass(frozen=True)
 class Index:
-    """What was chosen of a split: m images with their label maps, and n objects to crop from them.
+    """The selected part of a split: m images with their label maps, and n objects to crop from them.
 
     Attributes:
-        split: "train" or "val".
-        catalog: What it was chosen from.
-        classes: Names; `label` counts into them. Empty where there are no labels.
+        split: ``"train"`` or ``"val"``.
+        catalog: All images and objects of the split.
+        classes: Names of the selected classes. Empty if there are no labels.
         images: (m,) int32, positions in the catalog.
-        checksums: (m,) uint32, CRC-32 of the image files.
-        image: (n,) int32, each object's image, a position in the catalog.
-        label: (n,) int16; -1 where there are no labels.
-        box: (n, 4) float32, each object's left, top, width and height in pixels.
-        value_of: (k,) uint16, what each of the catalog's k classes is in a label map.
-        problems: What was left out.
+        checksums: (m,) uint32, CRC-32 of each image file.
+        image: (n,) int32, position of each object's image in the catalog.
+        label: (n,) int16, position of each object's class in `classes`; -1 if there are no labels.
+        box: (n, 4) float32, left, top, width and height of each object in pixels.
+        value_of: (k,) uint16, value of each of the catalog's k classes in label maps.
+        problems: What was left out because it is broken.
     """
 
     split: str
@@ -52,6 +52,7 @@ class Index:
     problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
+        """Return the number of objects to crop."""
         return len(self.label)
 
     @property
@@ -60,21 +61,21 @@ class Index:
         return self.catalog.root
 
     def path(self, image: int) -> Path:
-        """The file of an image, given its position in the catalog."""
+        """Return the path of an image, given its position in the catalog."""
         return self.root / self.catalog.file(image)
 
     def size(self, image: int) -> tuple[int, int]:
-        """Width and height of an image, given its position in the catalog."""
+        """Return width and height of an image, given its position in the catalog."""
         width, height = self.catalog.size[image].tolist()
         return width, height
 
     def counts(self) -> dict[str, int]:
-        """How many of the objects each class has."""
+        """Return the number of objects to crop of each class."""
         labeled = self.label[self.label >= 0]
         return dict(zip(self.classes, np.bincount(labeled, minlength=len(self.classes)).tolist(), strict=True))
 
     def num_objects(self) -> dict[str, int]:
-        """The number of objects of each class in the images, of any size, without crowds."""
+        """Return the number of objects of each class in the images: objects of any size, but no crowd regions."""
         if not self.classes:
             return {}
         catalog = self.catalog
@@ -83,15 +84,15 @@ class Index:
         return dict(zip(self.classes, counts[1 : len(self.classes) + 1].tolist(), strict=True))
 
     def label_map(self, image: int) -> NDArray[np.uint8]:
-        """The class of each pixel of an image, given its position in the catalog.
+        """Return the class of each pixel of an image, given its position in the catalog.
 
-        Where objects overlap, the smaller one lies on top. Crowd regions of the chosen classes are ignored.
+        Smaller objects cover larger ones. Crowd regions of the selected classes are ignored pixels.
 
         Returns:
-            (h, w): 0 for background, i + 1 for the i-th class, 255 for what nowhere counts.
+            (h, w): 0 for background, i + 1 for class i, 255 for ignored pixels.
 
         Raises:
-            UserError: where a mask file is missing or broken, or the image has no masks.
+            UserError: if a mask file is missing or broken, or an object has no mask.
         """
         catalog = self.catalog
         if mask_file := catalog.mask_files[image]:
@@ -101,25 +102,26 @@ class Index:
         objects = np.arange(catalog.first[image], catalog.first[image + 1])
         values = self.value_of[catalog.label[objects]]
         objects, values = objects[values != BACKGROUND], values[values != BACKGROUND]
-        # From the bottom up: what was not chosen, and is to be ignored; chosen objects; crowds of the chosen classes.
+        # From the bottom up: ignored objects of other classes, objects of the selected classes, their crowd regions.
         layer = np.where(values == IGNORE, 0, np.where(catalog.crowd[objects], 2, 1))
         for i in np.lexsort((-catalog.area[objects], layer)):
             if not (runs := catalog.runs[objects[i]]):
                 raise UserError(
-                    f"{self.path(image)}: an object has a box and no mask; segmentation needs the `segmentation` of "
+                    f"{self.path(image)}: an object has a box but no mask; segmentation needs the `segmentation` of "
                     "all objects in the annotation file"
                 )
             labels[decode(runs, width, height)] = values[i] if layer[i] == 1 else IGNORE
         return labels
 
     def _translate(self, numbers: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Convert the class numbers of a mask file to the values of a label map."""
         table = np.full(2**16, BACKGROUND, dtype=np.uint8)
         table[list(self.catalog.mask_values)] = self.value_of
         table[self.catalog.ignore_value] = IGNORE
         return table[numbers]
 
     def fingerprint(self) -> str:
-        """A digest of the chosen images' bytes, names, objects and masks; paths and times do not count."""
+        """Return a digest of names, bytes, objects and masks of the selected images; root and times do not count."""
         digest = hashlib.sha256(self.catalog.digest.encode())
         digest.update("\0".join(self.classes).encode())
         for array in (self.images, self.checksums, self.image, self.label, self.box, self.value_of):
@@ -127,7 +129,7 @@ class Index:
         return digest.hexdigest()
 
     def file_digests(self) -> dict[str, str]:
-        """A digest of each chosen image, by its file: of its bytes, and of all its objects with their masks."""
+        """Return a digest of the bytes and all the objects of each selected image, by file name."""
         catalog = self.catalog
         values = self.value_of[catalog.label] if len(self.value_of) else catalog.label
         ends = catalog.runs.offsets
@@ -149,20 +151,20 @@ class Splits(NamedTuple):
 
 
 def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[np.bool_] | None = None) -> Index:
-    """What the configuration chooses of a catalog: classes, sizes, and how many images.
+    """Select classes, objects and images from a catalog, as the configuration specifies.
 
-    Classes that the catalog doesn't have keep their number; it has no objects of them.
+    Classes that the catalog does not have keep their label, but have no objects.
 
     Args:
-        catalog: All that there is.
-        split: Its name.
-        config: `classes` (null is all of them), `unlisted`, `empty_images`, `min_crop_size`, `limit`, `limit_seed`.
-        broken: (m,) which of the catalog's images are to be left out.
+        catalog: All images and objects of the split.
+        split: The name of the split.
+        config: Specifies `classes`, `unlisted`, `empty_images`, `min_crop_size`, `limit` and `limit_seed`.
+        broken: (m,) which of the catalog's images to leave out; None leaves out none.
     """
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
-    if not catalog.classes:  # nothing is labeled, so nothing can be chosen
+    if not catalog.classes:  # without labels, no classes can be selected
         classes = ()
-    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for the unlabeled
+    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for unlabeled objects
     value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
     for position, name in enumerate(catalog.classes):
         if name in classes:
@@ -177,10 +179,10 @@ def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[
     images = np.flatnonzero(candidates & ~broken)
     is_large = catalog.box[:, 2:].min(axis=1) >= config.min_crop_size
     if config.limit is not None and config.limit < len(images):
-        of_class = np.flatnonzero(is_object & (label >= 0))
+        labeled = np.flatnonzero(is_object & (label >= 0))
         keys = random_keys(catalog.files, config.limit_seed)
         images = draw_images(
-            config.limit, keys, candidates, broken, catalog.image[of_class], label[of_class], is_large[of_class]
+            config.limit, keys, candidates, broken, catalog.image[labeled], label[labeled], is_large[labeled]
         )
     is_chosen = np.zeros_like(candidates)
     is_chosen[images] = True

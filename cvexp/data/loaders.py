@@ -1,4 +1,4 @@
-"""Loaders whose batches are a pure function of the seed and of how many batches came before."""
+"""Loaders whose batches are a pure function of the seed and the number of earlier batches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from cvexp.seeds import mix
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position), in an order shuffled anew each epoch.
+    """Batches of (epoch, position) in an order that is shuffled anew each epoch.
 
-    Batch number t of a run is a pure function of the seed and t, so that an interrupted run goes on with the batch
-    after its last one, wherever in an epoch it stopped. The remainder that fills no batch is left out; another one
-    each epoch.
+    Batch t of a run is a pure function of the seed and t. So an interrupted run continues with the batch after its last
+    one, even inside an epoch. Each epoch leaves out the positions that do not fill a batch, different ones every time.
 
     Args:
-        length: How many positions there are.
-        batch_size: Of each process; smaller where there are fewer positions.
-        seed: Of the order.
-        batches_done: Tells how many batches the run has had when an epoch starts or goes on.
-        rank, world_size: Which of how many processes this is; each gets its own part of every batch.
+        length: Number of positions.
+        batch_size: Number of positions per batch and process; reduced if there are fewer positions.
+        seed: Seed of the order.
+        batches_done: Returns the number of batches that the run has completed when an epoch starts or continues.
+        rank, world_size: The number of this process, and the number of processes. Each gets its own part of a batch.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):
-    """All positions in order, always as of epoch 0: the same views at every evaluation."""
+    """Batches of the given positions in order, always of epoch 0, so that every evaluation uses the same views."""
 
     def __init__(self, positions: list[int], batch_size: int) -> None:
         self.positions = positions
@@ -74,13 +73,13 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
 def make_loader(
     dataset: Dataset[Any], batches: Sampler[list[tuple[int, int]]], config: LoaderConfig
 ) -> DataLoader[Any]:
-    """A loader over `batches`, in worker processes that live as long as the loader."""
-    workers = config.num_workers
+    """Create a loader of batches, with worker processes that live as long as the loader."""
+    num_workers = config.num_workers
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers > 0 else None,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available(),
     )

@@ -20,12 +20,12 @@ from cvexp.seeds import mix
 class Masks(Dataset[tuple[Tensor, Tensor]]):
     """Views of the images of an index, together with their label maps.
 
-    An item is asked for by (epoch, position), and is a pure function of the seed and of these two.
+    The key of an item is (epoch, position). An item is a pure function of the seed and its key.
 
     Args:
         index: The images.
-        view: Makes both of an item at once, so that they go on fitting each other.
-        seed: Of random views.
+        view: Transforms an image and its label map together.
+        seed: Seed of the random views.
     """
 
     def __init__(self, index: Index, view: LabeledView | PlainLabeledView, seed: int) -> None:
@@ -37,7 +37,7 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """An image (3, h, w) uint8, and its label map (h, w) uint8: 0 background, then the classes, 255 ignored."""
+        """Return a view (3, h, w) uint8 and its label map (h, w) uint8; see :meth:`Index.label_map`."""
         epoch, position = key
         image, labels = self.read(position)
         with torch.random.fork_rng(devices=[]):
@@ -46,10 +46,10 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
             return pair
 
     def read(self, position: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """An image and its label map as they are in the files."""
-        at = int(self.index.images[position])
-        pixels = np.array(read_image(self.index.path(at), self.index.size(at)))
-        labels = torch.from_numpy(self.index.label_map(at))
+        """Read an image and its label map without a view."""
+        image = int(self.index.images[position])
+        pixels = np.array(read_image(self.index.path(image), self.index.size(image)))
+        labels = torch.from_numpy(self.index.label_map(image))
         return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(labels)
 
 

@@ -1,6 +1,6 @@
-"""From a source to an index: the catalog is made once, every image is decoded once, and both are remembered.
+"""From a source to an index: the catalog is made once, every image is decoded once, and both results are cached.
 
-Both hold until a file changes: its name, size or time.
+A cached result is valid until the name, size or modification time of a file changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -26,100 +26,109 @@ from cvexp.data.files import fetch
 from cvexp.data.files.images import decode, explain
 from cvexp.data.files.progress import in_parallel
 from cvexp.data.index import Index, Splits, select
-from cvexp.errors import UserError, nearest
+from cvexp.errors import UserError, nearest, opening
 
 Use = Literal["pretraining", "segmentation"]
 
 UNREADABLE = "it can't be read; check its permissions"
 
-VERSION = 2  # of what a catalog holds; another one makes all catalogs anew
+VERSION = 2  # of the catalogs' format; increasing it makes all catalogs anew
 
 
 class Recipe(NamedTuple):
     """How a source makes the catalog of a split.
 
     Attributes:
-        settings: All that the catalog depends on but the files; JSON.
-        inputs: The files that it is made of.
-        read: Makes it.
-        fetches: Whether images that are missing are fetched by their address.
+        settings: Everything that the catalog depends on, except files. It must be valid JSON.
+        inputs: The files that the catalog depends on.
+        make_draft: Makes the catalog's content.
+        fetches: Whether missing images are fetched from their URLs.
     """
 
     settings: Sequence[object]
     inputs: Sequence[Path]
-    read: Callable[[], Draft]
+    make_draft: Callable[[], Draft]
     fetches: bool = False
 
 
 def make_splits(config: DatasetConfig, train: Recipe | None, val: Recipe) -> Splits:
-    """The index of both splits, with all images there and checked.
+    """Return the indices of both splits after all their images were fetched and checked.
 
     Args:
-        config: What is chosen. Without `classes` these are the training split's, in its order.
+        config: What to select. If `classes` is None, the classes are those of the training split, in its order.
         train: The recipe of the training split; None leaves it empty.
         val: The recipe of the validation split.
 
     Raises:
-        UserError: where something is missing or broken, or an image is in both splits.
+        UserError: if something is missing or broken, or an image is in both splits.
     """
-    train = train or _nothing(config, val)
+    train = train or _empty_recipe(config, val)
     catalogs = [make_catalog(config, split, recipe) for split, recipe in (("train", train), ("val", val))]
-    if config.classes is None and catalogs[0].classes:  # so that both splits number them alike
+    if config.classes is None and catalogs[0].classes:  # so that a class has the same label in both splits
         config = replace(config, classes=list(catalogs[0].classes))
     _check_classes(config, *catalogs)
     _check_disjoint(*catalogs)
-    if config.strict:  # before anything is fetched
-        _stop_at([problem for catalog in catalogs for problem in catalog.problems])
-    pairs = zip(catalogs, ("train", "val"), (train, val), strict=True)
-    splits = Splits(*(_checked(config, catalog, split, recipe.fetches) for catalog, split, recipe in pairs))
+    if config.strict:  # before images are fetched
+        _refuse([problem for catalog in catalogs for problem in catalog.problems])
+    parts = zip(catalogs, ("train", "val"), (train, val), strict=True)
+    splits = Splits(*(_checked_index(config, catalog, split, recipe.fetches) for catalog, split, recipe in parts))
     if config.strict:
-        _stop_at([problem for index in splits for problem in index.problems])
+        _refuse([problem for index in splits for problem in index.problems])
     return splits
 
 
-def _nothing(config: DatasetConfig, val: Recipe) -> Recipe:
-    """The recipe of an empty training split with the classes of the validation split."""
+def _empty_recipe(config: DatasetConfig, val: Recipe) -> Recipe:
+    """Return the recipe of an empty training split with the classes of the validation split."""
     catalog = make_catalog(config, "val", val)
     draft = Draft(catalog.root, catalog.classes, catalog.mask_values, catalog.ignore_value)
     return Recipe([*val.settings, "nothing"], val.inputs, lambda: draft)
 
 
-def _stop_at(problems: Sequence[Problem]) -> None:
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Raise a UserError if there are problems."""
     if problems:
         first, *more = grouped(problems)
         others = f" (and {len(more)} more, which task=prepare lists)" if more else ""
-        raise UserError(f"{first}{others}; or leave out what is broken with dataset.strict=false")
+        raise UserError(f"{first}{others}; or set dataset.strict=false to leave out everything that is broken")
 
 
 def make_catalog(config: DatasetConfig, split: str, recipe: Recipe) -> Catalog:
-    """The catalog of a split, made unless it is there."""
+    """Return the catalog of a split from the cache. If it is not there, make it.
+
+    Raises:
+        UserError: if the data or the cache can't be used.
+    """
     cache = Path(config.cache)
     identity = _digest([VERSION, config.name, split, recipe.settings])[:8]
     name = f"{config.name}-{split}-{identity}"
     folder = cache / f"{name}-{_digest(_states(recipe.inputs))[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{name}.lock"):  # of two processes that start at once, one makes it
-        if not folder.exists():
-            unfinished = cache / f"{name}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            write_catalog(recipe.read(), unfinished)
-            outdated = list(cache.glob(f"{name}-*"))
-            unfinished.rename(folder)
-            for other in outdated:
-                shutil.rmtree(other, ignore_errors=True)
-    return open_catalog(folder)
+    with opening("dataset.cache"):
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{name}.lock"):  # if two processes start at the same time, one of them makes it
+            if not folder.exists():
+                with opening("dataset.root"):
+                    draft = recipe.make_draft()
+                unfinished = cache / f"{name}.unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                write_catalog(draft, unfinished)
+                outdated = list(cache.glob(f"{name}-*"))
+                unfinished.rename(folder)
+                for other in outdated:
+                    shutil.rmtree(other, ignore_errors=True)
+        return open_catalog(folder)
 
 
 def _digest(value: object) -> str:
+    """Return the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
-    """Name, size and time of files; size and time are -1 for one that is missing."""
+    """Return name, size and modification time of files; size and time are -1 for a missing file."""
     states = []
     for path in map(str, paths):
         try:
-            state = os.stat(path)  # noqa: PTH116, a Path for each of 100 000 images takes longer than asking for it
+            state = os.stat(path)  # noqa: PTH116, creating a Path for each of 100 000 images takes longer than this
             states.append((path, state.st_size, state.st_mtime_ns))
         except OSError:
             states.append((path, -1, -1))
@@ -127,6 +136,7 @@ def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
 
 
 def _check_classes(config: DatasetConfig, train: Catalog, val: Catalog) -> None:
+    """Raise a UserError if a selected class is in neither split."""
     known = {*train.classes, *val.classes}
     for name in config.classes or ():
         if known and name not in known:
@@ -134,66 +144,75 @@ def _check_classes(config: DatasetConfig, train: Catalog, val: Catalog) -> None:
 
 
 def _check_disjoint(train: Catalog, val: Catalog) -> None:
+    """Raise a UserError if an image is in both splits."""
     if shared := set(train.paths()) & set(val.paths()):
         raise UserError(
             f"dataset: {len(shared)} images are in the training and in the validation split, among them {min(shared)}; "
-            "validation images must never enter training: take them out of one of the two"
+            "remove them from one of the two, because validation images must not be used for training"
         )
 
 
-def _checked(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:
-    """The index of a split after its images were fetched, where that is asked for, and decoded."""
-    broken: dict[int, Problem] = {}
+def _checked_index(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:
+    """Return the index of a split after its images were decoded, and fetched before if `fetches` is set."""
+    problem_of: dict[int, Problem] = {}
     is_broken = np.zeros(len(catalog.files), dtype=np.bool_)
-    while True:  # what is left out may make room for others, within dataset.limit
+    while True:  # with dataset.limit, other images replace the broken ones
         index = select(catalog, split, config, is_broken)
-        found = _fetch_images(catalog, index.images) if fetches else {}
-        with FileLock(catalog.folder.with_suffix(".lock")):
+        new_problems = _fetch_images(catalog, index.images) if fetches else {}
+        with opening("dataset.cache"), FileLock(catalog.folder.with_suffix(".lock")):
             checks = Checks(catalog)
-            found = checks.update(index.images) | found
-        broken |= found
-        if config.strict or not found:
+            new_problems = checks.update(index.images) | new_problems
+        problem_of |= new_problems
+        if config.strict or not new_problems:
             return replace(
                 index,
                 checksums=checks.checksum[index.images],
-                problems=(*catalog.problems, *(broken[image] for image in sorted(broken))),
+                problems=(*catalog.problems, *(problem_of[image] for image in sorted(problem_of))),
             )
-        is_broken[list(found)] = True
+        is_broken[list(new_problems)] = True
 
 
 def _fetch_images(catalog: Catalog, images: NDArray[np.int32]) -> dict[int, Problem]:
-    """Fetch the images that are not there; what is wrong with those that can't be had."""
+    """Fetch the missing ones of the given images, and return the problems with those that are not available."""
     paths = zip(images.tolist(), catalog.paths(images), strict=True)
     missing = [image for image, path in paths if not os.path.exists(path)]  # noqa: PTH110
     if not missing:
         return {}
-    with fetch.alone(catalog.root):
+    files = [catalog.root / catalog.file(image) for image in missing]
+    with fetch.lock_folder(catalog.root):
         remotes = [
-            fetch.Remote(
-                catalog.urls[i].decode(), catalog.root / catalog.file(i), most=fetch.LARGEST_IMAGE, verify=_is_image
-            )
-            for i in missing
+            fetch.Remote(catalog.urls[image].decode(), file, max_bytes=fetch.MAX_IMAGE_BYTES, verify=_is_image)
+            for image, file in zip(missing, files, strict=True)
         ]
-        problems = fetch.fetch_all(remotes, f"fetching {len(missing)} images")
-    return {missing[i]: Problem(str(catalog.root / catalog.file(missing[i])), text) for i, text in problems.items()}
+        refused = fetch.fetch_all(remotes, f"fetching {len(missing)} images")
+    return {missing[i]: Problem(str(files[i]), message) for i, message in refused.items()}
 
 
 def _is_image(path: Path) -> bool:
+    """Return whether a file can be decoded as an image."""
     try:
         decode(path.read_bytes())
-    except Exception:  # what a broken file makes Pillow raise is not limited
+    except Exception:  # Pillow may raise anything for a broken file
         return False
     return True
 
 
 class Checks:
-    """What is known of a catalog's images: each is decoded once, and again only when its file changes.
+    """The cached checks of a catalog's images: each is decoded once, and again only if its file has changed.
 
     Attributes:
-        checksum: (m,) uint32, CRC-32 of each image file; 0 of one that was not looked at.
+        checksum: (m,) uint32, CRC-32 of each image file; 0 if it was not checked.
+        state: (m, 2) int64, size and modification time of each file when it was checked; -1 if it was missing, and -2
+            if it must be checked.
+        problems: What is wrong with images, by their position.
     """
 
     def __init__(self, catalog: Catalog) -> None:
+        """Load the checks from the cache.
+
+        Args:
+            catalog: The images.
+        """
         self.catalog = catalog
         self.path = catalog.folder / "checks.npz"
         if self.path.exists():
@@ -201,35 +220,39 @@ class Checks:
                 self.state, self.checksum = saved["state"], saved["checksum"]
                 self.problems: dict[int, str] = {int(i): text for i, text in json.loads(str(saved["problems"])).items()}
         else:
-            self.state = np.full((len(catalog.files), 2), -2, dtype=np.int64)  # -1 is a missing file
+            self.state = np.full((len(catalog.files), 2), -2, dtype=np.int64)
             self.checksum = np.zeros(len(catalog.files), dtype=np.uint32)
             self.problems = {}
 
     def update(self, images: NDArray[np.int32]) -> dict[int, Problem]:
-        """Check those of the given images that are new or changed; what is wrong with any of them."""
-        names = self.catalog.paths(images)
-        states = np.array([state[1:] for state in _states(names)], dtype=np.int64).reshape(-1, 2)
-        todo = np.flatnonzero((self.state[images] != states).any(axis=1))
-        if len(todo):
-            self._check(todo, images, names, states)
-        named = zip(images.tolist(), names, strict=True)
-        return {image: Problem(name, self.problems[image]) for image, name in named if image in self.problems}
+        """Check those of the given images that are new or have changed.
 
-    def _check(self, todo: NDArray[np.intp], images: NDArray[np.int32], names: list[str], states: Any) -> None:
-        sizes = self.catalog.size[images]
-        work = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without Python's lock
+        Returns:
+            What is wrong with any of the given images, by their position.
+        """
+        paths = self.catalog.paths(images)
+        states = np.array([state[1:] for state in _states(paths)], dtype=np.int64).reshape(-1, 2)
+        changed = np.flatnonzero((self.state[images] != states).any(axis=1))
+        if len(changed):
+            self._check(images[changed], [paths[i] for i in changed], states[changed])
+        pairs = zip(images.tolist(), paths, strict=True)
+        return {image: Problem(path, self.problems[image]) for image, path in pairs if image in self.problems}
+
+    def _check(self, images: NDArray[np.int32], paths: Sequence[str], states: NDArray[np.int64]) -> None:
+        """Check images and save the results, even if this is interrupted."""
+        sizes = self.catalog.size[images].tolist()
+        executor = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while it decodes
         results = in_parallel(
-            work, lambda i: check(names[i], tuple(sizes[i].tolist())), todo.tolist(), "checking images"
+            executor, lambda i: check(paths[i], (sizes[i][0], sizes[i][1])), range(len(images)), "checking images"
         )
         try:
-            for position, (checksum, problem) in zip(todo.tolist(), results, strict=True):
-                image = int(images[position])
+            for image, state, (checksum, problem) in zip(images.tolist(), states, results, strict=True):
                 self.checksum[image] = checksum
-                self.state[image] = -2 if problem == UNREADABLE else states[position]  # its permissions may change
+                self.state[image] = -2 if problem == UNREADABLE else state  # permissions may change without a trace
                 self.problems.pop(image, None)
                 if problem is not None:
                     self.problems[image] = problem
-        finally:  # what an interruption leaves need not be done again
+        finally:
             unfinished = self.path.with_suffix(".unfinished.npz")
             problems = np.array(json.dumps(self.problems))
             np.savez(unfinished, state=self.state, checksum=self.checksum, problems=problems)
@@ -237,26 +260,29 @@ class Checks:
 
 
 def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
-    """The checksum of an image file, and what is wrong with it, with the remedy.
+    """Check that an image file can be decoded and has the expected size.
 
     Args:
         path: The file.
         size: Width and height that its annotations are for.
+
+    Returns:
+        The checksum of the file, and what is wrong with it, with the remedy; None if it is fine.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        return 0, "there is no such file; check dataset.root=, fetch it, or take it out"
+        return 0, "there is no such file; check dataset.root=, fetch the file, or remove it from the data set"
     except OSError:
         return 0, UNREADABLE
     checksum = zlib.crc32(data)
     try:
-        found = decode(data, size).size
-    except Exception as error:  # what a broken file makes Pillow raise is not limited
+        width, height = decode(data, size).size
+    except Exception as error:  # Pillow may raise anything for a broken file
         return checksum, explain(error)
-    if found != size:
+    if (width, height) != size:
         return checksum, (
-            f"the image has {found[0]} x {found[1]} px, but its annotations are for {size[0]} x {size[1]}; correct "
-            "them, or fetch the right image"
+            f"the image has {width} x {height} px, but its annotations are for {size[0]} x {size[1]}; correct them, or "
+            "fetch the right image"
         )
     return checksum, None

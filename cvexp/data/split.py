@@ -1,4 +1,4 @@
-"""Sources whose splits are named by two keys: without validation data a part of the training images validates."""
+"""Sources that name their splits by two keys. Without validation data, part of the training images is held out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cvexp.errors import UserError
 
 @dataclass(kw_only=True)
 class SplitDataset(DatasetConfig):
-    """What these sources have in common.
+    """Base of the configurations of these sources.
 
     Attributes:
-        split_keys: The keys that name the training and the validation data; one of them may be null.
+        split_keys: The keys that name the training and the validation data. One of the two values may be None.
     """
 
     split_keys: ClassVar[tuple[str, str]]
@@ -34,42 +34,42 @@ class SplitDataset(DatasetConfig):
         require(0 < self.val_fraction < 1, "dataset.val_fraction", self.val_fraction, "between 0 and 1")
         train, val = (f"dataset.{key}" for key in self.split_keys)
         if all(getattr(self, key) is None for key in self.split_keys):
-            raise UserError(f"{train}, {val}: got null for both, but there must be some data; give {train}=PATH")
+            raise UserError(f"{train}, {val}: got null for both, but at least one is needed; give {train}=PATH")
 
 
 def null_training_key(config: DatasetConfig) -> str | None:
-    """The key by which a configuration says that there are no training data; None where there are some."""
+    """Return the key by which a configuration says that there is no training data, or None if there is some."""
     if isinstance(config, SplitDataset) and getattr(config, config.split_keys[0]) is None:
         return f"dataset.{config.split_keys[0]}"
     return None
 
 
-def split_recipes(config: SplitDataset, make: Callable[[str], Recipe]) -> tuple[Recipe | None, Recipe]:
-    """The recipes of both splits; None where there are no training data.
+def split_recipes(config: SplitDataset, make_recipe: Callable[[str], Recipe]) -> tuple[Recipe | None, Recipe]:
+    """Return the recipes of both splits; that of the training split is None if there is no training data.
 
     Args:
-        config: Says which data there are.
-        make: Makes the recipe of "train" or "val".
+        config: Specifies which data there is.
+        make_recipe: Makes the recipe of ``"train"`` or ``"val"``. It is called only for splits with data.
     """
     train_key, val_key = config.split_keys
-    train = None if getattr(config, train_key) is None else make("train")
+    train = None if getattr(config, train_key) is None else make_recipe("train")
     if getattr(config, val_key) is not None:
-        return train, make("val")
+        return train, make_recipe("val")
     assert train is not None
-    draft = cache(train.read)  # both parts are of one reading
+    make_draft = cache(train.make_draft)  # shared by both parts
     settings = [*train.settings, "val_fraction", config.val_fraction]
     parts = [
-        train._replace(settings=settings, read=partial(_part, draft, config.val_fraction, validates))
-        for validates in (False, True)
+        train._replace(settings=settings, make_draft=partial(_part, make_draft, config.val_fraction, is_val))
+        for is_val in (False, True)
     ]
     return parts[0], parts[1]
 
 
-def _part(read: Callable[[], Draft], val_fraction: float, validates: bool) -> Draft:
-    """The images of one split, at least one of them for validation; the problems are listed in training alone."""
-    whole = read()
+def _part(make_draft: Callable[[], Draft], val_fraction: float, is_val: bool) -> Draft:
+    """Return the images of one split. Validation has at least one; all problems belong to training."""
+    whole = make_draft()
     fractions = np.array([name_fraction(os.fsencode(file)) for file in whole.files])
-    is_val = fractions <= max(val_fraction, fractions.min(initial=1.0))
-    part = whole.subset((is_val if validates else ~is_val).tolist())
-    part.problems = [] if validates else whole.problems
+    held_out = fractions <= max(val_fraction, fractions.min(initial=1.0))
+    part = whole.subset((held_out if is_val else ~held_out).tolist())
+    part.problems = [] if is_val else whole.problems
     return part

@@ -88,8 +88,8 @@ COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     "file name of Windows": (image(file_name="C:\\secret.jpg"), "leaves the folder"),
     "backslashes and ..": (image(file_name="..\\..\\secret.jpg"), "leaves the folder"),
     "file name with a zero byte": (image(file_name="a\0.jpg"), "leaves the folder"),
-    "file name that is a number": (image(file_name=3), "`file_name` is no text"),
-    "empty file name": (image(file_name=""), "`file_name` is no text"),
+    "file name that is a number": (image(file_name=3), "`file_name` is not text"),
+    "empty file name": (image(file_name=""), "`file_name` is not text"),
     "file there twice": (image(file_name="train1.jpg"), "twice"),
     "image id there twice": (image(id=1), "twice"),
     "negative width": (image(width=-80), "not positive whole numbers"),
@@ -102,11 +102,11 @@ COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     "decompression bomb": (picture(lambda data: png(60_000, 60_000)), r"train2\.jpg.*(bomb|exceeds)"),
     "image of floats": (picture(tiff_of_floats), "floating-point numbers"),
     "PostScript, which Pillow would run": (picture(lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n"), "broken"),
-    "NaN in a polygon": (annotation(segmentation=[[0, 0, NAN, 5, 9, 9]]), "infinite or no number"),
-    "infinity in a polygon": (annotation(segmentation=[[0, 0, INFINITY, 5, 9, 9]]), "infinite or no number"),
+    "NaN in a polygon": (annotation(segmentation=[[0, 0, NAN, 5, 9, 9]]), "infinite or NaN"),
+    "infinity in a polygon": (annotation(segmentation=[[0, 0, INFINITY, 5, 9, 9]]), "infinite or NaN"),
     "polygon of two points": (annotation(segmentation=[[0, 0, 5, 5]]), "at least three"),
     "half a point": (annotation(segmentation=[[0, 0, 5, 5, 7, 7, 8]]), "pairs"),
-    "text in a polygon": (annotation(segmentation=[[0, 0, "5", 5, 7, 7]]), "no list of numbers"),
+    "text in a polygon": (annotation(segmentation=[[0, 0, "5", 5, 7, 7]]), "not a list of numbers"),
     "polygon outside the image": (annotation(segmentation=[[90, 0, 99, 0, 99, 9]]), "lies outside"),
     "polygon that reaches to the moon": (annotation(segmentation=[[0, 0, 1e9, 0, 9, 9]]), "far out"),
     "polygon with an endless outline": (annotation(segmentation=[SPIRAL * 10]), "longer than"),
@@ -123,8 +123,8 @@ COCO: dict[str, tuple[Callable[[Path], object], str]] = {
         annotation(segmentation={"size": [60, 80], "counts": "oooooooo1"}),
         "larger than any image|cover",
     ),
-    "compressed run lengths that break off": (annotation(segmentation={"size": [60, 80], "counts": "o"}), "no compr"),
-    "run lengths that are no text of COCO's": (annotation(segmentation={"size": [60, 80], "counts": "é"}), "no compr"),
+    "compressed run lengths that break off": (annotation(segmentation={"size": [60, 80], "counts": "o"}), "not compr"),
+    "run lengths that are no text of COCO's": (annotation(segmentation={"size": [60, 80], "counts": "é"}), "not compr"),
     "box with NaN": (annotation(bbox=[0, 0, NAN, 5]), "`bbox`"),
     "box of negative size": (annotation(bbox=[5, 5, -3, 5]), "`bbox`"),
     "box of three numbers": (annotation(bbox=[5, 5, 3]), "`bbox`"),
@@ -247,7 +247,7 @@ def test_an_archive_with_any_wrong_bytes_is_refused_or_whole(tmp_path: Path) -> 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"<html></html>", b"PK\x05\x06" + bytes(18)[:10]])
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.zip: this is no whole zip archive"):
+    with pytest.raises(UserError, match=r"x\.zip: this is not a complete zip archive"):
         unpack(tmp_path / "x.zip", tmp_path / "unpacked")
 
 
@@ -257,7 +257,7 @@ def mask_of_colors(path: Path) -> None:
 
 MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "mask with an unknown number": (lambda path: save_mask(path, 0, 77), r"a\.png: the mask has the number 77"),
-    "mask with colors": (mask_of_colors, r"a\.png: a mask has one number for each pixel"),
+    "mask with colors": (mask_of_colors, r"a\.png: a mask must have one number per pixel"),
     "mask of another size": (lambda path: Image.new("L", (9, 9)).save(path), "annotations are for 9 x 9"),
     "missing mask": (Path.unlink, r"a\.png: there is no such mask"),
     "broken mask": (lambda path: path.write_bytes(path.read_bytes()[:50]), r"a\.png: the image is broken"),
@@ -328,5 +328,5 @@ def test_a_tree_with_a_stray_and_a_broken_image(tmp_path: Path) -> None:
     assert index.counts() == {"cat": 1, "dog": 1}
     assert {problem.what.split(";")[0][:20] for problem in index.problems} == {
         "the image is broken ",
-        "it lies in no class'",
+        "it is not in the fol",
     }

@@ -69,7 +69,7 @@ def test_training_names_a_void_number_once_and_the_remedy_works(camvid: Path, ca
     with pytest.raises(UserError, match=r"9 masks, .* number 11.*ignore_value=11.*and 2 more") as told:
         load(dataset("folder", camvid, **keys), "segmentation")
     assert "\n" not in str(told.value)
-    with pytest.raises(UserError, match=r"nothing of the train split is left; 5 masks, .* have the number 11"):
+    with pytest.raises(UserError, match=r"no image of the train split is usable; 5 masks, .* have the number 11"):
         load(dataset("folder", camvid, **keys, strict=False), "segmentation")
     save_image(camvid / "train" / "more.png")
     save_mask(camvid / "train" / "more_mask.png", 1, 2)
@@ -78,7 +78,7 @@ def test_training_names_a_void_number_once_and_the_remedy_works(camvid: Path, ca
     splits = load(dataset("folder", camvid, **keys, strict=False), "segmentation")
     assert [len(index.images) for index in splits] == [1, 1]
     assert [len(index.problems) for index in splits] == [6, 4]
-    assert "10 broken things are left out, the first: 9 masks, such as" in caplog.text
+    assert "10 broken files or annotations are left out; the first: 9 masks, such as" in caplog.text
     cured = load(dataset("folder", camvid, **keys, ignore_value=11, strict=False), "segmentation")
     assert [len(index.images) for index in cured] == [5, 5]
 

@@ -1,1 +1,1 @@
-"""Image, mask and archive files that nobody has checked yet."""
+"""Reading and fetching image, mask and archive files that may be broken or hostile."""

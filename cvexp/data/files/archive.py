@@ -1,7 +1,8 @@
-"""Zip archives that nobody has checked yet."""
+"""Unpacking of zip archives that may be damaged or hostile."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import lzma
 import multiprocessing
@@ -10,17 +11,17 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cvexp.data.files.progress import in_parallel
 from cvexp.errors import UserError
 
-MOST_TIMES_LARGER = 200  # unpacked than packed, of all members together; images and text stay far below
+MAX_EXPANSION = 200  # unpacked size as a multiple of the archive's size; images and text stay far below
+MEMBERS_PER_JOB = 256
 
-
-DAMAGED = (
+DAMAGED = (  # what zipfile raises for a damaged archive
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -37,61 +38,63 @@ class PasswordError(UserError):
 
 
 def unpack(
-    path: Path, folder: Path, wanted: Callable[[str], bool] = lambda name: True, password: str | None = None
+    path: Path, folder: Path, is_wanted: Callable[[str], bool] = lambda name: True, password: str | None = None
 ) -> None:
-    """Unpack a zip archive into a new folder, which appears only once all of it is there.
+    """Unpack a zip archive to a new folder, which appears only when it is complete.
 
     Args:
         path: The archive.
-        folder: Where to; its parent is made.
-        wanted: Which members.
-        password: For members that need one.
+        folder: The new folder. Its parent is created if necessary.
+        is_wanted: Selects members by their names.
+        password: The password of the members that are encrypted.
 
     Raises:
-        PasswordError: when a password is needed and missing, or wrong.
-        UserError: when the archive is damaged, or a member would lie outside the folder, is a link, or is absurdly
-            large. Nothing is left behind then.
+        PasswordError: if a password is needed, but is missing or wrong.
+        UserError: if the archive is damaged, is implausibly large, or has a member that is a link or lies outside the
+            folder. Nothing is left behind.
+        OSError: if the folder can't be written.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with _failures_explained(path):
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
         _check_members(path, members)
-        members = [member for member in members if wanted(member.filename)]
+        members = [member for member in members if is_wanted(member.filename)]
         _check_size(path, members, folder)
-        unfinished.mkdir(parents=True)
-        names = [member.filename for member in members]
-        if any(member.flag_bits & 1 for member in members):
-            if password is None:
-                raise PasswordError(f"{path}: it is protected by a password; give it with dataset.password=...")
-            _extract((path, unfinished, names[:1], password))  # a wrong one is told at once
-            # Python deciphers 1 MB a second, so all processors do.
-            jobs = [(path, unfinished, part, password) for part in _parts(names)]
-            spawn = multiprocessing.get_context("spawn")
-            work = ProcessPoolExecutor(os.cpu_count(), mp_context=spawn)
-            for _ in in_parallel(work, _extract, jobs, f"unpacking {path.name}"):
-                pass
-        else:
-            _extract((path, unfinished, names, password))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such archive") from error
-    except DAMAGED as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"{path}: this is no whole zip archive ({error}); delete it and fetch it again") from error
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        try:
+            unfinished.mkdir(parents=True)
+            _extract_members(path, unfinished, members, password)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        raise UserError(f"{path}: a member can't be written ({error}); fetch the archive again") from error
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     unfinished.rename(folder)
 
 
+@contextlib.contextmanager
+def _failures_explained(path: Path) -> Iterator[None]:
+    """Turn what unpacking raises into UserErrors, except for failures to write to the folder."""
+    try:
+        yield
+    except BrokenExecutor:  # a RuntimeError: a process was killed, and the archive may be fine
+        raise
+    except DAMAGED as error:
+        raise UserError(
+            f"{path}: this is not a complete zip archive ({error}); delete it and fetch it again"
+        ) from error
+    except OSError as error:
+        if error.filename == str(path):
+            raise UserError(
+                f"{path}: it can't be read ({error.strerror}); check dataset.root= and its permissions"
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(f"{path}: a member can't be written ({error}); fetch the archive again") from error
+
+
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    seen: set[str] = set()
+    """Raise a UserError if a member is not a file inside the folder, or appears twice."""
+    names: set[str] = set()
     for member in members:
         name = member.filename
         parts = PurePosixPath(name.replace("\\", "/"))
@@ -100,29 +103,46 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise UserError(f"{path}: the member {name!r} is a link or a device; this archive is not unpacked")
-        if name in seen:
-            raise UserError(f"{path}: the member {name!r} is there twice; this archive is not unpacked")
-        seen.add(name)
+        if name in names:
+            raise UserError(f"{path}: the member {name!r} appears twice; this archive is not unpacked")
+        names.add(name)
 
 
 def _check_size(path: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    """Raise a UserError if the members are implausibly large, or the disk has no room for them."""
     size = sum(member.file_size for member in members)
-    if size > MOST_TIMES_LARGER * path.stat().st_size:
+    if size > MAX_EXPANSION * path.stat().st_size:
         raise UserError(
-            f"{path}: it would grow from {path.stat().st_size} to {size} bytes, which no archive of images does; it is "
-            "not unpacked"
+            f"{path}: it would grow from {path.stat().st_size} to {size} bytes, which is implausible for images; this "
+            "archive is not unpacked"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder.parent).free):
-        raise UserError(f"{path}: unpacked it takes {size} bytes, but {folder.parent} has room for {free}; free some")
+        raise UserError(
+            f"{path}: unpacking it needs {size} bytes, but {folder.parent} has room for {free}; free some space"
+        )
 
 
-def _parts(names: Sequence[str], length: int = 256) -> list[Sequence[str]]:
-    return [names[first : first + length] for first in range(0, len(names), length)]
+def _extract_members(path: Path, folder: Path, members: Sequence[zipfile.ZipInfo], password: str | None) -> None:
+    """Extract members, in parallel if they are encrypted, because Python decrypts only 1 MB per second."""
+    names = [member.filename for member in members]
+    if not any(member.flag_bits & 1 for member in members):
+        _extract((path, folder, names, password))
+        return
+    if password is None:
+        raise PasswordError(f"{path}: it is protected by a password; give it with dataset.password=...")
+    _extract((path, folder, names[:1], password))  # to report a wrong password at once
+    jobs = [
+        (path, folder, names[first : first + MEMBERS_PER_JOB], password)
+        for first in range(0, len(names), MEMBERS_PER_JOB)
+    ]
+    executor = ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+    for _ in in_parallel(executor, _extract, jobs, f"unpacking {path.name}"):
+        pass
 
 
 def _extract(job: tuple[Path, Path, Sequence[str], str | None]) -> None:
-    """Extract some members; in a process of its own where they are many."""
+    """Extract the named members of an archive to a folder. A job is a tuple, because it may be sent to a process."""
     path, folder, names, password = job
     with zipfile.ZipFile(path) as archive:
         for name in names:
@@ -137,7 +157,7 @@ def _extract(job: tuple[Path, Path, Sequence[str], str | None]) -> None:
             except (RuntimeError, zlib.error, zipfile.BadZipFile) as error:
                 if password is not None and archive.getinfo(name).flag_bits & 1:
                     raise PasswordError(
-                        f"{path}: the password does not fit, or the archive is damaged ({error}); give the right one "
+                        f"{path}: the password is wrong, or the archive is damaged ({error}); give the right password "
                         "with dataset.password=..."
                     ) from error
                 raise zipfile.BadZipFile(f"{name}: {error}") from error

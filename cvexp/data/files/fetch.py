@@ -1,4 +1,4 @@
-"""Files from the network: resumed, retried, checked, and never half there under their own name."""
+"""Downloads that are resumed, retried and verified. A file has its own name only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from filelock import FileLock
 from cvexp.data.files import progress
 from cvexp.errors import UserError
 
-ATTEMPTS = 5  # in a row without a byte
-BACKOFF = 1.0  # seconds before the second attempt; each further one waits twice as long
+ATTEMPTS = 5  # in a row that receive no bytes
+BACKOFF = 1.0  # seconds before the second attempt; doubled before each further attempt
 TIMEOUT = 30.0  # seconds without a byte
-PARALLEL = 16
-CHUNK = 1 << 16
-LARGEST_IMAGE = 1 << 28
+NUM_THREADS = 16
+CHUNK_BYTES = 1 << 16
+MAX_IMAGE_BYTES = 1 << 28
 
-NEVER_MENDED = (
+PERMANENT_ERRORS = (  # another attempt would fail in the same way
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
     requests.exceptions.MissingSchema,
     requests.exceptions.TooManyRedirects,
+    urllib3.exceptions.HTTPError,
+    ValueError,
 )
 
 _local = threading.local()
@@ -42,76 +44,81 @@ class Remote(NamedTuple):
     """A file to fetch.
 
     Attributes:
-        url: Where it is; http or https.
-        path: Where it is to lie.
-        md5: Its checksum, where its publisher tells it.
-        most: More bytes than this are refused; None: as many as the disk has room for.
-        verify: Tells whether a fetched file is what it should be.
+        url: Its http or https address; empty if unknown.
+        path: Where to save it.
+        md5: Its checksum, if known.
+        max_bytes: Larger files are refused; None limits them only by the free space.
+        verify: Returns whether a fetched file is valid.
     """
 
     url: str
     path: Path
     md5: str | None = None
-    most: int | None = None
+    max_bytes: int | None = None
     verify: Callable[[Path], bool] = lambda path: True
 
 
 class RefusedError(UserError):
-    """The server says that it doesn't have the file, or sends something else: trying again is of no use."""
+    """The server does not have the file or sends something else, so another attempt would fail, too."""
 
 
-class _BrokenOffError(Exception):
-    """What a further attempt may mend."""
+class _TransientError(Exception):
+    """A failure after which another attempt may succeed."""
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; others that want to fetch into it wait."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Reserve a folder for this process. Other processes that want to fetch into it wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".cvexp.lock"):
         yield
 
 
 def fetch(
-    remote: Remote, report: Callable[[int, int | None], None] = lambda done, total: None, stop: Event | None = None
+    remote: Remote,
+    on_progress: Callable[[int, int | None], None] = lambda num_bytes, total: None,
+    stop: Event | None = None,
 ) -> None:
-    """Fetch a file unless it is there. What a former attempt left of it is gone on with.
+    """Fetch a file unless it exists. An earlier attempt that was interrupted is resumed.
 
     Args:
-        remote: What to fetch; the caller holds its folder (`alone`).
-        report: Is told how many bytes are there, and of how many where the server says so.
-        stop: When it is set, the work ends with what is there.
+        remote: The file. The caller holds the lock of its folder (`lock_folder`).
+        on_progress: Receives the number of bytes so far and in total; the total is None if the server does not send it.
+        stop: Setting it stops the download. The part so far is kept.
 
     Raises:
-        RefusedError: when the server doesn't have it, or it is not what it should be.
-        UserError: when the server can't be reached or goes on breaking off, and what can be done.
+        RefusedError: if the server does not have the file, or the file is invalid.
+        UserError: if the server can't be reached or keeps failing.
     """
     if remote.path.exists():
         return
     if not remote.url:
-        raise RefusedError("it is not there, and no address is known to fetch it from; put it there, or take it out")
+        raise RefusedError("it is missing, and there is no address to fetch it from; add the file, or remove its entry")
     if not remote.url.startswith(("http://", "https://")):
-        raise RefusedError(f"{remote.url}: only http and https addresses are fetched; correct it")
+        raise RefusedError(f"{remote.url}: only http and https addresses are supported; correct the address")
     remote.path.parent.mkdir(parents=True, exist_ok=True)
     part = remote.path.with_name(remote.path.name + ".part")
-    if _fetch_part(remote, part, report, stop or Event()):
+    if _fetch_part(remote, part, on_progress, stop or Event()):
         _check_content(remote, part)
         part.rename(remote.path)
-        _notes(part).unlink(missing_ok=True)
+        _notes_path(part).unlink(missing_ok=True)
 
 
 def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
-    """Fetch many files at once.
+    """Fetch many files in parallel.
+
+    Args:
+        remotes: The files.
+        title: The title of the progress bar.
 
     Returns:
-        What is wrong with those that the server doesn't have, by their position.
+        A message for each file that was refused, by its position.
 
     Raises:
-        UserError: when a server can't be reached.
+        UserError: if a server can't be reached.
     """
     if not remotes:
         return {}
-
     stop = Event()
 
     def attempt(remote: Remote) -> str | None:
@@ -122,137 +129,164 @@ def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
         return None
 
     try:
-        results = progress.in_parallel(ThreadPoolExecutor(PARALLEL), attempt, remotes, title)
-        return {i: error for i, error in enumerate(results) if error is not None}
+        messages = progress.in_parallel(ThreadPoolExecutor(NUM_THREADS), attempt, remotes, title)
+        return {i: message for i, message in enumerate(messages) if message is not None}
     finally:
         stop.set()
 
 
 def fetch_with_bar(remote: Remote) -> None:
-    """Fetch one large file, with a bar."""
-    with progress.bar() as shown:
-        row = shown.add_task(remote.path.name, total=None, status="")
+    """Fetch one large file, with a progress bar."""
+    with progress.bar() as bar:
+        row = bar.add_task(remote.path.name, total=None, status="")
 
-        def report(done: int, total: int | None) -> None:
-            shown.update(row, completed=done, total=total, status=f"{done / 1e6:.0f} MB")
+        def on_progress(num_bytes: int, total: int | None) -> None:
+            bar.update(row, completed=num_bytes, total=total, status=f"{num_bytes / 1e6:.0f} MB")
 
-        fetch(remote, report)
+        fetch(remote, on_progress)
 
 
-def _fetch_part(remote: Remote, part: Path, report: Callable[[int, int | None], None], stop: Event) -> bool:
-    """Fetch what is missing of a file; whether it is whole."""
-    failures = 0
-    most = part.stat().st_size if part.exists() else 0
+def _fetch_part(remote: Remote, part: Path, on_progress: Callable[[int, int | None], None], stop: Event) -> bool:
+    """Fetch the missing bytes of a file with as many attempts as it takes, and return whether the file is complete."""
+    num_failures = 0  # in a row
+    largest = _size(part)
     while not stop.is_set():
         try:
-            return _attempt(remote, part, report, stop)
-        except (*NEVER_MENDED, ValueError, urllib3.exceptions.HTTPError) as error:
+            return _attempt(remote, part, on_progress, stop)
+        except PERMANENT_ERRORS as error:
             raise RefusedError(f"{remote.url}: {error}; correct the address") from error
-        except (_BrokenOffError, requests.RequestException) as error:
-            size = part.stat().st_size if part.exists() else 0
-            failures = 1 if size > most else failures + 1
-            most = max(most, size)
-            if failures >= ATTEMPTS:
+        except (_TransientError, requests.RequestException) as error:
+            num_failures = 1 if _size(part) > largest else num_failures + 1
+            largest = max(largest, _size(part))
+            if num_failures >= ATTEMPTS:
                 raise UserError(
-                    f"{remote.url}: {_plain(error)}, at {ATTEMPTS} attempts in a row; check the network and start "
-                    "again: what is there is kept"
+                    f"{remote.url}: {_explain(error)}, in {ATTEMPTS} attempts in a row; check the network and start "
+                    "again; the part that was fetched is kept"
                 ) from error
-            stop.wait(BACKOFF * 2 ** (failures - 1) * random.uniform(0.5, 1.5))
+            stop.wait(BACKOFF * 2 ** (num_failures - 1) * random.uniform(0.5, 1.5))
     return False
 
 
-def _attempt(remote: Remote, part: Path, report: Callable[[int, int | None], None], stop: Event) -> bool:
-    """One request, for what is not there yet; whether the file is whole then."""
-    done, headers = 0, {"Accept-Encoding": "identity"}
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _attempt(remote: Remote, part: Path, on_progress: Callable[[int, int | None], None], stop: Event) -> bool:
+    """Request the missing bytes of a file once, and return whether the file is complete."""
+    num_bytes, headers = 0, {"Accept-Encoding": "identity"}
     notes = _read_notes(part)
     if part.exists() and notes.get("url") == remote.url and notes.get("validator"):
-        done = part.stat().st_size
-        headers |= {"Range": f"bytes={done}-", "If-Range": notes["validator"]}
-    with _session().get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # the part is whole already, or of another file
+        num_bytes = _size(part)
+        headers |= {"Range": f"bytes={num_bytes}-", "If-Range": notes["validator"]}
+    with _session().get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:  # the part has as many bytes as the file, or belongs to another file
             part.unlink()
-            raise _BrokenOffError("the server has another file than before")
-        _check_answer(remote, answer)
-        if answer.status_code != 206:
-            done = 0
-        length = answer.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else None
-        room = shutil.disk_usage(part.parent).free + done
-        if total is not None and total > (most := min(room, remote.most or room)):
-            raise RefusedError(f"{remote.url}: it has {total} bytes, and at most {most} can be taken; free some space")
-        _notes(part).write_text(json.dumps({"url": remote.url, "validator": _validator(answer)}))
-        with part.open("ab" if done else "wb") as file:
-            for chunk in answer.iter_content(CHUNK):
+            raise _TransientError("the server has another file than before")
+        _check_response(remote, response)
+        if response.status_code != 206:
+            num_bytes = 0
+        total = _check_total(remote, part, response, num_bytes)
+        _notes_path(part).write_text(json.dumps({"url": remote.url, "validator": _validator(response)}))
+        with part.open("ab" if num_bytes else "wb") as file:
+            for chunk in response.iter_content(CHUNK_BYTES):
                 if stop.is_set():
                     return False
                 file.write(chunk)
-                done += len(chunk)
-                if remote.most is not None and done > remote.most:
-                    raise RefusedError(f"{remote.url}: it has more than {remote.most} bytes, which no such file has")
-                report(done, total)
-    if total is not None and done != total:
-        raise _BrokenOffError(f"the connection broke off after {done} of {total} bytes")
+                num_bytes += len(chunk)
+                if remote.max_bytes is not None and num_bytes > remote.max_bytes:
+                    raise RefusedError(
+                        f"{remote.url}: it has more than {remote.max_bytes} bytes, the limit for such files; check the "
+                        "address"
+                    )
+                on_progress(num_bytes, total)
+    if total is not None and num_bytes != total:
+        raise _TransientError(f"the connection broke off after {num_bytes} of {total} bytes")
     return True
 
 
-def _check_answer(remote: Remote, answer: requests.Response) -> None:
-    status = answer.status_code
+def _check_response(remote: Remote, response: requests.Response) -> None:
+    """Raise an error unless a response starts to send a file."""
+    status = response.status_code
     if status in (408, 429) or status >= 500:
-        raise _BrokenOffError(f"the server answers {status} {answer.reason}")
+        raise _TransientError(f"the server answers {status} {response.reason}")
     if status not in (200, 206):
-        raise RefusedError(f"{remote.url}: the server answers {status} {answer.reason}; check the address")
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise RefusedError(f"{remote.url}: the server sends it compressed, unasked; fetch it by hand")
-    if answer.headers.get("Content-Type", "").startswith("text/html"):
+        raise RefusedError(f"{remote.url}: the server answers {status} {response.reason}; check the address")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
         raise RefusedError(
-            f"{remote.url}: the server sends a web page instead of {remote.path.name}; open the address in a browser: "
-            "it may ask for a login, or be another one now"
+            f"{remote.url}: the server compresses the file, although this was not requested; fetch it manually"
+        )
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise RefusedError(
+            f"{remote.url}: the server sends a web page instead of {remote.path.name}; open the address in a browser, "
+            "because the file may require a login or may have moved"
         )
 
 
-def _validator(answer: requests.Response) -> str | None:
-    """What tells whether the server's file is still the same; without it nothing can be gone on with."""
-    etag = answer.headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
+def _check_total(remote: Remote, part: Path, response: requests.Response, num_bytes: int) -> int | None:
+    """Return the size of the file, or None if the server does not send it. Refuse files that are too large.
+
+    Args:
+        remote: The file.
+        part: The part that was fetched.
+        response: The server's response.
+        num_bytes: The size of the part.
+    """
+    length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        return None
+    total = num_bytes + int(length)
+    room = shutil.disk_usage(part.parent).free + num_bytes
+    if total > (limit := min(room, remote.max_bytes or room)):
+        raise RefusedError(f"{remote.url}: it has {total} bytes, but the limit is {limit}; free some space")
+    return total
 
 
-def _notes(part: Path) -> Path:
+def _validator(response: requests.Response) -> str | None:
+    """Return a header that changes if the file on the server changes. Without it, a download can't be resumed."""
+    etag = response.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _notes_path(part: Path) -> Path:
+    """Return the path of the notes on a partial file: its URL and validator."""
     return part.with_name(part.name + ".json")
 
 
 def _read_notes(part: Path) -> Mapping[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        notes = json.loads(_notes(part).read_text())
+        notes = json.loads(_notes_path(part).read_text())
         if isinstance(notes, dict):
             return notes
     return {}
 
 
 def _check_content(remote: Remote, part: Path) -> None:
+    """Raise a RefusedError and delete the file if it is invalid."""
     with part.open("rb") as file:
-        got = hashlib.file_digest(file, "md5").hexdigest()
-    if remote.md5 is not None and got != remote.md5:
-        wrong = f"the file's MD5 is {got}, but should be {remote.md5}"
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if remote.md5 is not None and md5 != remote.md5:
+        problem = f"the MD5 of the file is {md5}, but should be {remote.md5}"
     elif not remote.verify(part):
-        wrong = f"what the server sends is no whole {remote.path.suffix or 'file'}"
+        problem = f"the server sent an incomplete or invalid {remote.path.suffix or 'file'}"
     else:
         return
     part.unlink()
-    _notes(part).unlink(missing_ok=True)
+    _notes_path(part).unlink(missing_ok=True)
     raise RefusedError(
-        f"{remote.url}: {wrong}; it was damaged on its way or is another one now, and is not kept: start again, or "
-        "fetch it by hand"
+        f"{remote.url}: {problem}; it was damaged on the way or has changed on the server, and is not kept; start "
+        "again, or fetch it manually"
     )
 
 
 def _session() -> requests.Session:
+    """Return the session of this thread."""
     if not hasattr(_local, "session"):
         _local.session = requests.Session()
     session: requests.Session = _local.session
     return session
 
 
-def _plain(error: Exception) -> str:
-    if isinstance(error, _BrokenOffError):
+def _explain(error: Exception) -> str:
+    if isinstance(error, _TransientError):
         return str(error)
     return f"the server can't be reached, stalls or breaks off ({type(error).__name__})"

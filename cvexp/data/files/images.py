@@ -1,4 +1,4 @@
-"""Image and mask files, read safely and upright, whatever their mode."""
+"""Safe reading of image and mask files of any mode, with their orientation applied."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ from PIL import ExifTags, Image, ImageOps
 
 from cvexp.errors import UserError
 
-# Not all that Pillow knows: some of its formats start other programs.
+# Not all of Pillow's formats, because some of them start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size Pillow refuses
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice the size
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None, at_least: float = 0) -> Image.Image:
-    """An image file as upright RGB.
+    """Read an image file as RGB, rotated as its EXIF orientation says.
 
     Args:
         path: The file.
-        size: Width and height that the annotations are for. Where they fit the image as it is stored, and not as it
-            is shown, it stays as it is stored.
-        at_least: The scale of the result may be 1/2, 1/4 or 1/8, but not less than this, where that spares decoding
-            work; 0 keeps the size.
+        size: Width and height that the annotations are for. If they match the image only without rotation, it is not
+            rotated.
+        at_least: The image may be decoded at a scale of 1/2, 1/4 or 1/8 to save time, but not at less than this scale;
+            0 keeps the size.
 
     Raises:
-        UserError: naming the file, where it is missing or broken.
+        UserError: naming the file, if it is missing or broken.
     """
     try:
-        data = Path(path).read_bytes()
+        return decode(Path(path).read_bytes(), size, at_least)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; check dataset.root=") from error
-    try:
-        return decode(data, size, at_least)
-    except Exception as error:  # what a broken file makes Pillow raise is not limited
+    except Exception as error:  # Pillow may raise anything for a broken file
         raise UserError(f"{path}: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with an image file that could not be decoded, and the remedy."""
+    """Return what is wrong with an image file that could not be read or decoded, and the remedy."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"it can't be read ({error.strerror}); check its permissions"
     what = str(error) if not isinstance(error, MemoryError) else "it needs more memory than there is"
-    return f"the image is broken ({what or type(error).__name__}); fetch or write it again, or take it out"
+    return f"the image is broken ({what or type(error).__name__}); fetch or write it again, or remove it"
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0) -> Image.Image:
-    """The bytes of an image file as upright RGB; see `read_image`."""
+    """Decode the bytes of an image file as RGB; see :func:`read_image`."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        swapped = turned and upright_size(image) != image.size
-        if swapped and size is not None and size == image.size:
-            turned = False
+        is_rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        if is_rotated and size == image.size != upright_size(image):
+            is_rotated = False
         if at_least:
             image.draft("RGB", (round(image.width * at_least), round(image.height * at_least)))
         rgb = _to_rgb(image)
-        if turned:
+        if is_rotated:
             rgb.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
             rgb = ImageOps.exif_transpose(rgb)
         return rgb
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image as it is shown."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if sideways else image.size
+    """Return width and height of an opened image after its EXIF orientation is applied."""
+    is_sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if is_sideways else image.size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip
         return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("it holds floating-point numbers; convert it to 8 bits")
-    if image.has_transparency_data:  # what lies below a transparent pixel is arbitrary
+        raise ValueError("it has floating-point numbers; convert it to 8 bits")
+    if image.has_transparency_data:  # the colors of transparent pixels are arbitrary
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
@@ -86,31 +86,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_mask(path: Path | str) -> NDArray[np.uint16]:
-    """A file of class numbers, one a pixel, (h, w); of a palette image the numbers and not the colors.
+    """Read the class numbers (h, w) of a mask file; for a palette image, these are the indices of the colors.
 
     Raises:
-        UserError: naming the file, where it is missing, broken, or has colors.
+        UserError: naming the file, if it is missing, is broken, or has colors instead of numbers.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 raise UserError(
-                    f"{path}: a mask has one number for each pixel, but this is an image of mode {image.mode}; write "
-                    "the class numbers as a gray or palette PNG"
+                    f"{path}: a mask must have one number per pixel, but this is an image of mode {image.mode}; write "
+                    "the class numbers as a grayscale or palette PNG"
                 )
             values = np.array(image)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such mask; write it, or take its image out") from error
+        raise UserError(f"{path}: there is no such mask; add it, or remove its image") from error
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {explain(error)}") from error
     if values.min() < 0 or values.max() >= 2**16:
-        raise UserError(f"{path}: a mask's numbers go from 0 to 65535, but this has {values.min()} to {values.max()}")
+        raise UserError(
+            f"{path}: the numbers in a mask must be from 0 to 65535, but these are from {values.min()} to "
+            f"{values.max()}; write it again"
+        )
     return values.astype(np.uint16)
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name that somebody wrote, joined to a folder, may lie elsewhere."""
+    """Return whether an untrusted file name may lead outside the folder to which it is joined."""
     path = PurePosixPath(name.replace("\\", "/"))
     return not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or ":" in path.parts[0]

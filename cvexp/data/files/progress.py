@@ -1,4 +1,4 @@
-"""Work on many files at once, with a bar on a terminal."""
+"""Parallel work on many files, with a progress bar if there is a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ console = Console(stderr=True)
 
 
 def bar() -> progress.Progress:
-    """A bar that goes when its work is done, and isn't there where nobody would see it."""
+    """Create a progress bar that disappears at the end, and is not shown without a terminal."""
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -29,14 +29,21 @@ def bar() -> progress.Progress:
 
 
 def in_parallel(
-    executor: Executor, work: Callable[[Item], Result], items: Sequence[Item], title: str
+    executor: Executor, function: Callable[[Item], Result], items: Sequence[Item], title: str
 ) -> Iterator[Result]:
-    """The results for all items, in their order; what is not yet begun is dropped when the caller stops."""
-    with bar() as shown:
-        row = shown.add_task(title, total=len(items), status="")
+    """Yield the results of a function for all items, in order. If the caller stops early, drop the remaining work.
+
+    Args:
+        executor: Runs the function. It is shut down at the end.
+        function: The work on one item.
+        items: Its arguments.
+        title: The title of the progress bar.
+    """
+    with bar() as progress_bar:
+        row = progress_bar.add_task(title, total=len(items), status="")
         try:
-            for done, result in enumerate(executor.map(work, items), 1):
+            for num_done, result in enumerate(executor.map(function, items), 1):
                 yield result
-                shown.update(row, completed=done, status=f"{done}/{len(items)}")
+                progress_bar.update(row, completed=num_done, status=f"{num_done}/{len(items)}")
         finally:
             executor.shutdown(wait=False, cancel_futures=True)

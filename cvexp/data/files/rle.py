@@ -1,6 +1,6 @@
-"""Masks as COCO's run lengths: from polygons and from run lengths that nobody has checked yet.
+"""Masks as COCO's run lengths, from polygons and run lengths that may be invalid.
 
-The bytes are pycocotools' compressed "counts": the lengths of the runs of 0 and 1, column by column.
+The bytes are the compressed "counts" of pycocotools: the lengths of the runs of 0 and 1, column by column.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-MOST_PIXELS = 2**27  # of an image: 134 million
-LONGEST_OUTLINE = 2e6  # in pixels: pycocotools takes 100 bytes for each
+MAX_PIXELS = 2**27  # of an image, 134 million
+MAX_OUTLINE = 2e6  # length of a polygon in pixels; pycocotools needs 100 bytes for each
 
 
 class Mask(NamedTuple):
-    """One object's mask.
+    """The mask of one object.
 
     Attributes:
         counts: Compressed run lengths.
-        area: In pixels.
-        box: Left, top, width and height of the smallest box around it; all 0 for an empty mask.
+        area: Number of pixels.
+        box: Left, top, width and height of the bounding box; all 0 for an empty mask.
     """
 
     counts: bytes
@@ -32,12 +32,12 @@ class Mask(NamedTuple):
 
 
 def encode(segmentation: Any, width: int, height: int) -> Mask:
-    """The mask of an annotation's `segmentation`: polygons, or run lengths, compressed or not.
+    """Convert the `segmentation` of an annotation: polygons, or run lengths, compressed or not.
 
-    What reaches over the image's edge is cut off there, as pycocotools does.
+    Polygons are clipped at the edge of the image, as in pycocotools.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: saying what is wrong, if it is invalid.
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
@@ -46,50 +46,50 @@ def encode(segmentation: Any, width: int, height: int) -> Mask:
     elif isinstance(segmentation, dict):
         encoded = _encode_runs(segmentation, width, height)
     else:
-        raise ValueError(f"`segmentation` is neither polygons nor run lengths, but {str(segmentation)[:40]!r}")
+        raise ValueError(f"`segmentation` has neither polygons nor run lengths, but {str(segmentation)[:40]!r}")
     left, top, box_width, box_height = coco_mask.toBbox(encoded).tolist()
     return Mask(encoded["counts"], int(coco_mask.area(encoded)), (left, top, box_width, box_height))
 
 
 def encode_array(mask_hw: NDArray[np.bool_]) -> bytes:
-    """(h, w) bool as compressed run lengths."""
+    """Compress a mask (h, w) bool to run lengths."""
     counts: bytes = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))["counts"]
     return counts
 
 
 def decode(counts: bytes, width: int, height: int) -> NDArray[np.bool_]:
-    """Compressed run lengths that were checked to (h, w) bool."""
+    """Decompress valid run lengths to a mask (h, w) bool."""
     mask: NDArray[np.bool_] = coco_mask.decode({"size": [height, width], "counts": counts}).view(np.bool_)
     return mask
 
 
 def _check_polygon(polygon: Any, width: int, height: int) -> None:
+    """Raise a ValueError unless a polygon is valid and lies in or near the image."""
     if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
-        raise ValueError(f"a polygon is no list of numbers, but {str(polygon)[:40]!r}")
+        raise ValueError(f"a polygon is not a list of numbers, but {str(polygon)[:40]!r}")
     if len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"a polygon has {len(polygon)} coordinates; it needs pairs of x and y, at least three")
+        raise ValueError(f"a polygon has {len(polygon)} coordinates, but needs pairs of x and y, at least three")
     x, y = polygon[0::2], polygon[1::2]
-    least, most = (min(x), min(y)), (max(x), max(y))
+    left, top, right, bottom = min(x), min(y), max(x), max(y)
     if not math.isfinite(sum(polygon)):
-        raise ValueError("a polygon has a coordinate that is infinite or no number")
-    size = f"of the image of {width} x {height} px"
-    if most[0] < 0 or most[1] < 0 or least[0] > width or least[1] > height:
-        raise ValueError(f"a polygon lies outside {size}: x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}")
-    if least[0] < -width or least[1] < -height or most[0] > 2 * width or most[1] > 2 * height:
-        raise ValueError(
-            f"a polygon reaches far out {size}: x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}"
-        )
-    if len(x) * max(most[0] - least[0], most[1] - least[1]) > LONGEST_OUTLINE:  # it may be, so count
+        raise ValueError("a polygon has a coordinate that is infinite or NaN")
+    ranges = f"of the image of {width} x {height} px: x {left:g} to {right:g}, y {top:g} to {bottom:g}"
+    if right < 0 or bottom < 0 or left > width or top > height:
+        raise ValueError(f"a polygon lies outside {ranges}")
+    if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
+        raise ValueError(f"a polygon extends far out {ranges}")
+    if len(x) * max(right - left, bottom - top) > MAX_OUTLINE:  # an upper bound of the length, which is fast to compute
         corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-        if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > LONGEST_OUTLINE:
-            raise ValueError(f"the outline of a polygon is longer than {LONGEST_OUTLINE:g} px")
+        if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
+            raise ValueError(f"the outline of a polygon is longer than {MAX_OUTLINE:g} px")
 
 
 def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+    """Check run lengths, compressed or not, and return them compressed, as a dictionary of pycocotools."""
     if segmentation.get("size") != [height, width]:
         raise ValueError(
-            f"the run lengths are of a mask of (height, width) {segmentation.get('size')}, "
-            f"the image is [{height}, {width}]"
+            f"the run lengths are of a mask of size {segmentation.get('size')} (height, width), but the image is "
+            f"[{height}, {width}]"
         )
     counts = segmentation.get("counts")
     if isinstance(counts, list) and all(type(value) is int and value >= 0 for value in counts):
@@ -99,7 +99,7 @@ def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> dict[
     else:
         raise ValueError(f"the run lengths are neither whole numbers nor compressed text, but {str(counts)[:40]!r}")
     if sum(runs) != width * height:
-        raise ValueError(f"the run lengths cover {sum(runs)} pixels, the image has {width * height}")
+        raise ValueError(f"the run lengths cover {sum(runs)} pixels, but the image has {width * height}")
     if isinstance(counts, str):
         return {"size": [height, width], "counts": counts.encode()}
     encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
@@ -107,19 +107,21 @@ def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> dict[
 
 
 def _runs(text: str) -> list[int]:
-    """The run lengths in COCO's compressed text: six bits a character, each from the third on as a difference.
+    """Decompress run lengths from COCO's text format.
 
-    pycocotools reads such a text too, but doesn't check it: it would write outside its memory.
+    A character has six bits: five of a number, and one that says whether the number continues. From the fourth run
+    length on, the numbers are differences to the one before the last. pycocotools does not check such text, and with
+    invalid text it writes outside its memory.
     """
     try:
         sextets = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
         sextets = np.array([-1])
     if not len(sextets) or sextets.min() < 0 or sextets.max() > 63 or sextets[-1] & 32:
-        raise ValueError("the run lengths are no compressed text of COCO's")
+        raise ValueError("the run lengths are not compressed text in COCO's format")
     ends = np.flatnonzero(sextets & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    digit = np.arange(len(sextets)) - np.repeat(starts, ends - starts + 1)
+    digit = np.arange(len(sextets)) - np.repeat(starts, ends - starts + 1)  # position of each character in its number
     if digit.max() > 6:
         raise ValueError("a run length is larger than any image")
     values = np.add.reduceat((sextets & 31) << (5 * digit), starts)

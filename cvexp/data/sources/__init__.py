@@ -1,1 +1,1 @@
-"""What `dataset=` names: each source is a module with a `Config` and `recipes`."""
+"""The data sources that `dataset=` selects. Each is a module with a `Config` and `recipes`."""

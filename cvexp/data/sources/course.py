@@ -1,6 +1,6 @@
 """The downloads of the course "Computer Vision, assignment 1" (Freiburg, 2022): crops without labels, and masks.
 
-`task=dino` takes the crops, segmentation the images with masks.
+Pretraining uses the crops, and segmentation uses the images with masks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 
 from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Draft
+from cvexp.data.files.annotations import add_object, check_image, explain_entry, read_json
 from cvexp.data.files.archive import unpack
-from cvexp.data.files.fetch import Remote, alone, fetch_with_bar
+from cvexp.data.files.fetch import Remote, fetch_with_bar, lock_folder
 from cvexp.data.files.images import FORMATS, explain, leaves_folder, upright_size
 from cvexp.data.prepare import Recipe, Use
-from cvexp.data.sources import coco
 from cvexp.data.sources.folder import list_images, tree_recipe
-from cvexp.errors import UserError
+from cvexp.errors import UserError, opening
 
 CATEGORIES = {"1": "person", "2": "bicycle", "3": "car", "17": "cat", "18": "dog"}
 ARCHIVES: dict[Use, str] = {"pretraining": "unlabelled_dataset.zip", "segmentation": "segmentation_dataset.zip"}
@@ -38,21 +38,21 @@ class Config(DatasetConfig):
 
 
 def uses(config: Config) -> tuple[Use, ...]:
-    """What the data that is there, or can be fetched, serves for."""
+    """Return what the data can be used for that exists or can be fetched."""
     root = Path(config.root)
-    there: tuple[Use, ...] = tuple(
+    available: tuple[Use, ...] = tuple(
         use for use in ARCHIVES if (root / ARCHIVES[use]).exists() or (root / UNPACKED[use]).exists()
     )
-    return there if there and not config.download else tuple(ARCHIVES)
+    return available if available and not config.download else tuple(ARCHIVES)
 
 
 def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
-    """How the catalogs of both splits are made; the archive is fetched and unpacked first where it needs to be.
+    """Return the recipes of both splits. Fetch and unpack the archive first if necessary.
 
     Raises:
-        UserError: where the archive is missing or damaged, or the password does not fit.
+        UserError: if the archive is missing or damaged, or the password is wrong.
     """
-    root = _unpacked(config, use).absolute()
+    root = _unpacked_folder(config, use).absolute()
     folder = UNPACKED[use]
     if use == "pretraining":
         train, val = (list_images(root, f"{folder}/{split}", "dataset.root") for split in ("train", "val"))
@@ -72,8 +72,8 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
     return train_recipe, val_recipe
 
 
-def _unpacked(config: Config, use: Use) -> Path:
-    """The folder in which the content of an archive lies."""
+def _unpacked_folder(config: Config, use: Use) -> Path:
+    """Return the folder with the content of an archive. Fetch and unpack the archive first if necessary."""
     root, name = Path(config.root), ARCHIVES[use]
     if (root / UNPACKED[use]).is_dir():
         return root
@@ -81,52 +81,62 @@ def _unpacked(config: Config, use: Use) -> Path:
     if not archive.exists():
         if not config.download:
             raise UserError(
-                f"dataset.root: there is no {archive}, nor {root / UNPACKED[use]}; give the folder in which {name} "
-                "lies, or fetch it with dataset.download=true"
+                f"dataset.root: there is neither {archive} nor {root / UNPACKED[use]}; give the folder that contains "
+                f"{name}, or fetch it with dataset.download=true"
             )
-        with alone(root):
+        with lock_folder(root):
             fetch_with_bar(Remote(f"{config.url}/{name}", archive, verify=is_zipfile))
     state = archive.stat()
     digest = hashlib.sha256(f"{archive.absolute()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
     folder = Path(config.cache) / f"course-{archive.stem}-{digest[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"course-{archive.stem}.lock"):
-        if not folder.exists():
-            unpack(archive, folder, password=config.password)
+    with opening("dataset.cache"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"course-{archive.stem}.lock"):
+            if not folder.exists():
+                unpack(archive, folder, password=config.password)
     if not (folder / UNPACKED[use]).is_dir():
         raise UserError(f"{archive}: there is no {UNPACKED[use]} in it, so it is not the course's; check dataset.root=")
     return folder
 
 
 def _read_aggregated(root: Path, path: Path, images: str) -> Draft:
-    """The catalog of an aggregated annotation file: one entry an image, its objects by their COCO category."""
-    entries = coco.read_json(path)
+    """Read an aggregated annotation file: a list of images, each with its objects by COCO category.
+
+    Args:
+        root: The folder that `images` is relative to.
+        path: The annotation file.
+        images: The folder of the images.
+
+    Raises:
+        UserError: if the file as a whole is invalid. An invalid entry becomes a problem of the draft.
+    """
+    entries = read_json(path)
     if not isinstance(entries, list):
-        raise UserError(f"{path}: this is no list of images with their annotations; fetch the archive again")
+        raise UserError(f"{path}: this is not a list of images with their annotations; fetch the archive again")
     draft = Draft(root, list(CATEGORIES.values()))
     label_of = {category: label for label, category in enumerate(CATEGORIES)}
     for number, entry in enumerate(entries):
         where = f"{path}: [{number}]"
         try:
-            file, width, height = coco.check_image(_with_size(entry, root / images))
+            file, width, height = check_image(_with_size(entry, root / images))
             image = draft.add_image(f"{images}/{file}", width, height)
             groups = [(label_of[key], list(objects)) for key, objects in entry["annotations"].items()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            draft.add_problem(where, coco.say(error))
+            draft.add_problem(where, explain_entry(error))
             continue
         for label, objects in groups:
             for annotation in objects:
                 try:
-                    # In the course's files only crowds have run lengths.
+                    # In the course's files, only crowd regions have run lengths.
                     crowd = annotation.get("iscrowd", int(isinstance(annotation["segmentation"], dict)))
-                    coco.add_object(draft, image, label, {**annotation, "iscrowd": crowd})
+                    add_object(draft, image, label, {**annotation, "iscrowd": crowd})
                 except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                    draft.add_problem(where, coco.say(error))
+                    draft.add_problem(where, explain_entry(error))
     return draft
 
 
 def _with_size(entry: dict[str, object], images: Path) -> dict[str, object]:
-    """An entry with the width and height of its image, which the course's own files need not tell."""
+    """Return an entry with width and height, read from its image if the annotation file does not have them."""
     file = entry["file_name"]
     if "width" in entry or not isinstance(file, str) or leaves_folder(file):
         return entry
@@ -135,6 +145,6 @@ def _with_size(entry: dict[str, object], images: Path) -> dict[str, object]:
             width, height = upright_size(image)
     except FileNotFoundError as error:
         raise ValueError(f"there is no {images / file}") from error
-    except Exception as error:  # what a broken file makes Pillow raise is not limited
+    except Exception as error:  # Pillow may raise anything for a broken file
         raise ValueError(f"{images / file}: {explain(error)}") from error
     return {**entry, "width": width, "height": height}

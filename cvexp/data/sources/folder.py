@@ -1,4 +1,4 @@
-"""The user's own pictures: a tree of images, or images with a mask beside each."""
+"""The user's own images: a tree of images, or images with a mask for each."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ class Config(SplitDataset):
                 bool(fits),
                 "dataset.mask_values",
                 self.mask_values,
-                "the number of each class in the masks, such as {cat: 1, dog: 2}: different ones from 1 to 65535, and "
-                "none of them dataset.ignore_value",
+                "the number of each class in the masks, such as {cat: 1, dog: 2}: different numbers from 1 to 65535, "
+                "without dataset.ignore_value",
             )
 
 
 def _has_masks(config: Config) -> bool:
-    """Whether any images that are used have masks."""
+    """Return whether any split has masks."""
     masks = {"train": config.train_masks, "val": config.val_masks}
     return any(masks[split] is not None for split in _splits(config))
 
 
 def _splits(config: Config) -> list[str]:
-    """The splits that have a folder of their own."""
+    """Return the splits that have a folder of their own."""
     return [split for split in ("train", "val") if getattr(config, f"{split}_images") is not None]
 
 
 def uses(config: Config) -> tuple[Use, ...]:
-    """What the data can be used for."""
+    """Return what the data can be used for."""
     return ("pretraining", "segmentation") if _has_masks(config) else ("pretraining",)
 
 
 def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
-    """How the catalogs of both splits are made.
+    """Return the recipes of both splits.
 
     Raises:
-        UserError: where a folder is missing, or has no images.
+        UserError: if a folder is missing or has no images.
     """
     root = Path(config.root).absolute()
     masks = {"train": config.train_masks, "val": config.val_masks}
@@ -79,9 +79,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
     if _has_masks(config):
         for split, other in (("train", "val"), ("val", "train")):
             if split in files and masks[split] is None:
-                raise UserError(
-                    f"dataset.{split}_masks: got null, but it must be a folder, as dataset.{other}_masks is"
-                )
+                raise UserError(f"dataset.{split}_masks: got null, but it must be a folder like dataset.{other}_masks")
         return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], folders[split]))
     names = {label_of(file, folders[split]) for split in files for file in files[split]}
     classes = sorted(name for name in names if name is not None)
@@ -89,75 +87,86 @@ def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
 
 
 def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
-    """The image files in and below a folder, relative to the root, in the order of their names.
+    """List the image files in and below a folder, relative to the root, in alphabetical order.
 
     Args:
-        root: What they are relative to.
-        folder: Where they lie, relative to the root.
-        key: What names the folder in the configuration.
-        masks: The folder of their masks, which are not listed, wherever it lies.
-        mask_suffix: The ending of the masks.
+        root: The root of the data set.
+        folder: The folder, relative to the root.
+        key: The configuration key that names the folder.
+        masks: The folder of the masks, relative to the root. Masks are not listed, even if this is `folder` itself or
+            lies below it.
+        mask_suffix: The suffix of the masks.
 
     Raises:
-        UserError: where the folder is missing, or has no images.
+        UserError: if the folder is missing or has no images.
     """
     start = root / folder
     if not start.is_dir():
         raise UserError(f"{key}: there is no folder {start}; check dataset.root= and {key}=")
     mask_start = None if masks is None else os.path.relpath(root / masks, root)
     files = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for path, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
-        below = os.path.relpath(path, root)
-        if (real := os.path.realpath(path)) in seen:  # a link back to a folder above
+        relative = os.path.relpath(path, root)
+        if (real_path := os.path.realpath(path)) in visited:  # through a link, perhaps to a folder above
             folders.clear()
             continue
-        seen.add(real)
-        if below == mask_start and path != str(start):
+        visited.add(real_path)
+        if relative == mask_start and path != str(start):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             is_mask = mask_start == folder and name.endswith(mask_suffix)
             if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not is_mask:
-                files.append(name if below == "." else f"{below}/{name}")
+                files.append(name if relative == "." else f"{relative}/{name}")
     if not files:
-        beside = f" that don't end in {mask_suffix}, as masks do" if mask_start == folder else ""
-        raise UserError(f"{key}: there are no images in {start}{beside}; they end in {', '.join(SUFFIXES)}")
+        but_masks = f" that don't end in {mask_suffix}, as masks do" if mask_start == folder else ""
+        raise UserError(
+            f"{key}: there are no images in {start}{but_masks}; the names of images end in {', '.join(SUFFIXES)}"
+        )
     return files
 
 
 def _refuse(error: OSError) -> None:
+    """Raise a UserError for a folder that can't be listed."""
     raise UserError(f"{error.filename}: it can't be read ({error.strerror}); check its permissions")
 
 
 def label_of(file: str, folder: str) -> str | None:
-    """The first folder below `folder` on the way to a file; None for a file that lies in it directly."""
+    """Return the subfolder of `folder` that contains a file; None if the file is in `folder` itself."""
     parts = Path(file).relative_to(Path(folder)).parts
     return parts[0] if len(parts) > 1 else None
 
 
 def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = ()) -> Recipe:
-    """How the catalog of a tree of images is made, each of which is one object."""
+    """Return the recipe of a tree of images, each of which is one object.
+
+    Args:
+        root: The root of the data set.
+        files: The images, relative to the root.
+        folder: The folder of the tree, relative to the root.
+        classes: Names of its subfolders; empty if the images have no labels.
+    """
     return Recipe(
         [str(root), folder, list(classes)],
         [root / file for file in files],
-        partial(read_tree, root, files, folder, classes),
+        partial(_read_tree, root, files, folder, classes),
     )
 
 
-def read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[str]) -> Draft:
-    """The catalog of a tree of images; where there are classes, each image is in the folder of one."""
+def _read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[str]) -> Draft:
+    """Read a tree of images; see :func:`tree_recipe`."""
     draft = Draft(root, classes)
     for file in files:
         name = label_of(file, folder)
         if classes and name is None:
-            draft.add_problem(root / file, "it lies in no class's folder; move it into one, or take it out")
+            draft.add_problem(root / file, "it is not in the folder of a class; move it into one, or remove it")
             continue
         try:
             with Image.open(root / file, formats=FORMATS) as image:
                 width, height = upright_size(image)
-        except Exception as error:  # what a broken file makes Pillow raise is not limited
+        except Exception as error:  # Pillow may raise anything for a broken file
             draft.add_problem(root / file, explain(error))
             continue
         label = classes.index(name) if name is not None else UNLABELED
@@ -166,6 +175,18 @@ def read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[s
 
 
 def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str], images: str) -> Recipe:
+    """Return the recipe of images with masks.
+
+    Args:
+        config: Specifies the masks.
+        split: The name of the split.
+        root: The root of the data set.
+        files: The images, relative to the root.
+        images: The folder of the images, relative to the root.
+
+    Raises:
+        UserError: if the folder of the masks is missing.
+    """
     masks = getattr(config, f"{split}_masks")
     if not (root / masks).is_dir():
         raise UserError(f"dataset.{split}_masks: there is no folder {root / masks}; check dataset.root=")
@@ -178,6 +199,7 @@ def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str],
 
 
 def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Draft:
+    """Read images with masks."""
     values = config.mask_values or {}
     draft = Draft(root, list(values), list(values.values()), config.ignore_value)
     add_masked_images(

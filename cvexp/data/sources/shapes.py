@@ -1,12 +1,12 @@
-"""A generated data set in COCO's format: shapes with textures, in any colors, on cluttered ground.
+"""A generated data set in COCO's format: textured shapes of random colors on a cluttered background.
 
-The five classes differ in shape and in a family of textures and in nothing else: position, size, rotation, color,
-light and the pattern's fineness are random. What tells the classes apart is so what DINO's augmentations leave, while
-features that have learned nothing mostly tell colors apart.
+The five classes differ only in their shape and in a family of textures. Position, size, rotation, color, light and the
+scale of the texture are random. So classes are distinguished by what DINO's augmentations preserve, while untrained
+features mostly distinguish colors.
 
-The same settings give the same bytes on every machine: the random numbers are those of `numpy.random.RandomState`,
-which is frozen; the arithmetic is what IEEE 754 defines exactly (+, -, *, /, square root, comparison), no sine; the
-images are BMP files, which have no compression whose bytes depend on a library's version.
+The same settings give the same bytes on every machine. The random numbers are those of `numpy.random.RandomState`,
+which is frozen. The arithmetic uses only operations that IEEE 754 defines exactly (+, -, *, /, square root,
+comparison), and no sine. The images are BMP files, because compressed bytes would depend on a library's version.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from cvexp.data.sources import coco
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-VERSION = 2  # of the pictures: changes whenever the same settings give other bytes
-SUPERSAMPLING = 2
+VERSION = 2  # increased whenever the same settings give other bytes
+SUPERSAMPLING = 2  # for antialiasing
 
 
 @dataclass(kw_only=True)
@@ -51,31 +51,33 @@ class Config(DatasetConfig):
 
 
 def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
-    """How the catalogs of both splits are made; they are generated first unless they are there."""
+    """Return the recipes of both splits. Generate the images first if necessary."""
     name = f"v{VERSION}-{config.image_size}px-{config.train_images}-{config.val_images}-seed{config.generator_seed}"
     folder = Path(config.root) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # of two processes that start at once, one makes them
+    with FileLock(folder.with_suffix(".lock")):  # if two processes start at the same time, one generates them
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            for number, (split, count) in enumerate((("train", config.train_images), ("val", config.val_images))):
-                _write_split(unfinished, split, count, config, seed=2 * config.generator_seed + number)
+            sizes = {"train": config.train_images, "val": config.val_images}
+            for number, (split, num_images) in enumerate(sizes.items()):
+                _write_split(unfinished, split, num_images, config, seed=2 * config.generator_seed + number)
             unfinished.rename(folder)
-    made = replace(config, root=str(folder))
+    generated = replace(config, root=str(folder))
     return (
-        coco.recipe(made, "train", "annotations/train.json", "train"),
-        coco.recipe(made, "val", "annotations/val.json", "val"),
+        coco.recipe(generated, "train", "annotations/train.json", "train"),
+        coco.recipe(generated, "val", "annotations/val.json", "val"),
     )
 
 
-def _write_split(folder: Path, split: str, count: int, config: Config, seed: int) -> None:
+def _write_split(folder: Path, split: str, num_images: int, config: Config, seed: int) -> None:
+    """Generate the images and the annotation file of a split."""
     from pycocotools import mask as rle
 
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     (folder / split).mkdir(parents=True)
-    for i in range(count):
+    for i in range(num_images):
         pixels, objects = draw_image(np.random.RandomState([seed, i]), config.image_size)
         file_name = f"{i:06d}.bmp"
         Image.fromarray(pixels).save(folder / split / file_name)
@@ -100,24 +102,28 @@ def _write_split(folder: Path, split: str, count: int, config: Config, seed: int
 
 
 def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uint8], list[tuple[int, Mask]]]:
-    """One image, and the visible part of each object in it.
+    """Draw one image with its objects.
+
+    Args:
+        random: The source of randomness.
+        size: Side length of the image in pixels.
 
     Returns:
-        (size, size, 3) uint8, and for each object its label and its (size, size) bool mask.
+        The image (size, size, 3) uint8; for each object, its label and the mask (size, size) of its visible part.
     """
-    big = size * SUPERSAMPLING
-    canvas = _ground(random, big)
-    owner = np.zeros((big, big), dtype=np.int64)  # 0 is the ground, i + 1 the i-th object
-    for _ in range(random.randint(3, 7)):  # clutter: bare scraps, to be told from objects
-        u, v, window = _place(random, big, radius=big * (0.02 + 0.03 * random.random_sample()))
-        scrap = SHAPES[random.randint(len(SHAPES))](u, v)
-        canvas[window][scrap] = _color(random, 0, 255)
+    canvas_size = size * SUPERSAMPLING
+    canvas = _background(random, canvas_size)
+    owner = np.zeros((canvas_size, canvas_size), dtype=np.int64)  # 0 for the background, i + 1 for object i
+    for _ in range(random.randint(3, 7)):  # clutter: small shapes without texture, which are not objects
+        u, v, window = _place(random, canvas_size, radius=canvas_size * (0.02 + 0.03 * random.random_sample()))
+        inside = SHAPES[random.randint(len(SHAPES))](u, v)
+        canvas[window][inside] = _color(random, 0, 255)
     labels: list[int] = []
     for _ in range(random.randint(2, 4)):
         label = random.randint(len(CLASSES))
-        radius = big * (0.16 + 0.18 * random.random_sample())
-        for _ in range(10):  # objects may overlap, but not so far that a class can't be told
-            u, v, window = _place(random, big, radius)
+        radius = canvas_size * (0.16 + 0.18 * random.random_sample())
+        for _ in range(10):  # objects may overlap, but not so much that a class can't be recognized
+            u, v, window = _place(random, canvas_size, radius)
             inside = SHAPES[label](u, v)
             if np.count_nonzero(owner[window][inside]) <= 0.2 * np.count_nonzero(inside):
                 break
@@ -136,50 +142,55 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
     return np.clip(np.floor(pixels), 0, 255).astype(np.uint8), objects
 
 
-def _place(random: np.random.RandomState, big: int, radius: float) -> tuple[Array, Array, tuple[slice, slice]]:
-    """Coordinates (u, v) in which a randomly placed, turned shape fills [-1, 1], over the window that it can touch."""
-    x, y = (0.1 + 0.8 * random.random_sample(2)) * big
-    # A rotation without sine and cosine, whose last bits differ between machines: the rational points of the circle.
+def _place(random: np.random.RandomState, canvas_size: int, radius: float) -> tuple[Array, Array, tuple[slice, slice]]:
+    """Place a shape at random, with a random rotation.
+
+    Returns:
+        The coordinates u and v of pixels relative to the shape, which fills [-1, 1], and the window of these pixels.
+        The window is large enough for any shape.
+    """
+    x, y = (0.1 + 0.8 * random.random_sample(2)) * canvas_size
+    # The rational points of the circle give a rotation without sine and cosine, whose last bits differ by machine.
     t = random.random_sample()
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     for _ in range(random.randint(4)):  # t covers a quarter of the circle
         cosine, sine = -sine, cosine
     reach = radius * 1.5
     left, top = max(int(x - reach), 0), max(int(y - reach), 0)
-    right, bottom = min(int(x + reach) + 1, big), min(int(y + reach) + 1, big)
+    right, bottom = min(int(x + reach) + 1, canvas_size), min(int(y + reach) + 1, canvas_size)
     dx = (np.arange(left, right, dtype=np.float64) + 0.5 - x)[None, :] / radius
     dy = (np.arange(top, bottom, dtype=np.float64) + 0.5 - y)[:, None] / radius
     return cosine * dx + sine * dy, cosine * dy - sine * dx, (slice(top, bottom), slice(left, right))
 
 
 def _color(random: np.random.RandomState, darkest: int, lightest: int) -> Array:
-    """A color with each channel in this range: a narrow one makes it pale, as most of a photograph is.
+    """Draw a color with each channel in a range. A narrow range makes it pale, like most colors in photographs.
 
-    Vivid random colors and lights would be all that a network needs to tell one crop from another.
+    With vivid random colors and lights, a network could identify a crop by color alone.
     """
     return random.randint(darkest, lightest + 1, size=3).astype(np.float64)
 
 
 def _two_colors(random: np.random.RandomState) -> tuple[Array, Array]:
-    """A dark and a light color, in either order: a texture can be seen even without its hues."""
+    """Draw a dark and a light color, in random order, so that a texture is visible even in grayscale."""
     dark, light = _color(random, 0, 105), _color(random, 150, 255)
     return (dark, light) if random.randint(2) else (light, dark)
 
 
-def _ground(random: np.random.RandomState, big: int) -> Array:
-    """A ground of smoothly varying color: a coarse random grid, interpolated."""
+def _background(random: np.random.RandomState, canvas_size: int) -> Array:
+    """Draw a background of smoothly varying color by interpolating a coarse random grid."""
     cells = random.randint(1, 4)
     grid = random.randint(100, 156, size=(cells + 1, cells + 1, 3)).astype(np.float64)
-    position = (np.arange(big) + 0.5) / big * cells
+    position = (np.arange(canvas_size) + 0.5) / canvas_size * cells
     low = position.astype(np.int64)
     weight = position - low
     rows = grid[low] + (grid[low + 1] - grid[low]) * weight[:, None, None]
-    ground: Array = rows[:, low] + (rows[:, low + 1] - rows[:, low]) * weight[None, :, None]
-    return ground
+    background: Array = rows[:, low] + (rows[:, low + 1] - rows[:, low]) * weight[None, :, None]
+    return background
 
 
 def _light(random: np.random.RandomState, size: int) -> Array:
-    """A gradient of brightness over the image, (size, size, 1)."""
+    """Draw a gradient of brightness over the image, (size, size, 1)."""
     slope_x, slope_y = 0.3 * (random.random_sample(2) - 0.5)
     position = (np.arange(size) + 0.5) / size - 0.5
     brightness = 0.85 + 0.2 * random.random_sample()
@@ -188,6 +199,7 @@ def _light(random: np.random.RandomState, size: int) -> Array:
 
 
 def _downsample(canvas: Array) -> Array:
+    """Average the canvas over squares of SUPERSAMPLING x SUPERSAMPLING pixels."""
     total = np.zeros((canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING, 3))
     for row in range(SUPERSAMPLING):
         for column in range(SUPERSAMPLING):
@@ -195,7 +207,7 @@ def _downsample(canvas: Array) -> Array:
     return total / SUPERSAMPLING**2
 
 
-# Shapes: which points (u, v) are inside.
+# Shapes: functions that return which points (u, v) are inside.
 
 
 def _disk(u: Array, v: Array) -> Mask:
@@ -215,7 +227,7 @@ _TIPS = ((1.0, 0.0), (0.30902, 0.95106), (-0.80902, 0.58779), (-0.80902, -0.5877
 
 
 def _star(u: Array, v: Array) -> Mask:
-    """Inside at least four of the five lines that draw a pentagram; a line lies opposite each tip."""
+    """Return the points on the inner side of at least four of the five lines of a pentagram, one opposite each tip."""
     lines = sum(((-x * u - y * v) <= 0.37).astype(np.int64) for x, y in _TIPS)
     return (np.asarray(lines) >= 4) & (u * u + v * v <= 1.45)
 
@@ -224,15 +236,16 @@ def _cross(u: Array, v: Array) -> Mask:
     return ((np.abs(u) <= 0.32) & (np.abs(v) <= 1)) | ((np.abs(v) <= 0.32) & (np.abs(u) <= 1))
 
 
-# Textures: which points (u, v) have the first of the two colors. Each draws how fine it is, and where it starts.
+# Textures: functions that return which points (u, v) have the first of two colors. Each has a random scale and offset.
 
 
-def _fineness(random: np.random.RandomState) -> float:
+def _frequency(random: np.random.RandomState) -> float:
+    """Draw the number of repetitions of a pattern per unit of length."""
     return 1.8 + 1.7 * random.random_sample()
 
 
 def _alternate(x: Array) -> Mask:
-    """Whether the whole part is even."""
+    """Return where the integer part is even."""
     is_even: Mask = np.floor(x) % 2 == 0
     return is_even
 
@@ -243,31 +256,31 @@ def _fraction(x: Array) -> Array:
 
 
 def _stripes(u: Array, v: Array, random: np.random.RandomState) -> Mask:
-    return _alternate(u * _fineness(random) + random.random_sample())
+    return _alternate(u * _frequency(random) + random.random_sample())
 
 
 def _checks(u: Array, v: Array, random: np.random.RandomState) -> Mask:
-    fineness = _fineness(random)
+    frequency = _frequency(random)
     shift_u, shift_v = random.random_sample(2)
-    checks: Mask = _alternate(u * fineness + shift_u) == _alternate(v * fineness + shift_v)
+    checks: Mask = _alternate(u * frequency + shift_u) == _alternate(v * frequency + shift_v)
     return checks
 
 
 def _dots(u: Array, v: Array, random: np.random.RandomState) -> Mask:
-    fineness = _fineness(random)
+    frequency = _frequency(random)
     shift_u, shift_v = random.random_sample(2)
-    du, dv = _fraction(u * fineness + shift_u) - 0.5, _fraction(v * fineness + shift_v) - 0.5
+    du, dv = _fraction(u * frequency + shift_u) - 0.5, _fraction(v * frequency + shift_v) - 0.5
     return du * du + dv * dv <= 0.1
 
 
 def _rings(u: Array, v: Array, random: np.random.RandomState) -> Mask:
-    return _alternate(np.sqrt(u * u + v * v) * 1.3 * _fineness(random) + random.random_sample())
+    return _alternate(np.sqrt(u * u + v * v) * 1.3 * _frequency(random) + random.random_sample())
 
 
 def _zigzag(u: Array, v: Array, random: np.random.RandomState) -> Mask:
-    fineness = _fineness(random)
-    wave = np.abs(_fraction(u * fineness + random.random_sample()) - 0.5)
-    return _alternate((v * fineness + 2 * wave) * 1.2 + random.random_sample())
+    frequency = _frequency(random)
+    wave = np.abs(_fraction(u * frequency + random.random_sample()) - 0.5)
+    return _alternate((v * frequency + 2 * wave) * 1.2 + random.random_sample())
 
 
 CLASSES = ("disk", "square", "triangle", "star", "cross")

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 and 2012, with the masks of VOC itself or those augmented by SBD
+"""PASCAL VOC 2007 and 2012, with VOC's own masks or those augmented by SBD
 (http://host.robots.ox.ac.uk/pascal/VOC/)."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-REMEDY = "VOC's classes are 1 to 20: correct the masks, or read them with dataset=folder and dataset.mask_values"
+REMEDY = "VOC's classes are 1 to 20; correct the masks, or read them with dataset=folder and dataset.mask_values"
 
 
 @dataclass(kw_only=True)
@@ -36,10 +36,10 @@ class Config(SplitDataset):
 
 
 def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
-    """How the catalogs of both splits are made.
+    """Return the recipes of both splits.
 
     Raises:
-        UserError: where a list or a folder is missing.
+        UserError: if a list or a folder is missing.
     """
     return split_recipes(config, lambda split: _recipe(config, split, getattr(config, f"{split}_list")))
 
@@ -48,8 +48,8 @@ def _recipe(config: Config, split: str, list_file: str) -> Recipe:
     root = Path(config.root).absolute()
     path = root / list_file
     if not path.is_file():
-        found = [*root.glob(f"*/{list_file}"), *root.glob(f"*/*/{list_file}")]  # VOCdevkit/VOC2012
-        hint = f"there is {found[0]}, so check dataset.root=" if found else "check dataset.root="
+        elsewhere = [*root.glob(f"*/{list_file}"), *root.glob(f"*/*/{list_file}")]  # VOCdevkit/VOC2012
+        hint = f"but there is {elsewhere[0]}, so check dataset.root=" if elsewhere else "check dataset.root="
         raise UserError(f"dataset.{split}_list: there is no file {path}; {hint}")
     for key, folder in (("images", config.images), ("masks", config.masks)):
         if not (root / folder).is_dir():
@@ -57,20 +57,27 @@ def _recipe(config: Config, split: str, list_file: str) -> Recipe:
     names = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
     masks = [root / config.masks / f"{name}.png" for name in names if not leaves_folder(name)]
     settings = [str(root), list_file, config.images, config.masks]
-    return Recipe(settings, [path, *masks], partial(read, root, path, names, config.images, config.masks))
+    return Recipe(settings, [path, *masks], partial(_read, root, path, names, config.images, config.masks))
 
 
-def read(root: Path, path: Path, names: Sequence[str], images: str, masks: str) -> Draft:
-    """The catalog of the images that a list names."""
+def _read(root: Path, path: Path, names: Sequence[str], images: str, masks: str) -> Draft:
+    """Read the images that a list names, and their masks.
+
+    Args:
+        root: The folder that `images` and `masks` are relative to.
+        path: The list.
+        names: Its entries.
+        images, masks: The folders of the images and the masks.
+    """
     draft = Draft(root, CLASSES, mask_values=range(1, 21))
-    good: dict[str, None] = {}  # an ordered set
+    valid_names: dict[str, None] = {}  # an ordered set
     for number, name in enumerate(names, 1):
         if leaves_folder(name):
-            draft.add_problem(f"{path}: entry {number}", f"{name!r} leaves the folder of the images; take it out")
-        elif name in good:
-            draft.add_problem(f"{path}: entry {number}", f"{name!r} is there twice; take one out")
+            draft.add_problem(f"{path}: entry {number}", f"{name!r} leaves the folder of the images; remove it")
+        elif name in valid_names:
+            draft.add_problem(f"{path}: entry {number}", f"{name!r} appears twice; remove one of them")
         else:
-            good[name] = None
-    mask_files = [f"{masks}/{name}.png" for name in good]
-    add_masked_images(draft, [f"{images}/{name}.jpg" for name in good], mask_files, REMEDY)
+            valid_names[name] = None
+    mask_files = [f"{masks}/{name}.png" for name in valid_names]
+    add_masked_images(draft, [f"{images}/{name}.jpg" for name in valid_names], mask_files, REMEDY)
     return draft

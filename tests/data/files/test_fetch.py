@@ -156,7 +156,7 @@ def test_a_second_start_goes_on_where_the_first_gave_up(server: Server, tmp_path
     remote = Remote(server.url("/file.bin"), tmp_path / "file.bin", MD5)
     gains = fault in ("cut", "stall")  # so the server must fail altogether after it
     server.faults["/file.bin"] = [fault, *["500" if gains else fault] * fetch.ATTEMPTS]
-    with pytest.raises(UserError, match=r"attempts in a row; check the network and start again: what is there is kept"):
+    with pytest.raises(UserError, match=r"in a row; check the network and start again; the part .* is kept"):
         fetch.fetch(remote)
     assert not remote.path.exists()
     server.faults.clear()
@@ -192,7 +192,7 @@ def test_what_will_not_pass_is_told_at_once(server: Server, tmp_path: Path, faul
 def test_a_wrong_checksum_is_told_and_nothing_kept(server: Server, tmp_path: Path) -> None:
     remote = Remote(server.url("/file.bin"), tmp_path / "file.bin", MD5)
     server.files["/file.bin"] = CONTENT[:-1] + b"!"
-    with pytest.raises(RefusedError, match=f"MD5 is .* but should be {MD5}"):
+    with pytest.raises(RefusedError, match=f"MD5 of the file is .* but should be {MD5}"):
         fetch.fetch(remote)
     assert left(tmp_path) == set()
     server.files["/file.bin"] = CONTENT
@@ -213,7 +213,7 @@ def test_another_file_under_the_same_address_is_not_joined_to_the_first(server: 
 def test_more_than_a_file_may_have_is_refused_while_it_comes(server: Server, tmp_path: Path) -> None:
     server.faults["/file.bin"] = ["no length"]
     with pytest.raises(RefusedError, match="more than 1000 bytes"):
-        fetch.fetch(Remote(server.url("/file.bin"), tmp_path / "file.bin", most=1000))
+        fetch.fetch(Remote(server.url("/file.bin"), tmp_path / "file.bin", max_bytes=1000))
     assert not (tmp_path / "file.bin").exists()
 
 
@@ -300,7 +300,7 @@ def test_an_image_that_is_gone_can_be_left_out(server: Server, hosted: Path, tmp
 
 def test_a_damaged_archive_is_not_taken(server: Server, hosted: Path, tmp_path: Path) -> None:
     server.files["/annotations.zip"] = server.files["/annotations.zip"][:-40]
-    with pytest.raises(UserError, match=r"annotations.zip: what the server sends is no whole \.zip"):
+    with pytest.raises(UserError, match=r"annotations.zip: the server sent an incomplete or invalid \.zip"):
         load(settings(server, tmp_path / "mine"), "pretraining")
     with pytest.raises(UserError, match="should be 0123"):
         load(settings(server, tmp_path / "other", annotations_md5="0123"), "pretraining")
@@ -312,7 +312,7 @@ def test_what_is_cut_off_unseen_is_not_taken_for_whole(server: Server, hosted: P
     server.files["/train2017/train2.jpg"] = whole[: len(whole) // 2]
     server.faults["/train2017/train2.jpg"] = ["no length"]
     root = tmp_path / "mine"
-    with pytest.raises(UserError, match=r"train2.jpg: what the server sends is no whole \.jpg"):
+    with pytest.raises(UserError, match=r"train2.jpg: the server sent an incomplete or invalid \.jpg"):
         load(settings(server, root), "pretraining")
     assert not (root / "train2017" / "train2.jpg").exists()
     server.files["/train2017/train2.jpg"] = whole

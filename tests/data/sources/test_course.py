@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from cvexp.data import load, uses
+from cvexp.data.files.annotations import read_json
 from cvexp.data.sources import course as source
-from cvexp.data.sources.coco import read_json
 from cvexp.errors import UserError
 from tests.helpers import TINY, Outcome, dataset, runs
 
@@ -54,7 +54,7 @@ def test_label_maps_equal_those_composed_from_the_aggregated_file(course: Path) 
 def test_the_password_is_asked_for_and_a_wrong_one_refused(course: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"protected by a password; give it with dataset\.password="):
         load(dataset("course", course), "pretraining")
-    with pytest.raises(UserError, match="the password does not fit"):
+    with pytest.raises(UserError, match="the password is wrong"):
         load(dataset("course", course, password="dl_lob"), "pretraining")
     assert not list(Path("outputs/data/index").glob("course-unlabeled*/"))  # nothing half unpacked
 
@@ -110,6 +110,6 @@ def test_a_damaged_archive_says_so_and_leaves_nothing(course: Path, tmp_path: Pa
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"segmentation_dataset.zip: this is no whole zip archive.*fetch it again"):
+    with pytest.raises(UserError, match=r"segmentation_dataset.zip: not a complete zip archive.*fetch it again"):
         load(dataset("course", tmp_path), "segmentation")
     assert not list(Path("outputs/data/index").glob("*/"))
