@@ -48,7 +48,7 @@ def rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _quartiles(times: Sequence[float]) -> str:
-    """Format the median and, if there are several times, the first and third quartile."""
+    """Format the median and, if there are several times, the first and third quartiles."""
     low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
     return f"{median:.1f}" + (f" ({low:.1f} to {high:.1f})" if len(times) > 1 else "")
 
@@ -92,8 +92,8 @@ def constant_warnings(comparison: Comparison, clean: Callable[[str], str] = shor
         means = {group: float(np.mean([run.scores[key] for run in r])) for group, r in comparison.groups().items()}
         below = [f"{method} from {clean(start)} ({m:.3f})" for (method, start), m in means.items() if m <= threshold]
         if below:
-            always = f"Always predicting {clean(best.label)} gives {score} {threshold:.3f}"
-            warnings.append(f"{always}, no less than {', '.join(below)}.")
+            always = f"Always predicting {clean(best.label)} has {score} {threshold:.3f}"
+            warnings.append(f"{always}, no less than {' and '.join(below)}.")
     return warnings
 
 
@@ -138,7 +138,7 @@ def markdown(comparison: Comparison) -> str:
         *(f"| {' | '.join(row)} |" for row in lines),
         "",
         "IoU over the pixels of all images; mean ± standard deviation over the seeds. `constant` predicts the same "
-        "label for every pixel. Times are medians, with the first and third quartile.",
+        "label for every pixel. Times are medians, with the first and third quartiles.",
         "",
         *(["Not better than a constant prediction:", "", *warnings, ""] if warnings else []),
         *([title, "", *differences] if differences else [NO_PAIRS]),

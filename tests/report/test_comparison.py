@@ -75,7 +75,7 @@ def test_constant_predictions_have_every_score_and_what_they_beat_is_stated(term
     assert of_class["cat"] == "0.062"  # 2 x 125 of 4 x 1000 pixels
     assert of_class["mIoU"] == "0.031"
     assert of_class["presence F1"] == "0.500"
-    sentence = "Always predicting background gives pixel accuracy 0.875, no less than multiclass from random (0.872)."
+    sentence = "Always predicting background has pixel accuracy 0.875, no less than multiclass from random (0.872)."
     report.print_comparison(comparison)
     assert sentence in terminal.getvalue()
     assert "always background" in terminal.getvalue()

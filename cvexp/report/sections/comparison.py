@@ -25,12 +25,12 @@ def comparison_section(material: Material) -> Blocks:
 def _table(comparison: Comparison, run: FinishedRun) -> Table:
     names, rows = compared.rows(comparison)
     (_, *methods), (_, *weights), *scores = [[name, *cells] for name, *cells in zip(names, *rows, strict=True)]
-    columns = [f"{a} {b}" if a == "constant" else f"{a} from {b}" for a, b in zip(methods, weights, strict=True)]
+    columns = [b if a == "constant" else f"{a} from {b}" for a, b in zip(methods, weights, strict=True)]
     caption = (
         f"Scores on {len(comparison.images)} validation images, computed with the same code for all runs (run "
         f"{run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels of all "
-        "images, and mIoU is the mean over the classes. Columns name the method and the initial weights; a constant "
-        "prediction has the same label for every pixel. Times are medians, with the first and third quartile."
+        "images, and mIoU is the mean over the classes. Columns name the method and the initial weights, "
+        "or the label that a constant predicts for every pixel. Times are medians, with the first and third quartiles."
     )
     return Table(["", *columns], scores, caption, wide=len(columns) > 3)
 

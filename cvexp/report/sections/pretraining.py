@@ -47,14 +47,13 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
         f"The method {run.task} pretrained {run.config.backbone.name} for {length} with batch size "
         f"{run.config.loader.batch_size} (run {run.id[:8]}, seed {run.seed}). The best checkpoint by "
         f"{run.params['task.monitor']} is from epoch {run.metrics['best/epoch'] + 1:.0f} and has a validation loss of "
-        f"{run.metrics['best/loss']:.3f}. A low loss alone proves little, so the table also has "
-        "measures that would reveal a collapse."
+        f"{run.metrics['best/loss']:.3f}."
     )
     if len(material.pretrainings) > 1:
-        text += f" It is one of {len(material.pretrainings)} pretraining runs that the segmentation runs start from."
+        text += f" The run is one of {len(material.pretrainings)} from which the segmentation runs start."
     elif material.segmentations and not any("weights_from" in other.tags for other in material.segmentations):
         text += " No segmentation run starts from it."
-    return text
+    return f"{text} A low loss alone proves little, so the table also has measures that would reveal a collapse."
 
 
 def _measures(run: FinishedRun) -> Table:
