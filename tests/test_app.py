@@ -35,6 +35,8 @@ def test_help_names_every_option_of_every_group() -> None:
     for path in CONF.glob("*/*.yaml"):
         assert path.parent.name in result.stdout
         assert path.stem in result.stdout
+    for path in CONF.glob("base_*.yaml"):
+        assert path.stem not in result.stdout  # what options share is not an option itself
 
 
 def test_every_experiment_composes_and_says_its_command_and_result() -> None:
