@@ -62,6 +62,6 @@ def opening(key: str) -> Iterator[None]:
 
 def explain_os_error(error: OSError, key: str) -> str:
     """Say in one line which file or folder can't be used, why, and what to do."""
-    place = error.filename2 or error.filename  # when copying, the destination
+    place = error.filename2 or error.filename or key  # when copying, the destination
     remedy = _REMEDIES.get(error.errno or 0, "check its permissions, or choose another place with {key}=PATH")
-    return f"{f'{place}: ' if place else ''}{error.strerror}; {remedy.format(key=key)}"
+    return f"{place}: {error.strerror}; {remedy.format(key=key)}"

@@ -31,6 +31,8 @@ def test_help_names_every_option_of_every_group() -> None:
     for path in CONF.glob("*/*.yaml"):
         assert path.parent.name in result.stdout
         assert path.stem in result.stdout
+    for path in CONF.glob("base_*.yaml"):
+        assert path.stem not in result.stdout  # what options share is not an option itself
 
 
 def test_a_task_brings_its_optimizer_and_the_command_line_wins() -> None:

@@ -102,7 +102,7 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
     """
     start = root / folder
     if not start.is_dir():
-        raise UserError(f"{key}: there is no folder {start}; check dataset.root= and {key}=")
+        raise UserError(f"{key}: there is no folder {start}; check dataset.root=")
     mask_start = None if masks is None else os.path.relpath(root / masks, root)
     files = []
     visited: set[str] = set()

@@ -110,6 +110,6 @@ def test_a_damaged_archive_says_so_and_leaves_nothing(course: Path, tmp_path: Pa
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"segmentation_dataset.zip: not a complete zip archive.*fetch it again"):
+    with pytest.raises(UserError, match=r"segmentation_dataset.zip: this is not a complete zip.*fetch it again"):
         load(dataset("course", tmp_path), "segmentation")
     assert not list(Path("outputs/data/index").glob("*/"))
