@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +13,7 @@ from typing import NamedTuple
 from mlflow.entities import Run as MLflowRun
 
 from cvexp.composition import check
-from cvexp.config import RunConfig, flatten
+from cvexp.config import RunConfig
 from cvexp.errors import UserError
 from cvexp.tracking.resume import recorded_config
 from cvexp.tracking.store import Content, Store
@@ -187,41 +185,3 @@ def _recorded_data(run: MLflowRun) -> dict[str, RecordedData]:
             classes = classes if isinstance(classes, dict) else profile
             recorded[split] = RecordedData(fingerprint, num_images, num_objects, classes)
     return recorded
-
-
-def latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
-    """Return the id of the newest finished pretraining with this backbone and data set.
-
-    A run of the same seed comes first.
-
-    Args:
-        store: Where it is recorded.
-        config: The configuration of the run that starts from it.
-        method: The pretraining task.
-
-    Raises:
-        UserError: if there is none.
-    """
-    wanted = _identity(flatten(asdict(config)))
-    newest = None
-    for run in all_runs(store, config, "task", method):
-        if run.role == "pretraining" and _identity(run.params) == wanted:
-            if run.seed == config.seed:
-                return run.id
-            newest = newest or run.id
-    if newest is None:
-        described = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        raise UserError(
-            f"backbone.weights=latest:{method}: there is no finished {method} run with {described}; pretrain with "
-            f"python -m cvexp task={method}, or give other weights"
-        )
-    return newest
-
-
-def _identity(params: Mapping[str, str]) -> dict[str, str]:
-    """Return what a pretraining and the training that starts from it share: the network, and where the data are."""
-    keys = [key for key in params if key.startswith("backbone.args")]
-    identity = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
-    if identity.get("dataset.root", "null") != "null":
-        identity["dataset.root"] = os.path.realpath(identity["dataset.root"])
-    return identity

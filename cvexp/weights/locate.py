@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from cvexp.config import RunConfig
+from cvexp.config import RunConfig, flatten
 from cvexp.errors import UserError
-from cvexp.tracking.finished import latest_pretraining
+from cvexp.tracking.finished import all_runs
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.tracking.store import Store, first_line
 
@@ -47,7 +50,7 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
     """
     prefix, _, method = weights.partition(":")
     if prefix == "latest":  # a run that was interrupted before its first checkpoint has chosen already
-        source = run.tags().get("weights_from") or latest_pretraining(run.store, config, method)
+        source = run.tags().get("weights_from") or _latest_pretraining(run.store, config, method)
         weights = f"runs:/{source}/checkpoints/best.ckpt"
     if weights.startswith("models:/"):
         return _locate_registered(weights, run.store, folder)
@@ -59,6 +62,44 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
     return Location(path, path.stem, None)
+
+
+def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
+    """Return the id of the newest finished pretraining with this backbone and data set.
+
+    A run of the same seed comes first.
+
+    Args:
+        store: Where it is recorded.
+        config: The configuration of the run that starts from it.
+        method: The pretraining task.
+
+    Raises:
+        UserError: if there is none.
+    """
+    wanted = _identity(flatten(asdict(config)))
+    newest = None
+    for run in all_runs(store, config, "task", method):
+        if run.role == "pretraining" and _identity(run.params) == wanted:
+            if run.seed == config.seed:
+                return run.id
+            newest = newest or run.id
+    if newest is None:
+        described = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise UserError(
+            f"backbone.weights=latest:{method}: there is no finished {method} run with {described}; pretrain with "
+            f"python -m cvexp task={method}, or give other weights"
+        )
+    return newest
+
+
+def _identity(params: Mapping[str, str]) -> dict[str, str]:
+    """Return what a pretraining and the training that starts from it share: the network, and where the data are."""
+    keys = [key for key in params if key.startswith("backbone.args")]
+    identity = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
+    if identity.get("dataset.root", "null") != "null":
+        identity["dataset.root"] = os.path.realpath(identity["dataset.root"])
+    return identity
 
 
 def _locate_registered(weights: str, store: Store, folder: Path) -> Location:
