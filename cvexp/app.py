@@ -29,7 +29,7 @@ from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_compositi
 from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
-from cvexp.tracking.sweep import Sweep, swept_settings
+from cvexp.tracking.sweep import Sweep, as_given, swept_settings
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 USER_ERRORS = (UserError, *COMPOSITION_ERRORS)  # everything else is a bug, and its traceback is printed
@@ -132,8 +132,8 @@ def _run(composed: DictConfig) -> float | None:
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same in a better way
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # about its own use of PyTorch
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    command = description.command([*overrides, *hydra_config.overrides.hydra])
+    overrides = as_given(hydra_config.overrides.task)
+    command = description.command([*overrides, *as_given(hydra_config.overrides.hydra)])
     if config.resume is not None:
         with store.failures_explained("check it, and try again"):
             config = resume.saved_config(config, composed, overrides)

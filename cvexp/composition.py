@@ -40,14 +40,13 @@ def compose(*overrides: str) -> RunConfig:
 
 def compose_yaml(overrides: Sequence[str]) -> DictConfig:
     """Compose the YAML files without checking them against the schema. Works inside a Hydra application, too."""
-    singleton = GlobalHydra.instance()
-    outer = singleton.hydra
-    singleton.clear()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose("config", overrides=list(overrides))
     finally:
-        singleton.hydra = outer
+        GlobalHydra.instance().hydra = outer  # Hydra replaces the instance
 
 
 def check(composed: DictConfig) -> RunConfig:

@@ -42,23 +42,6 @@ def test_a_task_brings_its_optimizer_and_the_command_line_wins() -> None:
     assert yaml.safe_load(result.stdout)["optimizer"]["name"] == "SGD"
 
 
-def test_a_sweep_makes_a_run_and_a_folder_for_each_job(cvexp: Callable[..., Outcome]) -> None:
-    assert cvexp("-m", *TINY, "trainer.max_steps=1", "seed=3,4").code == 0
-    jobs = [run for run in runs() if run.data.tags["task"] != "sweep"]
-    assert sorted(run.data.params["seed"] for run in jobs) == ["3", "4"]
-    assert len({run.data.tags["cvexp.folder"] for run in jobs}) == 2
-
-
-def test_a_sweep_names_its_jobs_by_what_they_differ_in(cvexp: Callable[..., Outcome]) -> None:
-    sweep = ["optimizer.lr=0.001,0.002", "optimizer.args.eps=1e-8,1e-7", "seed=3"]
-    assert cvexp("-m", *TINY, "trainer.max_steps=1", *sweep).code == 0
-    names = sorted(run.info.run_name for run in runs() if run.data.tags["task"] != "sweep")
-    start = "dino-test_resnet-shapes-seed3"
-    assert names == [f"{start}-lr={lr}-eps={eps}" for lr in ("0.001", "0.002") for eps in ("1e-07", "1e-08")]
-    assert cvexp(*TINY, "trainer.max_steps=1").code == 0
-    assert runs()[0].info.run_name == "dino-test_resnet-shapes-seed0"  # the next one is alone again
-
-
 def test_keys_of_free_dictionaries_are_given_plainly(cvexp: Callable[..., Outcome]) -> None:
     arguments = ["backbone.args.drop_rate=0.1", "optimizer.args.eps=1e-7", "+optimizer.args.amsgrad=true"]
     assert cvexp(*TINY, "trainer.max_steps=1", *arguments).code == 0

@@ -69,7 +69,7 @@ ON_COMMAND_LINE: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "views too small for a network": (
         ["backbone.name=dla46_c", "task.global_size=96", "task.local_size=48"],
         "task.local_size: dla46_c can't take images of 96 and 48 px",
-        "it can with task.global_size=96 task.local_size=64",
+        "it can with task.global_size=96 task.eval_size=96 task.local_size=64",
     ),
     "heads that don't divide": (["task=attention", "task.heads=3"], "task.heads: got 3", "divisor"),
     "unknown kind of attention": (["task=attention", "task.kind=cosin"], "'cosin'", "cosine"),

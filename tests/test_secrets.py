@@ -81,6 +81,7 @@ def test_the_password_of_the_data_is_in_no_file_and_on_no_console(course: Path, 
     assert PASSWORD not in output
     finished = [run for run in runs() if run.info.status == "FINISHED"]
     assert len(finished) == (3 if sweep else 1)
+    assert all("'dataset.password=${oc.env:CVEXP_PASSWORD}'" in run.data.tags["command"] for run in finished)
     left = everything_below(Path("outputs"))
     assert b"CVEXP_PASSWORD" in left  # what was searched has the command
     assert PASSWORD.encode() not in left

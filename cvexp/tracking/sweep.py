@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 SWEPT_VARIABLE = "CVEXP_SWEPT"  # environment variable with the keys that the jobs differ in, separated by commas
 
 
+def as_given(overrides: Any) -> list[str]:
+    """Return overrides of Hydra without resolving their interpolations, one of which is the password of the data."""
+    given = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(given, list)
+    return [str(override) for override in given]
+
+
 def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
     """Return those overrides of a job that its sweep varies, by key; none outside of a sweep."""
     swept = os.environ.get(SWEPT_VARIABLE, "").split(",")
@@ -41,11 +48,11 @@ class Sweep(Callback):
 
         tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), config.tracking))
         assert isinstance(tracking, TrackingConfig)
-        overrides = [str(override) for override in config.hydra.overrides.task]
+        overrides = as_given(config.hydra.overrides.task)
         parsed = OverridesParser.create().parse_overrides(overrides)
         swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
         os.environ[SWEPT_VARIABLE] = ",".join(swept)
-        Sweep.opened = _open_sweep(tracking, overrides, [str(override) for override in config.hydra.overrides.hydra])
+        Sweep.opened = _open_sweep(tracking, overrides, as_given(config.hydra.overrides.hydra))
         os.environ[PARENT_VARIABLE] = Sweep.opened[1]
         if "password" in config.dataset and not OmegaConf.is_interpolation(config.dataset, "password"):
             config.dataset.password = None  # Hydra writes this to multirun.yaml; the jobs are composed anew

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cvexp.config import flatten
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
+from tests.helpers import TINY, Outcome, finish, mlflow_server, runs, start, store
 
 
 def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
@@ -16,17 +16,6 @@ def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
     assert len({run.data.params["seed"] for run in runs()}) == 12
     folders = {run.data.tags["cvexp.folder"] for run in runs()}
     assert len(folders) == 12
-
-
-def test_a_failing_job_of_a_sweep_is_told_and_does_not_disturb_the_next(
-    cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
-) -> None:
-    outcome = cvexp("-m", *TINY, "trainer.max_steps=1", "optimizer.args.betas=[2,0.9],[0.9,0.99]")
-    assert outcome.code == 1
-    assert "optimizer.args: AdamW refuses" in outcome.message
-    by_status = {run.info.status: run for run in runs() if run.data.tags["task"] != "sweep"}
-    assert set(by_status) == {"FAILED", "FINISHED"}
-    assert "AdamW refuses" in by_status["FAILED"].data.tags["error"]
 
 
 def test_an_error_that_is_a_bug_ends_the_run_as_failed(
@@ -129,39 +118,3 @@ def test_equal_seeds_give_equal_losses_and_others_do_not(cvexp: Callable[..., Ou
     )
     assert first == again
     assert first != other
-
-
-def test_a_sweep_is_one_parent_run_with_its_jobs_as_children(cvexp: Callable[..., Outcome]) -> None:
-    quick = [*TINY_SEGMENTATION, "trainer.max_steps=1"]
-    assert cvexp("-m", *quick, "task=multiclass,attention", "seed=0,1").code == 0
-    *children, parent = runs()
-    assert parent.data.tags["task"] == "sweep"
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params["sweep.task"] == "multiclass,attention"
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    kinds = {(run.data.params["task.name"], run.data.tags["start"], run.data.params["seed"]) for run in children}
-    assert kinds == {(task, "random", seed) for task in ("multiclass", "attention") for seed in ("0", "1")}
-    assert cvexp(*quick, "task=multiclass").code == 0  # the next one is alone again
-    assert "mlflow.parentRunId" not in runs()[0].data.tags
-
-
-def test_the_parent_of_a_sweep_with_a_failure_has_failed(cvexp: Callable[..., Outcome]) -> None:
-    outcome = cvexp("-m", *TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass,attention", "task.heads=3")
-    assert outcome.code == 1
-    by_task = {run.data.tags["task"]: run for run in runs()}
-    assert by_task["sweep"].info.status == "FAILED"
-    assert "divisor" in by_task["attention"].data.tags["error"]
-
-
-def test_a_job_that_never_had_a_run_fails_the_sweep_too(cvexp: Callable[..., Outcome]) -> None:
-    outcome = cvexp("-m", *TINY_SEGMENTATION, "trainer.max_steps=1", "task=multiclass", "task.dropout=0,2")
-    assert outcome.code == 1
-    assert {run.data.tags["task"]: run.info.status for run in runs()} == {"sweep": "FAILED", "multiclass": "FINISHED"}
-
-
-def test_a_sweep_over_tasks_takes_keys_that_only_they_have_and_refuses_misspelt_ones(
-    cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture
-) -> None:
-    outcome = cvexp("-m", *TINY_SEGMENTATION, "task=multiclass,attention", "task.decoder_chanels=4")
-    assert outcome.code == 1
-    assert "did you mean task.decoder_channels" in outcome.message + caplog.text

@@ -177,12 +177,10 @@ def test_classes_are_drawn_as_told() -> None:
 @pytest.fixture
 def segmenters() -> tuple[Multiclass, Attention]:
     """Both methods with three classes."""
-    settings = (
-        "dataset.classes=[disk,star,square]",
-        "task.class_weights={background: 1, disk: 0.5, star: 2, square: 1}",
-    )
-    configs = [compose("task=multiclass", *TINY_SEGMENTATION, *settings)]
-    configs.append(compose("task=attention", *TINY_SEGMENTATION, settings[0]))
+    classes = "dataset.classes=[disk,star,square]"
+    class_weights = "task.class_weights={background: 1, disk: 0.5, star: 2, square: 1}"
+    configs = [compose("task=multiclass", *TINY_SEGMENTATION, classes, class_weights)]
+    configs.append(compose("task=attention", *TINY_SEGMENTATION, classes))
     splits = load(configs[0].dataset, "segmentation")
     return Multiclass(configs[0], splits), Attention(configs[1], splits)
 
