@@ -1,0 +1,139 @@
+"""`task=simclr`: contrastive pretraining (Chen et al., https://arxiv.org/abs/2002.05709)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from cvexp import processes
+from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
+from cvexp.data.augment.views import view
+from cvexp.errors import UserError
+from cvexp.models.backbone import forward_crops
+from cvexp.models.simclr import NTXentLoss, ProjectionHead, alignment, pair_potential
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
+
+
+@dataclass(kw_only=True)
+class Config(PretrainingConfig):
+    measures: ClassVar[tuple[str, ...]] = (*PretrainingConfig.measures, "alignment", "uniformity")
+
+    size: int = MISSING
+    scale: list[float] = MISSING
+    flip: float = MISSING
+    jitter: list[float] = MISSING
+    jitter_probability: float = MISSING
+    gray: float = MISSING
+    blur: float = MISSING
+    hidden_dim: int = MISSING
+    out_dim: int = MISSING
+    batch_norm: bool = MISSING
+    temperature: float = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.size >= 2, "task.size", self.size, "at least 2 (pixels)")
+        for key in ("hidden_dim", "out_dim"):
+            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        require_scale("task.scale", self.scale)
+        for key in ("flip", "jitter_probability", "gray", "blur"):
+            require_fraction(f"task.{key}", getattr(self, key))
+        require_jitter("task.jitter", self.jitter)
+        require(self.temperature > 0, "task.temperature", self.temperature, "positive")
+
+
+def main(config: RunConfig, run: ReadOnlyRun) -> float:
+    """Pretrain, and return the monitored metric at the best epoch."""
+    return pretrain(SimCLR, config, run)
+
+
+class SimCLR(Pretraining):
+    """Two views of an image shall have similar projections, and views of different images different ones.
+
+    Shapes: b images, d dimensions of a projection.
+    """
+
+    encoder_name = "backbone"
+
+    @property
+    def task(self) -> Config:
+        assert isinstance(self.config.task, Config)
+        return self.config.task
+
+    @classmethod
+    def choose_sizes(cls, config: RunConfig) -> list[dict[str, int]]:
+        task = config.task
+        assert isinstance(task, Config)
+        return [{"task.size": task.size, "task.eval_size": task.eval_size}]
+
+    def make_networks(self, backbone: nn.Module, num_features: int) -> None:
+        task = self.task
+        if min(self.config.loader.batch_size, self.num_samples) < 2:
+            raise UserError(
+                f"loader.batch_size: got {self.config.loader.batch_size}, with {self.num_samples} training crops, but "
+                "SimCLR needs the views of at least 2 crops in a batch, to tell them apart"
+            )
+        self.backbone = backbone
+        self.head = ProjectionHead(num_features, task.hidden_dim, task.out_dim, task.batch_norm)
+        self.loss = NTXentLoss(task.temperature)
+
+    def views(self) -> list[v2.Transform]:
+        task = self.task
+        transform = view(
+            size=task.size,
+            scale=task.scale,
+            flip=task.flip,
+            jitter=task.jitter,
+            jitter_probability=task.jitter_probability,
+            gray=task.gray,
+            blur=task.blur,
+            solarize=0.0,
+        )
+        return [transform, transform]
+
+    def crop_resolution(self) -> float:
+        return max(self.task.size / math.sqrt(self.task.scale[0]), self.task.eval_size)
+
+    def project(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the projections (b, d) of the first and of the second view of each image."""
+        first_bd, second_bd = self.head(forward_crops(self.backbone, views)).chunk(2)
+        return first_bd, second_bd
+
+    def step(self, batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        views, _ = batch
+        loss: Tensor = self.loss(*self.project(views))
+        return loss, {}
+
+    # Validation
+
+    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
+        first_bd, second_bd = self.project(views)
+        return {
+            "loss": self.loss(first_bd, second_bd).item(),
+            "alignment": alignment(first_bd, second_bd),
+            "potential": pair_potential(first_bd),
+        }
+
+    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
+        return {"alignment": means["alignment"], "uniformity": math.log(means["potential"])}
+
+    def collapse_warnings(self, measures: dict[str, float]) -> list[str]:
+        if measures["uniformity"] <= -0.1:
+            return []
+        return [
+            f"all images have nearly the same projection (uniformity {measures['uniformity']:.3f}; 0 is a complete "
+            "collapse); lower optimizer.lr, or use a larger loader.batch_size"
+        ]
+
+    def describe_collapse(self) -> str:
+        num_views = 2 * min(self.config.loader.batch_size, self.num_samples) * processes.world_size()
+        return f"{math.log(num_views - 1):.3f} for a full training batch if all images have the same projection"
+
+
+Method = SimCLR
