@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -79,12 +79,7 @@ def command(overrides: Sequence[str], is_sweep: bool = False) -> str:
         is_sweep: Whether they are those of a sweep.
     """
     words = [word.removeprefix("++") for word in overrides if not word.startswith("hydra.mode=")]
-    return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(_quoted, words)]))
-
-
-def _quoted(word: str) -> str:
-    """Quote a word of the command line where a shell needs that."""
-    return repr(word) if re.search(r"[\s\[{(*$&;<>|]", word) else word
+    return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 
 def _git(*arguments: str) -> str:
