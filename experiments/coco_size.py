@@ -96,8 +96,8 @@ def build(root: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = sum(path.stat().st_size for path in catalog.folder.iterdir()) / 2**20
     print(
-        f"built: {len(catalog.files)} images, {len(catalog.label)} instances in {seconds:.1f} s, with at most {peak:.2f} "
-        f"GiB of memory; {size:.0f} MiB on disk"
+        f"built: {len(catalog.files)} images, {len(catalog.label)} instances in {seconds:.1f} s, with at most "
+        f"{peak:.2f} GiB of memory; {size:.0f} MiB on disk"
     )
 
 

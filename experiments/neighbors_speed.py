@@ -29,7 +29,7 @@ def main() -> None:
             start = perf_counter()
             found = nearest_neighbors(single, single[:QUERIES], K, exclude=np.arange(QUERIES))
             seconds = perf_counter() - start
-            print(f"spread {spread}: {seconds:.2f} s; mean cosine of the {K}th neighbor {found.cosines[:, -1].mean():.4f}")
+            print(f"spread {spread}: {seconds:.2f} s; mean {K}th cosine {found.cosines[:, -1].mean():.4f}")
 
 
 if __name__ == "__main__":
