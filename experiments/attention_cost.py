@@ -1,13 +1,13 @@
-"""The cost of one more class: several queries of one encoding, beside encoding the image again for each.
+"""The cost of one more class: several queries of one encoding, compared with a new encoding for each class.
 
     python experiments/attention_cost.py
 
 The model is that of `task=attention` with ResNet-18 and the default configuration. Weights and images are random, which
-does not change the time. Any key can be set, such as `task.placement=encoder`.
+does not affect the time. Any key can be set, such as `task.placement=encoder`.
 
-Expected (two cores, ResNet-18, 128 px, five classes): one class 35 ms; five queries of one encoding 1.2 times that,
-five encodings 5.0 times; with task.placement=encoder, five queries of one encoding 2.5 times. All logits agree within
-1e-7.
+Expected (two cores, ResNet-18, 128 px, five classes): one class takes 35 ms, five queries of one encoding take
+1.2 times as long, and five encodings 5.0 times as long. With task.placement=encoder, five queries of one encoding take
+2.5 times as long as one class. All logits agree within 1e-7.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         difference = (shared() - anew()).abs().max().item()
-        for _ in range(REPEATS):  # in turn, so that other work on the machine affects all alike
+        for _ in range(REPEATS):  # in turn, so other work on the machine affects all of them alike
             for name, way in ways.items():
                 started = time.perf_counter()
                 way()
@@ -56,8 +56,8 @@ def main() -> None:
     single = statistics.median(seconds["1 class"])
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"{name:24} {1000 * median:7.1f} ms  {median / single:.2f} times one class")
-    print(f"largest difference of the logits: {difference:.1e}")
+        print(f"{name:24} {1000 * median:7.1f} ms  {median / single:.2f} times as long as one class")
+    print(f"largest difference between logits: {difference:.1e}")
 
 
 if __name__ == "__main__":

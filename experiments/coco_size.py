@@ -1,14 +1,15 @@
-"""How long does a data set of the size of COCO train2017 take, and how much memory do its workers?
+"""How much time does a data set as large as COCO train2017 take, and how much memory do its workers need?
 
-    python experiments/coco_size.py            (about 2 GB of disk in a temporary folder, gone afterwards)
+    python experiments/coco_size.py            (uses about 2 GB in a temporary folder, deleted afterwards)
 
-Writes an annotation file with as many images and instances as COCO's, and polygons as long; 118 000 links to one image
-stand for the images. Measured, each in a process of its own: the catalog is built; all images are decoded once; both
-are opened again; and what each further worker of a loader adds to the memory of all processes together (PSS, which
-counts shared memory once), when the workers are forked and when they are spawned.
+The script writes an annotation file with as many images, instances and polygon corners as COCO's. 118 000 links to one
+image stand in for the images. Each of these steps is measured in a separate process: building the catalog; decoding all
+images once; opening the results again; and adding workers to a loader, either forked or spawned. For the workers, the
+script measures how much memory each adds to the total of all processes (PSS, which counts shared memory once).
 
-Expected on two cores: built in 41 to 74 s and 3.8 GiB, 255 MiB on disk; opened again in 0.5 to 0.8 s; each further
-worker takes 52 MiB when forked (10 MiB if it reads nothing), and 440 MiB when spawned (300 MiB: a PyTorch of its own).
+Expected on two cores: building takes 41 to 74 s, 3.8 GiB of memory and 255 MiB on disk. Opening again takes 0.5 to
+0.8 s. Each additional worker takes 52 MiB when forked (10 MiB if it reads nothing), and 440 MiB when spawned (300 MiB
+if it reads nothing, because it loads PyTorch again).
 """
 
 import json
@@ -29,12 +30,12 @@ import cvexp
 from cvexp.config import DatasetConfig
 
 IMAGES, INSTANCES, CATEGORIES = 118_000, 860_000, 80
-CORNERS = 22  # of a polygon, on average, as in COCO
+CORNERS = 22  # average number per polygon, as in COCO
 WIDTH, HEIGHT = 640, 480
 
 
 def generate(root: Path) -> None:
-    """The annotation files of both splits, and a file for each image."""
+    """Write the annotation files of both splits, and a file for each image."""
     random = np.random.RandomState(0)
     categories = [{"id": i + 1, "name": f"class-{i}"} for i in range(CATEGORIES)]
     (root / "annotations").mkdir(parents=True)
@@ -56,7 +57,7 @@ def generate(root: Path) -> None:
 
 
 def _copy(root: Path, path: Path) -> None:
-    """A file may have 65 000 links only."""
+    """Start a new copy of the image, because a file can have only 65 000 links."""
     (root / "image.jpg").unlink()
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "image.jpg")
     os.link(root / "image.jpg", path)
@@ -95,8 +96,8 @@ def build(root: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = sum(path.stat().st_size for path in catalog.folder.iterdir()) / 2**20
     print(
-        f"built: {len(catalog.files)} images, {len(catalog.label)} instances in {seconds:.1f} s, at most {peak:.2f} "
-        f"GiB of memory; {size:.0f} MiB on disk"
+        f"built: {len(catalog.files)} images, {len(catalog.label)} instances in {seconds:.1f} s, with at most "
+        f"{peak:.2f} GiB of memory; {size:.0f} MiB on disk"
     )
 
 
@@ -110,7 +111,7 @@ def load(root: str) -> None:
 
 
 def workers(root: str, method: str, what: str) -> None:
-    """The memory of a loader with 1 to 4 workers, each of which has read label maps; or of one that reads nothing."""
+    """Print the memory of a loader with 1 to 4 workers, each of which has read label maps, or nothing."""
     from torch.utils.data import DataLoader, Dataset
 
     from cvexp import data
@@ -130,14 +131,14 @@ def workers(root: str, method: str, what: str) -> None:
             pass
         here = psutil.Process()
         total = sum(process.memory_full_info().pss for process in (here, *here.children(recursive=True))) / 2**20
-        added = f", {total - before:.0f} MiB more than with one less" if before else ""
+        added = f", {total - before:.0f} MiB more than with one worker less" if before else ""
         print(f"{method}, {what}, {count} workers: {total:.0f} MiB{added}")
         before = total
         del loader
 
 
 class Nothing:
-    """A data set that needs no index: what its workers take is Python's and PyTorch's own."""
+    """A data set without an index, to measure the memory that Python and PyTorch alone take in a worker."""
 
     def __getitem__(self, key: object) -> int:
         return 0
@@ -151,7 +152,7 @@ def main() -> None:
         started = time.perf_counter()
         generate(Path(root))
         size = (Path(root) / "annotations" / "instances_train2017.json").stat().st_size / 2**20
-        print(f"generated in {time.perf_counter() - started:.0f} s, the annotation file has {size:.0f} MiB", flush=True)
+        print(f"generated in {time.perf_counter() - started:.0f} s; the annotation file has {size:.0f} MiB", flush=True)
         steps = [
             ["build"],
             ["load"],

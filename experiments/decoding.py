@@ -1,9 +1,10 @@
-"""Which decoder of JPEG is the fastest? Milliseconds for an image, on one processor, side by side.
+"""Which JPEG decoder is the fastest? The script compares the milliseconds per image on one processor core.
 
-    python experiments/decoding.py FOLDER        (with pip install opencv-python-headless simplejpeg, for those too)
+    python experiments/decoding.py FOLDER        (optionally after pip install opencv-python-headless simplejpeg)
 
-Expected (COCO's photographs, 640 x 480 px): nothing is twice as fast as Pillow, which reads all formats and modes, and
-so stays. What helps is its `draft`, which decodes a large photograph at the scale that the views need.
+Expected (COCO's photographs, 640 x 480 px): no decoder is twice as fast as Pillow, which remains the choice because
+it reads all formats and modes. Pillow's `draft` does help: it decodes a large photograph at the scale that the views
+need.
 """
 
 import importlib
@@ -22,7 +23,7 @@ from cvexp.data.files.images import decode
 
 
 def optional() -> dict[str, Callable[[bytes], object]]:
-    """The decoders that are installed, though cvexp doesn't need them."""
+    """Return the optional decoders that are installed; cvexp does not need them."""
     found: dict[str, Callable[[bytes], object]] = {}
     for name in ("cv2", "simplejpeg"):
         try:
@@ -57,7 +58,7 @@ def main() -> None:
     for title, images in ((f"{len(files)} images", files), ("8 images of 12 megapixels", large)):
         print(title)
         best = dict.fromkeys(decoders, float("inf"))
-        for _ in range(3):  # in turns, as other work on the machine disturbs
+        for _ in range(3):  # in turn, so other work on the machine affects all of them alike
             for name, decoder in decoders.items():
                 started = time.perf_counter()
                 for data in images:

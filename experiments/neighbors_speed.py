@@ -1,10 +1,11 @@
-"""How long the nearest neighbors take: 5000 queries among 50 000 features of 512 dimensions.
+"""How long does the search for nearest neighbors take, with 5000 queries among 50 000 features of 512 dimensions?
 
     python experiments/neighbors_speed.py
 
-Twice three searches: of features in loose classes, and in tight ones, where many are nearly as near as the k-th.
+The script searches three times in loose classes, and three times in tight ones, where many features are almost as near
+as the k-th neighbor.
 
-Expected (two cores): 3.1 to 3.4 s for loose classes, 4.6 to 5.0 s for tight ones.
+Expected (two cores): 3.1 to 3.4 s per search for loose classes, and 4.6 to 5.0 s for tight ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
             start = perf_counter()
             found = nearest_neighbors(single, single[:QUERIES], K, exclude=np.arange(QUERIES))
             seconds = perf_counter() - start
-            print(f"spread {spread}: {seconds:.2f} s; mean cosine of the {K}th {found.cosines[:, -1].mean():.4f}")
+            print(f"spread {spread}: {seconds:.2f} s; mean {K}th cosine {found.cosines[:, -1].mean():.4f}")
 
 
 if __name__ == "__main__":

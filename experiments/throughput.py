@@ -1,10 +1,10 @@
-"""Is the training step kept fed? Images per second of `fit` beside those of the bare step, in one run.
+"""Is the training step kept busy? The script compares the images per second of `fit` and of the bare step.
 
     python experiments/throughput.py task.global_size=96 task.local_size=48 trainer.max_steps=60
     python experiments/throughput.py task=multiclass
 
-The bare step is the module's loss, backward pass, clipping and optimizer step on one batch that is ready. `fit` adds
-augmentation, loading, callbacks and logging. Any pretraining or segmentation task, and all its overrides, are accepted.
+The bare step is the module's loss, backward pass, clipping and optimizer step on one batch already in memory. `fit`
+adds augmentation, loading, callbacks and logging. Any pretraining or segmentation task and any override can be used.
 """
 
 import os
@@ -24,7 +24,7 @@ from cvexp.training.module import TrainingModule
 
 
 def bare_step_speed(module: TrainingModule, batch: Any, seconds: float = 30.0) -> float:
-    """Measure the images per second of the step alone."""
+    """Measure how many images per second the training step alone processes."""
     optimizer = module.configure_optimizers()
     clip_norm = module.config.optimizer.clip_norm
     num_images, started = 0, 0.0
@@ -37,7 +37,7 @@ def bare_step_speed(module: TrainingModule, batch: Any, seconds: float = 30.0) -
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         module.after_optimizer_step(module.done)
-        if not started:  # the first step warms up
+        if not started:  # the first step is a warmup
             started = time.perf_counter()
         else:
             num_images += len(batch[1])

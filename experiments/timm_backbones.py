@@ -1,13 +1,13 @@
-"""Which of timm's models train here? Some are drawn at random and trained for two steps in all three training tasks.
+"""Which of timm's models can cvexp train? Random ones are trained for two steps in all three training tasks.
 
     python experiments/timm_backbones.py                   # 40 models of at most 100 million parameters
-    python experiments/timm_backbones.py --largest 30      # smaller ones
+    python experiments/timm_backbones.py --largest 30      # models of at most 30 million
 
-A family (a module of timm) is drawn first, then a model of it. Each is trained in a process of its own as
-`python -m cvexp task=... backbone.name=NAME`, on few generated images and with little else to compute; view and image
-sizes are the defaults: DINO sees 96 and 48 px, or 96 px alone where the model can't take both, and the segmenters
-128 px. A model that is refused with a message that names sizes is tried once more with these. Further overrides of
-all runs, such as trainer.accelerator=gpu, may follow.
+The script first draws a family (a module of timm), then a model from this family. It trains each model in a separate
+process like `python -m cvexp task=... backbone.name=NAME`, on a few generated images and with small heads and decoders.
+View and image sizes are the defaults: 96 and 48 px for DINO, or only 96 px if the model can't take both, and 128 px for
+segmentation. If cvexp refuses a model with a message that suggests sizes, the model is tried again with these sizes.
+Overrides for all runs, such as trainer.accelerator=gpu, can be added to the command.
 
 Expected (timm 1.0.31, --largest 30, seed 0): 40 of 40 train in all tasks, 9 of them with 96 px for all views in DINO.
 """
@@ -48,11 +48,11 @@ SMALL = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", type=int, default=40, help="how many models")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--largest", type=float, default=100, help="million parameters that a model may have")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for the three tasks of a model")
-    parser.add_argument("overrides", nargs="*", help="as of python -m cvexp")
+    parser.add_argument("--names", type=int, default=40, help="number of models to draw")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing the models")
+    parser.add_argument("--largest", type=float, default=100, help="maximum size of a model in million parameters")
+    parser.add_argument("--timeout", type=float, default=900, help="maximum seconds for the three tasks of a model")
+    parser.add_argument("overrides", nargs="*", help="overrides as for python -m cvexp")
     options = parser.parse_args()
     print("| model | million parameters | " + " | ".join(TASKS) + " |\n|---|---|" + "---|" * len(TASKS), flush=True)
     counts = collections.Counter[str]()
@@ -67,18 +67,18 @@ def main() -> None:
 
 
 def grade(results: list[str]) -> str:
-    """What the results of a model's tasks come to."""
+    """Summarize the results of a model's tasks."""
     if any("TRACEBACK" in result for result in results):
         return "end with a traceback in some task"
     if any(result.startswith("refused") for result in results):
         return "are refused in some task"
     if any(result != "trained" for result in results):
-        return "train in all tasks, some at the sizes that the message names"
+        return "train in all tasks, some only at the suggested sizes"
     return "train in all tasks"
 
 
 def draw(number: int, seed: int, largest: float) -> Iterator[tuple[str, float]]:
-    """Draw models over timm's families, none twice; with each, its million parameters."""
+    """Draw different models from timm's families, and yield the name and million parameters of each."""
     generator = random.Random(seed)
     families = timm.list_modules()
     drawn: set[str] = set()
@@ -93,7 +93,7 @@ def draw(number: int, seed: int, largest: float) -> Iterator[tuple[str, float]]:
 
 
 def train_apart(name: str, overrides: list[str], folder: Path, timeout: float) -> dict[str, str]:
-    """Train a model in a process of its own; how each task ended."""
+    """Train a model in a separate process, and return how each task ended."""
     results = dict.fromkeys(TASKS, "TRACEBACK: the process ended")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"cvexp.tasks.{task}" for task in TASKS])  # imported once, for all processes
@@ -110,7 +110,7 @@ def train_apart(name: str, overrides: list[str], folder: Path, timeout: float) -
 
 
 def train(name: str, overrides: list[str], folder: Path) -> None:
-    """Train a model in each task, and leave in files how that ended."""
+    """Train a model in each task, and save how each task ended to files."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.chdir(folder)
     with Path(f"{name}.log").open("w") as log:
@@ -127,7 +127,7 @@ def train(name: str, overrides: list[str], folder: Path) -> None:
 
 
 def run(arguments: list[str]) -> str:
-    """How `python -m cvexp` ends: trained, refused with a message, or with a traceback."""
+    """Run `python -m cvexp`, and return how it ended: trained, refused with a message, or with a traceback."""
     from cvexp.app import main as cvexp
 
     sys.argv = ["cvexp", *arguments]

@@ -1,4 +1,4 @@
-"""Data sources, each a module with a `Config` and `recipes`, and the datasets that are built on their common index."""
+"""Data sources, each a module with a `Config` and `recipes`, and the datasets built on their common index."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def uses(config: DatasetConfig) -> tuple[Use, ...]:
 
 
 def open_splits(config: DatasetConfig, use: Use) -> Splits:
-    """Return the indices of the training and the validation split; prepare the data first if necessary.
+    """Return the indexes of the training and validation splits. Prepare the data first if necessary.
 
     Args:
         config: The data source, and what to select from it.
@@ -43,15 +43,15 @@ def open_splits(config: DatasetConfig, use: Use) -> Splits:
 
 
 def load(config: DatasetConfig, use: Use, needs_training: bool = True) -> Splits:
-    """Return the indices of both splits, checked to have data for the given use.
+    """Return the indexes of both splits, and check that they have data for the given use.
 
     Args:
         config: The data source, and what to select from it.
         use: ``"pretraining"`` for object crops, or ``"segmentation"`` for images with masks.
-        needs_training: Whether the training split is used; otherwise it may be empty.
+        needs_training: Whether the training split is used. If not, this split may be empty.
 
     Raises:
-        UserError: if data is missing or broken, or if a split that is used has nothing of what was selected.
+        UserError: if data is missing or broken, or if the selection leaves nothing in a split that is used.
     """
     if needs_training and (key := null_training_key(config)):
         raise UserError(f"{key}: got null, but training needs images; give them with {key}=PATH")
@@ -83,15 +83,15 @@ def _check_index(index: Index, config: DatasetConfig, use: Use) -> None:
             )
         if "background" in index.classes:
             raise UserError(
-                "dataset.classes: a class is called background, but this is the name of all pixels without a class; "
-                "list only the other classes, and it becomes part of these pixels"
+                "dataset.classes: a class is called background, but this name is reserved for pixels without a class; "
+                "list only the other classes, and the pixels of this class become background"
             )
     if (len(index) if use == "pretraining" else len(index.images)) == 0:
         raise UserError(_why_empty(index, config, use))
 
 
 def warn_of_absent_classes(index: Index, config: DatasetConfig, use: Use) -> None:
-    """Warn if a split has no objects of some classes, and name those that it has without `dataset.limit`."""
+    """Warn if a split has no objects of some classes, and name those that only `dataset.limit` excludes."""
     if absent := _absent_classes(index, use):
         unlimited = set(_absent_classes(_without_limit(index, config), use))
         lost = ", ".join(name for name in absent if name not in unlimited)
@@ -104,7 +104,7 @@ def warn_of_absent_classes(index: Index, config: DatasetConfig, use: Use) -> Non
 def _warn_of_untrained_classes(splits: Splits) -> None:
     if untrained := [name for name in splits.val.catalog.classes if name not in splits.val.classes]:
         log.warning(
-            "data: only the val split has the class%s %s; dataset.unlisted= decides how its pixels are labeled",
+            "data: only the val split has the class%s %s; dataset.unlisted= decides how such pixels are labeled",
             "es" * (len(untrained) > 1),
             ", ".join(untrained),
         )
@@ -118,7 +118,7 @@ def _without_limit(index: Index, config: DatasetConfig) -> Index:
 
 
 def _why_empty(index: Index, config: DatasetConfig, use: Use) -> str:
-    """Return a message that says why a split has nothing to use, and what to do."""
+    """Return a message that explains why a split has nothing to use, and how to fix this."""
     objects = "object" + (f" of the classes {', '.join(index.classes)}" if index.classes else "")
     where = f"the {index.split} split of {index.root} has no"
     if use == "segmentation":
@@ -133,6 +133,6 @@ def _why_empty(index: Index, config: DatasetConfig, use: Use) -> str:
 
 
 def _absent_classes(index: Index, use: Use) -> list[str]:
-    """Return the classes without objects in the split; for pretraining, small objects do not count."""
+    """Return the classes without objects in the split, ignoring small objects for pretraining."""
     counts = index.counts() if use == "pretraining" else index.num_objects()
     return [name for name, count in counts.items() if count == 0]

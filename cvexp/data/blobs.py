@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class Blobs(Sequence[bytes]):
-    """A sequence of byte strings, stored in one array with the offset of each."""
+    """A sequence of byte strings, stored as one array with the offset of each string."""
 
     def __init__(self, offsets: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
         self.offsets = offsets

@@ -1,7 +1,7 @@
 """The catalog of one split: its images, objects and masks, and what is wrong with them.
 
-A source collects this in a `Draft`. It is then written to a folder of arrays, which are mapped into memory: all worker
-processes share one copy, and opening a catalog of a million objects takes no time.
+A source collects this information in a `Draft`. The draft is then written to a folder of arrays, which are mapped into
+memory: all worker processes share one copy, and opening a catalog of a million objects takes almost no time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Problem(NamedTuple):
 
     Attributes:
         where: A file, or a position in it.
-        what: What is wrong, and the remedy. If there are `numbers`, it applies to each, with the placeholder
-            `{number}`.
+        what: What is wrong, and the remedy. If there are `numbers`, this text applies to each of them and contains the
+            placeholder `{number}`.
         numbers: The numbers in a mask that do not stand for a class.
     """
 
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def grouped(problems: Sequence[Problem]) -> list[str]:
-    """Return lines to print. An unknown number has one line for all the masks that contain it."""
+    """Return the lines to print, with one line per unknown number for all the masks that contain it."""
     masks_of: dict[int, list[str]] = {}
     for problem in problems:
         for number in problem.numbers:
@@ -68,8 +68,8 @@ class Draft:
     Attributes:
         root: The folder that `files` are relative to.
         classes: The names of all classes; labels are positions in this list. Empty if the objects have no labels.
-        mask_values: If the masks are files, the number of each class in them.
-        ignore_value: If the masks are files, the number of ignored pixels in them.
+        mask_values: The number of each class in mask files, if there are any.
+        ignore_value: The number that marks ignored pixels in mask files, if there are any.
     """
 
     root: Path
@@ -105,9 +105,9 @@ class Draft:
             image: The position of the image.
             label: The object's class, or `UNLABELED`.
             box: Left, top, width and height in pixels.
-            area: Number of pixels of the mask.
-            runs: The mask as compressed run lengths, if it is not a file.
-            crowd: Whether this is a region of objects that were not annotated separately.
+            area: Area of the mask in pixels.
+            runs: The mask as compressed run lengths; empty if the mask is a file or missing.
+            crowd: Whether this is a region of several objects that were not annotated separately.
         """
         self.images.append(image)
         self.labels.append(label)
@@ -131,7 +131,7 @@ class Draft:
         return subset
 
     def add_problem(self, where: object, what: str) -> None:
-        """Record that something is left out; see :class:`Problem`."""
+        """Record that a file or annotation is left out; see :class:`Problem`."""
         self.problems.append(Problem(str(where), what))
 
 
@@ -142,18 +142,18 @@ class Catalog:
     Attributes:
         folder: The folder with the arrays.
         root, classes, mask_values, ignore_value: See :class:`Draft`.
-        digest: SHA-256 of everything but `root`, URLs and problems; equal for equal content.
-        problems: What was left out.
-        files, mask_files: (m,) file names relative to `root`, as bytes of the file system.
-        urls: (m,) addresses of the images; empty if unknown.
+        digest: SHA-256 of everything except `root`, URLs and problems; the same for the same content.
+        problems: The files and annotations that were left out.
+        files, mask_files: (m,) file names relative to `root`, as bytes in the file system's encoding.
+        urls: (m,) the address of each image; empty if unknown.
         size: (m, 2) int32, width and height.
         first: (m + 1,) int64; image i has the objects first[i] to first[i + 1] - 1.
         image: (n,) int32, position of the object's image.
         label: (n,) int16, position in `classes`, or `UNLABELED`.
         box: (n, 4) float32, left, top, width and height in pixels.
-        crowd: (n,) bool, whether this is a region of objects that were not annotated separately.
-        area: (n,) int64, in pixels.
-        runs: (n,) each object's mask as compressed run lengths; empty if the masks are files, or it has none.
+        crowd: (n,) bool, whether the object is a region of several objects that were not annotated separately.
+        area: (n,) int64, area of each object in pixels.
+        runs: (n,) each object's mask as compressed run lengths; empty if the mask is a file or missing.
     """
 
     folder: Path
@@ -183,7 +183,7 @@ class Catalog:
         return os.fsdecode(self.files[image])
 
     def paths(self, images: NDArray[np.int32] | None = None) -> list[str]:
-        """Return the paths of all images, or of those at the given positions. A `Path` for each would take too long."""
+        """Return the paths of all images, or of those at the given positions, as text because `Path` is slow."""
         root = os.path.join(self.root, "")  # noqa: PTH118
         if images is None:
             return [root + os.fsdecode(file) for file in self.files]
@@ -239,7 +239,7 @@ def write_catalog(draft: Draft, folder: Path) -> None:
 def write_array(array: NDArray[Any], path: Path) -> None:
     """Write a contiguous array to a file that `np.load` reads.
 
-    `np.save` does the same, but on a full disk its error has no `errno`.
+    Unlike with `np.save`, the error on a full disk has an `errno`.
     """
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
@@ -251,7 +251,7 @@ def open_catalog(folder: Path) -> Catalog:
     header = json.loads((folder / "catalog.json").read_text())
 
     def array(name: str) -> Any:
-        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # not a np.memmap, whose indexing is slow
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # not np.memmap, whose indexing is slow
 
     def blobs(name: str) -> Blobs:
         return Blobs(array(f"{name}.offsets"), array(f"{name}.content"))

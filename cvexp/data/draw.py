@@ -1,4 +1,4 @@
-"""Random choices that depend only on file names, so that an image keeps its place if others are added or removed."""
+"""Random choices that depend only on file names, so an image keeps its place when others are added or removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def name_fraction(name: bytes) -> float:
 
 
 def random_keys(names: Iterable[bytes], seed: int) -> NDArray[np.float64]:
-    """Return a pseudorandom number from 0 to 1 for each name, which depends only on the name and the seed."""
+    """Return, for each name, a pseudorandom number from 0 to 1 that depends only on the name and the seed."""
     prefix = f"{seed} ".encode()
     return np.array([name_fraction(prefix + name) for name in names], dtype=np.float64)
 
@@ -29,23 +29,23 @@ def draw_images(
     label: NDArray[np.int16],
     is_large: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
-    """Draw images such that every class is represented and the proportions of the classes are kept.
+    """Draw images that represent every class and preserve the proportions of the classes.
 
-    All images are put in an order, and the first ones are drawn; so a smaller draw is a subset of a larger one. The
-    order starts with one image of each class, the rarest class first, unless an earlier image shows the class. All
-    other images are stratified by their rarest class; images without objects form a stratum of their own. The image of
-    rank r in a stratum of s images, ranked by key, is placed at (r + 0.5) / s. Broken images count in their stratum but
-    are skipped, so that the other images keep their places.
+    The images are ordered and the first ones are drawn, so a smaller draw is a subset of a larger one. The order starts
+    with one image for each class, from the rarest to the most common, unless an earlier image shows the class. All
+    other images are stratified by their rarest class; images without objects form a separate stratum. In a stratum of s
+    images, ranked by key, the image of rank r is placed at (r + 0.5) / s. Broken images count toward their stratum but
+    are not drawn, so the other images keep their places.
 
     Args:
         num_images: Number of images to draw.
         keys: (m,) the random key of each image.
         candidates: (m,) which images may be drawn.
-        broken: (m,) which of these are skipped.
-        image: (n,) the image of each object. All of them are candidates.
+        broken: (m,) which of the candidates are skipped.
+        image: (n,) the image of each object. All these images are candidates.
         label: (n,) the class of each object.
-        is_large: (n,) whether each object is large enough for a crop. The first image of a class has such an object, if
-            any image has.
+        is_large: (n,) whether each object is large enough for a crop. The first image of a class shows such an
+            object of the class if any image does.
 
     Returns:
         Positions of images, in ascending order.
@@ -55,7 +55,7 @@ def draw_images(
     images = np.flatnonzero(candidates)
     place = _stratified_places(images, keys, _strata(len(keys), image, label, by_rarity))
     for rank, first in enumerate(_first_images(keys, ~broken[image], image, label, is_large, by_rarity)):
-        place[first] = rank - num_classes  # negative, so before all others
+        place[first] = rank - num_classes  # negative, and thus before all others
     images = images[~broken[images]]
     return np.sort(images[np.lexsort((keys[images], place[images]))][:num_images])
 
@@ -70,7 +70,7 @@ def _by_rarity(image: NDArray[np.int32], label: NDArray[np.int16], num_classes: 
 def _strata(
     num_images: int, image: NDArray[np.int32], label: NDArray[np.int16], by_rarity: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """Return (m,) the rank by rarity of each image's rarest class; the number of classes if it has no objects."""
+    """Return (m,) the rarity rank of each image's rarest class, or the number of classes if there are no objects."""
     rarity = np.argsort(by_rarity)
     stratum = np.full(num_images, len(by_rarity))
     np.minimum.at(stratum, image, rarity[label])
@@ -80,7 +80,7 @@ def _strata(
 def _stratified_places(
     images: NDArray[np.intp], keys: NDArray[np.float64], stratum: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Return (m,) the place of each candidate in the order, from 0 to 1: its relative rank in its stratum, by key."""
+    """Return (m,) the place of each candidate in the order, from 0 to 1: its relative rank by key in its stratum."""
     images = images[np.lexsort((keys[images], stratum[images]))]
     _, first, size = np.unique(stratum[images], return_index=True, return_counts=True)
     rank = np.arange(len(images)) - np.repeat(first, size)
@@ -97,7 +97,7 @@ def _first_images(
     is_large: NDArray[np.bool_],
     by_rarity: NDArray[np.intp],
 ) -> Iterator[int]:
-    """Yield one image of each class, the rarest class first, unless a large object of the class was yielded before.
+    """Yield one image per class, rarest class first, skipping classes with a large object in an earlier image.
 
     The image of a class is the one with the smallest key, preferably among the images with a large object of the class.
     """

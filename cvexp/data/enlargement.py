@@ -11,11 +11,11 @@ from cvexp.data.index import Index
 
 MIN_FACTOR = 2.0  # smaller enlargements are not worth a warning
 STEP = 16  # suggested sizes are multiples of this many pixels, the patch size of vision transformers
-MIN_SIZE = 32  # pixels, which networks that halve the resolution five times need
+MIN_SIZE = 32  # pixels; networks that halve the resolution five times need at least this size
 
 
 def suitable_size(sides: NDArray[np.number], size: int) -> int | None:
-    """Return a better size for views that enlarge most images considerably, or None if they do not.
+    """Return a smaller size for views if the given size enlarges most images considerably, and None otherwise.
 
     Args:
         sides: (n,) side lengths of the images in pixels.
@@ -38,7 +38,7 @@ def crop_advice(train: Index, sizes: Mapping[str, int]) -> str | None:
     largest = max(sizes.values())
     if (suitable := suitable_size(sides, largest)) is None:
         return None
-    # The proportions are kept, except that networks may not accept views smaller than half of MIN_SIZE.
+    # Keep the proportions, but avoid views smaller than half of MIN_SIZE, which networks may not accept.
     suited = {key: max(suitable * size // largest, min(size, MIN_SIZE // 2)) for key, size in sizes.items()}
     keys = " ".join(f"{key}={size}" for key, size in suited.items())
     return _advice("crops", sides, largest, keys)

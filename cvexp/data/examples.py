@@ -1,4 +1,4 @@
-"""Some items of an index to look at or to measure, the same ones each time."""
+"""Reproducible choices of a few items of an index to look at or to measure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from cvexp.seeds import mix
 
 
 def sample(index: Index, max_objects: int) -> list[int]:
-    """Return at most so many positions of objects of an index, in order."""
+    """Return the positions of at most `max_objects` objects of an index, in ascending order."""
     order = np.random.RandomState(mix(0, len(index)) % 2**32).permutation(len(index))
     return sorted(order[:max_objects].tolist())
 
 
 def choose_images(index: Index, num_images: int) -> set[int]:
-    """Return positions of images of an index, spread over the classes and over the index.
+    """Return the positions of a few images of an index, spread over its classes and its whole length.
 
-    Images without an object of the classes are chosen only if no image has one.
+    Images without an object of the selected classes are chosen only if no image has such an object.
     """
     positions_of = _positions_of_classes(index)
     classes_at: dict[int, set[int]] = {}  # by position
@@ -28,7 +28,7 @@ def choose_images(index: Index, num_images: int) -> set[int]:
         last = len(index.images) - 1
         return set(np.linspace(0, last, min(num_images, last + 1)).astype(int).tolist())
     chosen: set[int] = set()
-    num_chosen = dict.fromkeys(positions_of, 0)  # of each class
+    num_chosen = dict.fromkeys(positions_of, 0)  # number of chosen images of each class
     while len(chosen) < min(num_images, len(classes_at)):
         free = {label: [i for i in positions if i not in chosen] for label, positions in positions_of.items()}
         label = min((label for label in positions_of if free[label]), key=lambda label: num_chosen[label])
@@ -40,7 +40,7 @@ def choose_images(index: Index, num_images: int) -> set[int]:
 
 
 def _positions_of_classes(index: Index) -> dict[int, list[int]]:
-    """Return the positions of the images that have an object of each class, by the class's value in label maps."""
+    """Return, by each class's value in label maps, the positions of the images with an object of this class."""
     catalog = index.catalog
     value = index.value_of[catalog.label]
     is_object = ~catalog.crowd & (value != BACKGROUND) & (value != IGNORE)

@@ -1,4 +1,4 @@
-"""The index, the common form of all data sources: the selected images of a split with their objects and masks."""
+"""The index, the common form of all data sources: the selected images of a split, with their objects and masks."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Index:
         image: (n,) int32, position of each object's image in the catalog.
         label: (n,) int16, position of each object's class in `classes`; -1 if there are no labels.
         box: (n, 4) float32, left, top, width and height of each object in pixels.
-        value_of: (k,) uint16, value of each of the catalog's k classes in label maps.
-        problems: What was left out because it is broken.
+        value_of: (k,) uint16, value in label maps for each of the catalog's k classes.
+        problems: The broken files and annotations that were left out.
     """
 
     split: str
@@ -65,17 +65,17 @@ class Index:
         return self.root / self.catalog.file(image)
 
     def size(self, image: int) -> tuple[int, int]:
-        """Return width and height of an image, given its position in the catalog."""
+        """Return the width and height of an image, given its position in the catalog."""
         width, height = self.catalog.size[image].tolist()
         return width, height
 
     def counts(self) -> dict[str, int]:
-        """Return the number of objects to crop of each class."""
+        """Return the number of objects to crop for each class."""
         labeled = self.label[self.label >= 0]
         return dict(zip(self.classes, np.bincount(labeled, minlength=len(self.classes)).tolist(), strict=True))
 
     def num_objects(self) -> dict[str, int]:
-        """Return the number of objects of each class in the images: objects of any size, but no crowd regions."""
+        """Return the number of objects of each class in the images, of any size but without crowd regions."""
         if not self.classes:
             return {}
         catalog = self.catalog
@@ -86,7 +86,7 @@ class Index:
     def label_map(self, image: int) -> NDArray[np.uint8]:
         """Return the class of each pixel of an image, given its position in the catalog.
 
-        Smaller objects cover larger ones. Crowd regions of the selected classes are ignored pixels.
+        Smaller objects cover larger ones. Pixels in crowd regions of the selected classes are ignored.
 
         Returns:
             (h, w): 0 for background, i + 1 for class i, 255 for ignored pixels.
@@ -121,7 +121,7 @@ class Index:
         return table[numbers]
 
     def fingerprint(self) -> str:
-        """Return a digest of names, bytes, objects and masks of the selected images; root and times do not count."""
+        """Return a digest of the names, bytes, objects and masks of the selected images, but not of root and times."""
         digest = hashlib.sha256(self.catalog.digest.encode())
         digest.update("\0".join(self.classes).encode())
         for array in (self.images, self.checksums, self.image, self.label, self.box, self.value_of):
@@ -129,7 +129,7 @@ class Index:
         return digest.hexdigest()
 
     def file_digests(self) -> dict[str, str]:
-        """Return a digest of the bytes and all the objects of each selected image, by file name."""
+        """Return, by file name, a digest of the bytes and all objects of each selected image."""
         catalog = self.catalog
         values = self.value_of[catalog.label] if len(self.value_of) else catalog.label
         ends = catalog.runs.offsets
@@ -153,13 +153,13 @@ class Splits(NamedTuple):
 def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[np.bool_] | None = None) -> Index:
     """Select classes, objects and images from a catalog, as the configuration specifies.
 
-    Classes that the catalog does not have keep their label, but have no objects.
+    Selected classes that are missing from the catalog keep their labels but have no objects.
 
     Args:
         catalog: All images and objects of the split.
         split: The name of the split.
         config: Specifies `classes`, `unlisted`, `empty_images`, `min_crop_size`, `limit` and `limit_seed`.
-        broken: (m,) which of the catalog's images to leave out; None leaves out none.
+        broken: (m,) which of the catalog's images to leave out; None keeps all.
     """
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
     if not catalog.classes:  # without labels, no classes can be selected

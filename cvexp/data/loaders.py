@@ -16,14 +16,14 @@ from cvexp.seeds import mix
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position) in an order that is shuffled anew each epoch.
 
-    Batch t of a run is a pure function of the seed and t. So an interrupted run continues with the batch after its last
-    one, even inside an epoch. Each epoch leaves out the positions that do not fill a batch, different ones every time.
+    Batch t of a run is a pure function of the seed and t. Therefore, an interrupted run continues with the next
+    batch, even within an epoch. The positions that do not fill a batch are left out; these differ between epochs.
 
     Args:
         length: Number of positions.
         batch_size: Number of positions per batch and process; reduced if there are fewer positions.
         seed: Seed of the order.
-        batches_done: Returns the number of batches that the run has completed when an epoch starts or continues.
+        batches_done: Called when an epoch starts or continues; returns how many batches the run has completed.
         rank, world_size: The number of this process, and the number of processes. Each gets its own part of a batch.
     """
 
@@ -56,7 +56,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of the given positions in order, always of epoch 0, so that every evaluation uses the same views."""
+    """Batches of the given positions in order, always with epoch 0 so that every evaluation uses the same views."""
 
     def __init__(self, positions: list[int], batch_size: int) -> None:
         self.positions = positions

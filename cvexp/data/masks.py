@@ -20,7 +20,7 @@ from cvexp.seeds import mix
 class Masks(Dataset[tuple[Tensor, Tensor]]):
     """Views of the images of an index, together with their label maps.
 
-    The key of an item is (epoch, position). An item is a pure function of the seed and its key.
+    The key of an item is (epoch, position). An item is a pure function of the seed and the key.
 
     Args:
         index: The images.
@@ -46,7 +46,7 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
             return pair
 
     def read(self, position: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Read an image and its label map without a view."""
+        """Read an image and its label map without creating a view."""
         image = int(self.index.images[position])
         pixels = np.array(read_image(self.index.path(image), self.index.size(image)))
         labels = torch.from_numpy(self.index.label_map(image))
@@ -54,5 +54,5 @@ class Masks(Dataset[tuple[Tensor, Tensor]]):
 
 
 def evaluated_areas(index: Index, size: int) -> NDArray[np.int64]:
-    """Return the number of pixels of each image of an index when its longer side is `size`, (images,)."""
+    """Return the area in pixels, (images,), of each image in an index after scaling its longer side to `size`."""
     return np.array([math.prod(fit(index.size(int(image)), size)) for image in index.images])

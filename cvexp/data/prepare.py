@@ -32,16 +32,16 @@ Use = Literal["pretraining", "segmentation"]
 
 UNREADABLE = "it can't be read; check its permissions"
 
-VERSION = 2  # of the catalogs' format; increasing it makes all catalogs anew
+VERSION = 2  # of the catalog format; increasing it rebuilds all catalogs
 
 
 class Recipe(NamedTuple):
     """How a source makes the catalog of a split.
 
     Attributes:
-        settings: Everything that the catalog depends on, except files. It must be valid JSON.
+        settings: Everything except files that the catalog depends on. The value must be valid JSON.
         inputs: The files that the catalog depends on.
-        make_draft: Makes the catalog's content.
+        make_draft: Makes the content of the catalog.
         fetches: Whether missing images are fetched from their URLs.
     """
 
@@ -52,10 +52,10 @@ class Recipe(NamedTuple):
 
 
 def make_splits(config: DatasetConfig, train: Recipe | None, val: Recipe) -> Splits:
-    """Return the indices of both splits after all their images were fetched and checked.
+    """Fetch and check the selected images of both splits, and return the indexes of the splits.
 
     Args:
-        config: What to select. If `classes` is None, the classes are those of the training split, in its order.
+        config: What to select. If `classes` is None, the classes are those of the training split, in the same order.
         train: The recipe of the training split; None leaves it empty.
         val: The recipe of the validation split.
 
@@ -93,7 +93,7 @@ def _refuse(problems: Sequence[Problem]) -> None:
 
 
 def make_catalog(config: DatasetConfig, split: str, recipe: Recipe) -> Catalog:
-    """Return the catalog of a split from the cache. If it is not there, make it.
+    """Return the catalog of a split from the cache, making the catalog first if necessary.
 
     Raises:
         UserError: if the data or the cache can't be used.
@@ -104,7 +104,7 @@ def make_catalog(config: DatasetConfig, split: str, recipe: Recipe) -> Catalog:
     folder = cache / f"{name}-{_digest(_states(recipe.inputs))[:16]}"
     with opening("dataset.cache"):
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{name}.lock"):  # if two processes start at the same time, one of them makes it
+        with FileLock(cache / f"{name}.lock"):  # if two processes start at the same time, one makes the catalog
             if not folder.exists():
                 with opening("dataset.root"):
                     draft = recipe.make_draft()
@@ -124,7 +124,7 @@ def _digest(value: object) -> str:
 
 
 def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of files; size and time are -1 for a missing file."""
+    """Return the name, size and modification time of each file; for a missing file, size and time are -1."""
     states = []
     for path in map(str, paths):
         try:
@@ -147,13 +147,13 @@ def _check_disjoint(train: Catalog, val: Catalog) -> None:
     """Raise a UserError if an image is in both splits."""
     if shared := set(train.paths()) & set(val.paths()):
         raise UserError(
-            f"dataset: {len(shared)} images are in the training and in the validation split, among them {min(shared)}; "
-            "remove them from one of the two, because validation images must not be used for training"
+            f"dataset: {len(shared)} images are in both the training and the validation split, such as {min(shared)}; "
+            "remove them from one split, because validation images must not be used for training"
         )
 
 
 def _checked_index(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:
-    """Return the index of a split after its images were decoded, and fetched before if `fetches` is set."""
+    """Return the index of a split after checking its images. If `fetches` is set, fetch missing images first."""
     problem_of: dict[int, Problem] = {}
     is_broken = np.zeros(len(catalog.files), dtype=np.bool_)
     while True:  # with dataset.limit, other images replace the broken ones
@@ -173,7 +173,7 @@ def _checked_index(config: DatasetConfig, catalog: Catalog, split: str, fetches:
 
 
 def _fetch_images(catalog: Catalog, images: NDArray[np.int32]) -> dict[int, Problem]:
-    """Fetch the missing ones of the given images, and return the problems with those that are not available."""
+    """Fetch those of the given images that are missing, and return the problems with unavailable ones."""
     paths = zip(images.tolist(), catalog.paths(images), strict=True)
     missing = [image for image, path in paths if not os.path.exists(path)]  # noqa: PTH110
     if not missing:
@@ -198,13 +198,13 @@ def _is_image(path: Path) -> bool:
 
 
 class Checks:
-    """The cached checks of a catalog's images: each is decoded once, and again only if its file has changed.
+    """The cached checks of a catalog's images: each image is decoded once, and again only if its file changes.
 
     Attributes:
-        checksum: (m,) uint32, CRC-32 of each image file; 0 if it was not checked.
-        state: (m, 2) int64, size and modification time of each file when it was checked; -1 if it was missing, and -2
-            if it must be checked.
-        problems: What is wrong with images, by their position.
+        checksum: (m,) uint32, CRC-32 of each image file; 0 if not checked.
+        state: (m, 2) int64, size and modification time of each file when it was checked; -1 if the file was missing,
+            and -2 if it must be checked.
+        problems: What is wrong with each broken image, by its position.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -228,7 +228,7 @@ class Checks:
         """Check those of the given images that are new or have changed.
 
         Returns:
-            What is wrong with any of the given images, by their position.
+            The problems with the given images, by position in the catalog.
         """
         paths = self.catalog.paths(images)
         states = np.array([state[1:] for state in _states(paths)], dtype=np.int64).reshape(-1, 2)
@@ -239,7 +239,7 @@ class Checks:
         return {image: Problem(path, self.problems[image]) for image, path in pairs if image in self.problems}
 
     def _check(self, images: NDArray[np.int32], paths: Sequence[str], states: NDArray[np.int64]) -> None:
-        """Check images and save the results, even if this is interrupted."""
+        """Check images, and save the results even if the check is interrupted."""
         sizes = self.catalog.size[images].tolist()
         executor = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while it decodes
         results = in_parallel(
@@ -264,10 +264,10 @@ def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
 
     Args:
         path: The file.
-        size: Width and height that its annotations are for.
+        size: Width and height that the annotations of the image assume.
 
     Returns:
-        The checksum of the file, and what is wrong with it, with the remedy; None if it is fine.
+        The checksum of the file, and a message with the problem and the remedy; None if there is no problem.
     """
     try:
         data = Path(path).read_bytes()
@@ -282,7 +282,7 @@ def check(path: str, size: tuple[int, int]) -> tuple[int, str | None]:
         return checksum, explain(error)
     if (width, height) != size:
         return checksum, (
-            f"the image has {width} x {height} px, but its annotations are for {size[0]} x {size[1]}; correct them, or "
-            "fetch the right image"
+            f"the image has {width} x {height} px, but its annotations are for {size[0]} x {size[1]}; correct the "
+            "annotations, or fetch the right image"
         )
     return checksum, None

@@ -1,4 +1,4 @@
-"""Sources that name their splits by two keys. Without validation data, part of the training images is held out."""
+"""Sources with a key for each split. Without validation data, some of the training images are held out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cvexp.errors import UserError
 
 @dataclass(kw_only=True)
 class SplitDataset(DatasetConfig):
-    """Base of the configurations of these sources.
+    """Base class for the configurations of sources with a key for each split.
 
     Attributes:
-        split_keys: The keys that name the training and the validation data. One of the two values may be None.
+        split_keys: The keys that name the training and the validation data. The value of one key may be None.
     """
 
     split_keys: ClassVar[tuple[str, str]]
@@ -38,17 +38,17 @@ class SplitDataset(DatasetConfig):
 
 
 def null_training_key(config: DatasetConfig) -> str | None:
-    """Return the key by which a configuration says that there is no training data, or None if there is some."""
+    """Return the key that is null because there is no training data, or None if there is training data."""
     if isinstance(config, SplitDataset) and getattr(config, config.split_keys[0]) is None:
         return f"dataset.{config.split_keys[0]}"
     return None
 
 
 def split_recipes(config: SplitDataset, make_recipe: Callable[[str], Recipe]) -> tuple[Recipe | None, Recipe]:
-    """Return the recipes of both splits; that of the training split is None if there is no training data.
+    """Return the recipes of both splits; the training recipe is None if there is no training data.
 
     Args:
-        config: Specifies which data there is.
+        config: Specifies which data exists.
         make_recipe: Makes the recipe of ``"train"`` or ``"val"``. It is called only for splits with data.
     """
     train_key, val_key = config.split_keys
@@ -66,7 +66,7 @@ def split_recipes(config: SplitDataset, make_recipe: Callable[[str], Recipe]) ->
 
 
 def _part(make_draft: Callable[[], Draft], val_fraction: float, is_val: bool) -> Draft:
-    """Return the images of one split. Validation has at least one; all problems belong to training."""
+    """Return the images of one split. The validation split gets at least one image, the training split all problems."""
     whole = make_draft()
     fractions = np.array([name_fraction(os.fsencode(file)) for file in whole.files])
     held_out = fractions <= max(val_fraction, fractions.min(initial=1.0))

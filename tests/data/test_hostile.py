@@ -83,11 +83,11 @@ def other_size(_: bytes) -> bytes:
 SPIRAL = [value for i in range(60_000) for value in (79 * (i % 2), 59 * (i % 2))]
 
 COCO: dict[str, tuple[Callable[[Path], object], str]] = {
-    "file name with ..": (image(file_name="../../secret.jpg"), r"images\[2\].*leaves the folder"),
-    "absolute file name": (image(file_name="/etc/passwd"), "leaves the folder"),
-    "file name of Windows": (image(file_name="C:\\secret.jpg"), "leaves the folder"),
-    "backslashes and ..": (image(file_name="..\\..\\secret.jpg"), "leaves the folder"),
-    "file name with a zero byte": (image(file_name="a\0.jpg"), "leaves the folder"),
+    "file name with ..": (image(file_name="../../secret.jpg"), r"images\[2\].*leads outside the folder"),
+    "absolute file name": (image(file_name="/etc/passwd"), "leads outside the folder"),
+    "file name of Windows": (image(file_name="C:\\secret.jpg"), "leads outside the folder"),
+    "backslashes and ..": (image(file_name="..\\..\\secret.jpg"), "leads outside the folder"),
+    "file name with a zero byte": (image(file_name="a\0.jpg"), "leads outside the folder"),
     "file name that is a number": (image(file_name=3), "`file_name` is not text"),
     "empty file name": (image(file_name=""), "`file_name` is not text"),
     "file there twice": (image(file_name="train1.jpg"), "twice"),
@@ -116,7 +116,7 @@ COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a character in a file name": (image(file_name="\ud800.jpg"), "surrogates"),
     "segmentation that is text": (annotation(segmentation="everything"), "neither polygons nor run lengths"),
-    "run lengths of another size": (annotation(segmentation={"size": [9, 9], "counts": [81]}), "run lengths are of a"),
+    "run lengths of another size": (annotation(segmentation={"size": [9, 9], "counts": [81]}), "run lengths are for a"),
     "too few run lengths": (annotation(segmentation={"size": [60, 80], "counts": [81]}), "cover 81 pixels"),
     "negative run length": (annotation(segmentation={"size": [60, 80], "counts": [-1, 4801]}), "neither whole numbers"),
     "compressed run lengths that overrun": (
@@ -140,9 +140,9 @@ COCO: dict[str, tuple[Callable[[Path], object], str]] = {
     "annotations that are no list": (text('{"images": {}, "annotations": 3, "categories": []}'), "COCO's instance"),
     "categories without names": (text('{"images": [], "annotations": [], "categories": [{}]}'), "COCO's instance"),
     "list for an object": (text("[1, 2]"), "COCO's instance format"),
-    "no JSON": (text(b"\x00\xff\x00"), "not JSON"),
-    "JSON without end": (text("[" * 200_000), "not JSON"),
-    "number without end": (text('{"images": ' + "9" * 100_000 + "}"), "not JSON"),
+    "no JSON": (text(b"\x00\xff\x00"), "not valid JSON"),
+    "JSON without end": (text("[" * 200_000), "not valid JSON"),
+    "number without end": (text('{"images": ' + "9" * 100_000 + "}"), "not valid JSON"),
 }
 
 
@@ -290,8 +290,8 @@ def move_down(root: Path) -> None:
 
 
 VOC: dict[str, tuple[Callable[[Path], object], str]] = {
-    "list with ..": (lambda root: lines(root, "a", "../../secret"), "entry 2: .*leaves the folder"),
-    "list with an absolute name": (lambda root: lines(root, "a", "/etc/passwd"), "leaves the folder"),
+    "list with ..": (lambda root: lines(root, "a", "../../secret"), "entry 2: .*leads outside the folder"),
+    "list with an absolute name": (lambda root: lines(root, "a", "/etc/passwd"), "leads outside the folder"),
     "name there twice": (lambda root: lines(root, "a", "a"), "twice"),
     "name of no image": (lambda root: lines(root, "a", "c"), r"c\.png: there is no such mask"),
     "image gone": (lambda root: (root / "JPEGImages" / "a.jpg").unlink(), r"a\.jpg: there is no such file"),

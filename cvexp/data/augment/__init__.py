@@ -1,1 +1,1 @@
-"""Views of images: the distributions of random views are stated here, and nowhere else."""
+"""Views of images. The distributions of random views are defined here and nowhere else."""

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 class ColorJitter(nn.Module):
     """Randomly change brightness, contrast, saturation and hue, or drop the color altogether.
 
-    Brightness, contrast and saturation follow torchvision, except that values are clipped only at the end. The hue
-    rotates in the chroma plane of YIQ instead of HSV's hexagon, so the luma stays as it is. All changes are linear, so
-    they are applied as one 3 x 3 matrix and one offset. This is about nine times as fast as one operation after
-    another, and with small views, color changes are most of the work.
+    Brightness, contrast and saturation follow torchvision, except that values are clipped only at the end. The hue is
+    rotated in the chroma plane of YIQ, not in HSV's hexagon, to preserve the luma. All changes are linear and applied
+    as one 3 x 3 matrix and one offset. This is about nine times as fast as separate operations, and color changes take
+    most of the time for small views.
 
     Args:
-        strength: Largest change of brightness, contrast and saturation, as a fraction, and of hue, as a fraction of a
+        strength: Maximum change in brightness, contrast and saturation, as a fraction, and in hue, as a fraction of a
             full turn.
         probability: Probability that brightness, contrast, saturation and hue change.
         gray: Probability that the image becomes gray.

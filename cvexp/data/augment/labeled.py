@@ -14,7 +14,7 @@ from cvexp.data.index import IGNORE
 
 
 class LabeledView(nn.Module):
-    """A random view of an image and of the same region of its label map. Labels are never interpolated.
+    """A random view of an image, and the same region of its label map. Labels are never interpolated.
 
     Args:
         size: Side length of the view in pixels, at least 2.
@@ -39,9 +39,10 @@ class LabeledView(nn.Module):
 
 
 class PlainLabeledView(nn.Module):
-    """The view for evaluation: the whole image and its label map at the top left of a square.
+    """The view for evaluation: the whole image and its label map in the top left corner of a square.
 
-    The longer side of the image fills the square. The remaining pixels are black, and their label is ignored.
+    The longer side of the image fills the square. The remaining pixels are black in the view and ignored
+    in the label map.
 
     Args:
         size: Side length of the square in pixels, at least 2.
@@ -61,5 +62,5 @@ class PlainLabeledView(nn.Module):
 
 
 def fit(sides: Sequence[int], size: int) -> list[int]:
-    """Scale the two sides of an image such that the longer one becomes `size`; the order of the sides is kept."""
+    """Return the two sides of an image, in the same order, scaled to make the longer one `size`."""
     return [max(1, round(side * size / max(sides))) for side in sides]

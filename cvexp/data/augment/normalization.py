@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalize images (..., 3, h, w) uint8 to float32 of about zero mean and unit variance, on their own device."""
+    """Normalize images (..., 3, h, w) uint8 to float32 with about zero mean and unit variance, on the same device."""
     mean_, std_ = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     return (images.float() / 255 - mean_) / std_
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Invert :func:`normalize`, rounded to uint8."""
+    """Invert :func:`normalize`, and round to uint8."""
     mean_, std_ = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
     return ((images * std_ + mean_) * 255).round().clamp(0, 255).byte()

@@ -1,4 +1,4 @@
-"""Views of single images, for pretraining: those of DINO (appendix C of the paper), whose augmentations are BYOL's."""
+"""Views of single images for pretraining, as in DINO (appendix C of the paper), which uses BYOL's augmentations."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def view(
         size: Side length of the view in pixels, at least 2.
         scale: Smallest and largest share of the image's area that the view shows.
         flip, gray, blur, solarize: Probability of each operation.
-        jitter: Largest change of brightness, contrast, saturation and hue.
-        jitter_probability: Probability that they change.
+        jitter: Maximum change in brightness, contrast, saturation and hue.
+        jitter_probability: Probability that brightness, contrast, saturation and hue change.
 
     Returns:
         A transform from (3, h, w) uint8 to (3, size, size) uint8.
     """
-    kernel = max(3, size // 10 | 1)  # a tenth of the view, odd, as in SimCLR
+    kernel = max(3, size // 10 | 1)  # odd, and about a tenth of the view, as in SimCLR
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, tuple(scale), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -44,7 +44,7 @@ def view(
 
 
 def plain_view(size: int) -> v2.Transform:
-    """Create the transform for evaluation: the center square of an image, from (3, h, w) to (3, size, size) uint8."""
+    """Create the transform for evaluation, from an image (3, h, w) to its center square (3, size, size), both uint8."""
     return v2.Compose(
         [v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(size)]
     )

@@ -1,1 +1,1 @@
-"""Reading and fetching image, mask and archive files that may be broken or hostile."""
+"""Reading and fetching of image, mask and archive files that may be broken or hostile."""

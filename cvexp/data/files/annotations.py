@@ -18,30 +18,30 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        UserError: if it can't be read, or is not JSON.
+        UserError: if the file can't be read or is not valid JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(
-            f"{path}: it can't be read ({error.strerror}); check dataset.root= and its permissions"
+            f"{path}: it can't be read ({error.strerror}); check dataset.root= and the file's permissions"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: this is not JSON ({error}); fetch or write it again") from error
+        raise UserError(f"{path}: this is not valid JSON ({error}); fetch or save the file again") from error
 
 
 def check_image(entry: Mapping[str, Any]) -> tuple[str, int, int]:
-    """Return file name, width and height of an entry of `images`.
+    """Return the file name, width and height in an entry of `images`.
 
     Raises:
-        KeyError, TypeError, ValueError: saying what is wrong, if it is invalid.
+        KeyError, TypeError, ValueError: if the entry is invalid. The message says what is wrong.
     """
     file, width, height = entry["file_name"], entry["width"], entry["height"]
     if not isinstance(file, str) or not file:
         raise TypeError(f"`file_name` is not text, but {file!r}")
     file.encode()  # a lone surrogate raises a ValueError
     if leaves_folder(file):
-        raise ValueError(f"the file name {file!r} leaves the folder of the images")
+        raise ValueError(f"the file name {file!r} leads outside the folder of the images")
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
         raise ValueError(f"`width` and `height` of {file} are {width!r} and {height!r}, not positive whole numbers")
     if width * height > rle.MAX_PIXELS:
@@ -50,10 +50,10 @@ def check_image(entry: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def add_object(draft: Draft, image: int, label: int, annotation: Mapping[str, Any]) -> None:
-    """Add an annotation to a draft. Without `bbox`, its box is that of its mask.
+    """Add an annotation to a draft. Without `bbox`, the box of the mask is used.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: saying what is wrong, if it is invalid.
+        KeyError, TypeError, ValueError, OverflowError: if the annotation is invalid. The message says what is wrong.
     """
     width, height = draft.sizes[image]
     mask = rle.Mask(b"", 0, (0, 0, 0, 0))
@@ -75,12 +75,12 @@ def _check_box(box: Any, width: int, height: int) -> None:
         raise ValueError(f"`bbox` is not a list of four numbers, but {str(box)[:40]!r}")
     left, top, box_width, box_height = box
     if not math.isfinite(sum(box)) or min(box_width, box_height) < 0:
-        raise ValueError(f"`bbox` is {box}, but it must have finite numbers, and a width and height of at least 0")
+        raise ValueError(f"`bbox` is {box}, but its numbers must be finite, and its width and height at least 0")
     if left >= width or top >= height or left + box_width < 0 or top + box_height < 0:
         raise ValueError(f"the box {box} lies outside the image of {width} x {height} px")
 
 
 def explain_entry(error: Exception) -> str:
-    """Return what is wrong with an invalid entry of an annotation file, and the remedy."""
+    """Explain what is wrong with an invalid entry of an annotation file, and suggest a remedy."""
     problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-    return f"{problem}; correct it, or remove it"
+    return f"{problem}; correct the entry, or remove it"

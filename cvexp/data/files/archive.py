@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from cvexp.data.files.progress import in_parallel
 from cvexp.errors import UserError
 
-MAX_EXPANSION = 200  # unpacked size as a multiple of the archive's size; images and text stay far below
+MAX_EXPANSION = 200  # maximum unpacked size as a multiple of the archive's size; images and text stay far below it
 MEMBERS_PER_JOB = 256
 
 DAMAGED = (  # what zipfile raises for a damaged archive
@@ -40,18 +40,18 @@ class PasswordError(UserError):
 def unpack(
     path: Path, folder: Path, is_wanted: Callable[[str], bool] = lambda name: True, password: str | None = None
 ) -> None:
-    """Unpack a zip archive to a new folder, which appears only when it is complete.
+    """Unpack a zip archive into a new folder, which appears only once it is complete.
 
     Args:
         path: The archive.
         folder: The new folder. Its parent is created if necessary.
         is_wanted: Selects members by their names.
-        password: The password of the members that are encrypted.
+        password: The password of the encrypted members.
 
     Raises:
-        PasswordError: if a password is needed, but is missing or wrong.
+        PasswordError: if a password is needed but is missing or wrong.
         UserError: if the archive is damaged, is implausibly large, or has a member that is a link or lies outside the
-            folder. Nothing is left behind.
+            folder. No files are left behind.
         OSError: if the folder can't be written.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
@@ -73,10 +73,10 @@ def unpack(
 
 @contextlib.contextmanager
 def _failures_explained(path: Path) -> Iterator[None]:
-    """Turn what unpacking raises into UserErrors, except for failures to write to the folder."""
+    """Turn exceptions during unpacking into UserErrors, except for failures to write to the folder."""
     try:
         yield
-    except BrokenExecutor:  # a RuntimeError: a process was killed, and the archive may be fine
+    except BrokenExecutor:  # a RuntimeError, but it means that a process was killed; the archive may be fine
         raise
     except DAMAGED as error:
         raise UserError(
@@ -85,7 +85,7 @@ def _failures_explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename == str(path):
             raise UserError(
-                f"{path}: it can't be read ({error.strerror}); check dataset.root= and its permissions"
+                f"{path}: it can't be read ({error.strerror}); check dataset.root= and the file's permissions"
             ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -99,12 +99,12 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         name = member.filename
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or PureWindowsPath(name).drive:
-            raise UserError(f"{path}: the member {name!r} would lie outside the folder; this archive is not unpacked")
+            raise UserError(f"{path}: the member {name!r} would lie outside the folder; use another archive")
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise UserError(f"{path}: the member {name!r} is a link or a device; this archive is not unpacked")
+            raise UserError(f"{path}: the member {name!r} is a link or a device; use another archive")
         if name in names:
-            raise UserError(f"{path}: the member {name!r} appears twice; this archive is not unpacked")
+            raise UserError(f"{path}: the member {name!r} appears twice; use another archive")
         names.add(name)
 
 
@@ -113,8 +113,8 @@ def _check_size(path: Path, members: Sequence[zipfile.ZipInfo], folder: Path) ->
     size = sum(member.file_size for member in members)
     if size > MAX_EXPANSION * path.stat().st_size:
         raise UserError(
-            f"{path}: it would grow from {path.stat().st_size} to {size} bytes, which is implausible for images; this "
-            "archive is not unpacked"
+            f"{path}: it would grow from {path.stat().st_size} to {size} bytes, which is implausible for images; use "
+            "another archive"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder.parent).free):
@@ -130,7 +130,7 @@ def _extract_members(path: Path, folder: Path, members: Sequence[zipfile.ZipInfo
         _extract((path, folder, names, password))
         return
     if password is None:
-        raise PasswordError(f"{path}: it is protected by a password; give it with dataset.password=...")
+        raise PasswordError(f"{path}: the archive is protected; give the password with dataset.password=...")
     _extract((path, folder, names[:1], password))  # to report a wrong password at once
     jobs = [
         (path, folder, names[first : first + MEMBERS_PER_JOB], password)
@@ -142,7 +142,7 @@ def _extract_members(path: Path, folder: Path, members: Sequence[zipfile.ZipInfo
 
 
 def _extract(job: tuple[Path, Path, Sequence[str], str | None]) -> None:
-    """Extract the named members of an archive to a folder. A job is a tuple, because it may be sent to a process."""
+    """Extract the named members of an archive into a folder. A job is a tuple that can be sent to a process."""
     path, folder, names, password = job
     with zipfile.ZipFile(path) as archive:
         for name in names:

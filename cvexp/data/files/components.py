@@ -1,4 +1,4 @@
-"""Objects from masks that name only the class of each pixel: every connected component is one object."""
+"""Objects from masks that give only the class of each pixel: every connected component is one object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Component = tuple[int, tuple[int, int, int, int], int]
 
 
 class _Mask(NamedTuple):
-    """What is read from a mask file: its width, its height and its components."""
+    """The content of a mask file: its width, its height and its components."""
 
     width: int
     height: int
@@ -35,7 +35,7 @@ def components(numbers_hw: NDArray[np.uint16], values: Sequence[int]) -> list[Co
         values: The numbers of the classes. Pixels with other numbers belong to no object.
 
     Returns:
-        For each component: its class as a position in `values`; left, top, width and height; its area in pixels.
+        For each component: its class, as a position in `values`; its left, top, width and height; its area in pixels.
     """
     all_components: list[Component] = []
     present = set(np.unique(numbers_hw).tolist())
@@ -51,7 +51,7 @@ def components(numbers_hw: NDArray[np.uint16], values: Sequence[int]) -> list[Co
 
 
 def add_masked_images(draft: Draft, files: Sequence[str], mask_files: Sequence[str], remedy: str) -> None:
-    """Add images with mask files to a draft, and the components of the masks as objects.
+    """Add images with mask files to a draft, with the components of the masks as objects.
 
     Args:
         draft: Specifies the classes and their numbers in the masks.

@@ -1,4 +1,4 @@
-"""Downloads that are resumed, retried and verified. A file has its own name only when it is complete."""
+"""Downloads that are resumed, retried and verified. A file gets its final name only once it is complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from filelock import FileLock
 from cvexp.data.files import progress
 from cvexp.errors import UserError
 
-ATTEMPTS = 5  # in a row that receive no bytes
+ATTEMPTS = 5  # maximum number in a row that receive no bytes
 BACKOFF = 1.0  # seconds before the second attempt; doubled before each further attempt
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without receiving a byte
 NUM_THREADS = 16
 CHUNK_BYTES = 1 << 16
 MAX_IMAGE_BYTES = 1 << 28
@@ -47,7 +47,7 @@ class Remote(NamedTuple):
         url: Its http or https address; empty if unknown.
         path: Where to save it.
         md5: Its checksum, if known.
-        max_bytes: Larger files are refused; None limits them only by the free space.
+        max_bytes: Maximum size of the file; None limits it only by the free space.
         verify: Returns whether a fetched file is valid.
     """
 
@@ -59,7 +59,7 @@ class Remote(NamedTuple):
 
 
 class RefusedError(UserError):
-    """The server does not have the file or sends something else, so another attempt would fail, too."""
+    """The server does not have the file or sends something else, so another attempt would not help."""
 
 
 class _TransientError(Exception):
@@ -79,12 +79,12 @@ def fetch(
     on_progress: Callable[[int, int | None], None] = lambda num_bytes, total: None,
     stop: Event | None = None,
 ) -> None:
-    """Fetch a file unless it exists. An earlier attempt that was interrupted is resumed.
+    """Fetch a file unless it exists, resuming an earlier attempt if there was one.
 
     Args:
         remote: The file. The caller holds the lock of its folder (`lock_folder`).
-        on_progress: Receives the number of bytes so far and in total; the total is None if the server does not send it.
-        stop: Setting it stops the download. The part so far is kept.
+        on_progress: Receives the number of bytes so far and the total, which is None if the server does not send it.
+        stop: Setting this event stops the download. The part fetched so far is kept.
 
     Raises:
         RefusedError: if the server does not have the file, or the file is invalid.
@@ -112,7 +112,7 @@ def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
         title: The title of the progress bar.
 
     Returns:
-        A message for each file that was refused, by its position.
+        A message about each refused file, by the position of the file.
 
     Raises:
         UserError: if a server can't be reached.
@@ -147,7 +147,7 @@ def fetch_with_bar(remote: Remote) -> None:
 
 
 def _fetch_part(remote: Remote, part: Path, on_progress: Callable[[int, int | None], None], stop: Event) -> bool:
-    """Fetch the missing bytes of a file with as many attempts as it takes, and return whether the file is complete."""
+    """Fetch the missing bytes of a file, retrying after failures, and return whether the file is complete."""
     num_failures = 0  # in a row
     largest = _size(part)
     while not stop.is_set():
@@ -160,8 +160,8 @@ def _fetch_part(remote: Remote, part: Path, on_progress: Callable[[int, int | No
             largest = max(largest, _size(part))
             if num_failures >= ATTEMPTS:
                 raise UserError(
-                    f"{remote.url}: {_explain(error)}, in {ATTEMPTS} attempts in a row; check the network and start "
-                    "again; the part that was fetched is kept"
+                    f"{remote.url}: {_explain(error)}, in {ATTEMPTS} attempts in a row; check the internet "
+                    "connection and start again; the part fetched so far is kept"
                 ) from error
             stop.wait(BACKOFF * 2 ** (num_failures - 1) * random.uniform(0.5, 1.5))
     return False
@@ -181,7 +181,7 @@ def _attempt(remote: Remote, part: Path, on_progress: Callable[[int, int | None]
     with _session().get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:  # the part has as many bytes as the file, or belongs to another file
             part.unlink()
-            raise _TransientError("the server has another file than before")
+            raise _TransientError("the file on the server has changed")
         _check_response(remote, response)
         if response.status_code != 206:
             num_bytes = 0
@@ -200,12 +200,12 @@ def _attempt(remote: Remote, part: Path, on_progress: Callable[[int, int | None]
                     )
                 on_progress(num_bytes, total)
     if total is not None and num_bytes != total:
-        raise _TransientError(f"the connection broke off after {num_bytes} of {total} bytes")
+        raise _TransientError(f"the connection was lost after {num_bytes} of {total} bytes")
     return True
 
 
 def _check_response(remote: Remote, response: requests.Response) -> None:
-    """Raise an error unless a response starts to send a file."""
+    """Raise an error unless a response contains a file."""
     status = response.status_code
     if status in (408, 429) or status >= 500:
         raise _TransientError(f"the server answers {status} {response.reason}")
@@ -223,11 +223,11 @@ def _check_response(remote: Remote, response: requests.Response) -> None:
 
 
 def _check_total(remote: Remote, part: Path, response: requests.Response, num_bytes: int) -> int | None:
-    """Return the size of the file, or None if the server does not send it. Refuse files that are too large.
+    """Return the size of the file, or None if the server does not send the size. Refuse files that are too large.
 
     Args:
         remote: The file.
-        part: The part that was fetched.
+        part: The part fetched so far.
         response: The server's response.
         num_bytes: The size of the part.
     """
@@ -242,7 +242,7 @@ def _check_total(remote: Remote, part: Path, response: requests.Response, num_by
 
 
 def _validator(response: requests.Response) -> str | None:
-    """Return a header that changes if the file on the server changes. Without it, a download can't be resumed."""
+    """Return a header that changes with the file on the server. Without this header, a download can't be resumed."""
     etag = response.headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
@@ -261,11 +261,11 @@ def _read_notes(part: Path) -> Mapping[str, Any]:
 
 
 def _check_content(remote: Remote, part: Path) -> None:
-    """Raise a RefusedError and delete the file if it is invalid."""
+    """Check a fetched file. If the file is invalid, delete it and raise a RefusedError."""
     with part.open("rb") as file:
         md5 = hashlib.file_digest(file, "md5").hexdigest()
     if remote.md5 is not None and md5 != remote.md5:
-        problem = f"the MD5 of the file is {md5}, but should be {remote.md5}"
+        problem = f"the MD5 of the file is {md5}, but it should be {remote.md5}"
     elif not remote.verify(part):
         problem = f"the server sent an incomplete or invalid {remote.path.suffix or 'file'}"
     else:
@@ -273,8 +273,8 @@ def _check_content(remote: Remote, part: Path) -> None:
     part.unlink()
     _notes_path(part).unlink(missing_ok=True)
     raise RefusedError(
-        f"{remote.url}: {problem}; it was damaged on the way or has changed on the server, and is not kept; start "
-        "again, or fetch it manually"
+        f"{remote.url}: {problem}; the file was damaged in transit or has changed on the server, and was deleted; "
+        "start again, or fetch the file manually"
     )
 
 
@@ -289,4 +289,4 @@ def _session() -> requests.Session:
 def _explain(error: Exception) -> str:
     if isinstance(error, _TransientError):
         return str(error)
-    return f"the server can't be reached, stalls or breaks off ({type(error).__name__})"
+    return f"the server can't be reached, stalls or drops the connection ({type(error).__name__})"

@@ -16,21 +16,21 @@ from cvexp.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice the size
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice that size
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None, at_least: float = 0) -> Image.Image:
-    """Read an image file as RGB, rotated as its EXIF orientation says.
+    """Read an image file as RGB, rotated according to its EXIF orientation.
 
     Args:
         path: The file.
-        size: Width and height that the annotations are for. If they match the image only without rotation, it is not
-            rotated.
-        at_least: The image may be decoded at a scale of 1/2, 1/4 or 1/8 to save time, but not at less than this scale;
-            0 keeps the size.
+        size: Width and height that the annotations assume. If these match the image only without rotation, the image
+            is not rotated.
+        at_least: Minimum scale. To save time, the image may be decoded at 1/2, 1/4 or 1/8 of its size, but at no less
+            than this scale; 0 keeps the full size.
 
     Raises:
-        UserError: naming the file, if it is missing or broken.
+        UserError: if the file is missing or broken. The message names the file.
     """
     try:
         return decode(Path(path).read_bytes(), size, at_least)
@@ -41,11 +41,11 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None, at_least: 
 
 
 def explain(error: Exception) -> str:
-    """Return what is wrong with an image file that could not be read or decoded, and the remedy."""
+    """Explain why an image file could not be read or decoded, and suggest a remedy."""
     if isinstance(error, OSError) and error.strerror:
         return f"it can't be read ({error.strerror}); check its permissions"
-    what = str(error) if not isinstance(error, MemoryError) else "it needs more memory than there is"
-    return f"the image is broken ({what or type(error).__name__}); fetch or write it again, or remove it"
+    what = str(error) if not isinstance(error, MemoryError) else "it needs more memory than is available"
+    return f"the image is broken ({what or type(error).__name__}); fetch or save it again, or remove it"
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0) -> Image.Image:
@@ -64,7 +64,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened image after its EXIF orientation is applied."""
+    """Return the width and height of an opened image after applying its EXIF orientation."""
     is_sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if is_sideways else image.size
 
@@ -86,16 +86,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_mask(path: Path | str) -> NDArray[np.uint16]:
-    """Read the class numbers (h, w) of a mask file; for a palette image, these are the indices of the colors.
+    """Read the class numbers (h, w) of a mask file. In a palette image, these are the indexes of the colors.
 
     Raises:
-        UserError: naming the file, if it is missing, is broken, or has colors instead of numbers.
+        UserError: if the file is missing, is broken, or has colors instead of numbers. The message names the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 raise UserError(
-                    f"{path}: a mask must have one number per pixel, but this is an image of mode {image.mode}; write "
+                    f"{path}: a mask must have one number per pixel, but this is an image of mode {image.mode}; save "
                     "the class numbers as a grayscale or palette PNG"
                 )
             values = np.array(image)
@@ -108,7 +108,7 @@ def read_mask(path: Path | str) -> NDArray[np.uint16]:
     if values.min() < 0 or values.max() >= 2**16:
         raise UserError(
             f"{path}: the numbers in a mask must be from 0 to 65535, but these are from {values.min()} to "
-            f"{values.max()}; write it again"
+            f"{values.max()}; save the mask again"
         )
     return values.astype(np.uint16)
 

@@ -16,7 +16,7 @@ console = Console(stderr=True)
 
 
 def bar() -> progress.Progress:
-    """Create a progress bar that disappears at the end, and is not shown without a terminal."""
+    """Create a progress bar that disappears at the end, and is shown only on a terminal."""
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -35,8 +35,8 @@ def in_parallel(
 
     Args:
         executor: Runs the function. It is shut down at the end.
-        function: The work on one item.
-        items: Its arguments.
+        function: Processes one item.
+        items: The items to process.
         title: The title of the progress bar.
     """
     with bar() as progress_bar:

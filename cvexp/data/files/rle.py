@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths, from polygons and run lengths that may be invalid.
+"""Masks as COCO's run lengths, converted from polygons and run lengths that may be invalid.
 
 The bytes are the compressed "counts" of pycocotools: the lengths of the runs of 0 and 1, column by column.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-MAX_PIXELS = 2**27  # of an image, 134 million
-MAX_OUTLINE = 2e6  # length of a polygon in pixels; pycocotools needs 100 bytes for each
+MAX_PIXELS = 2**27  # maximum for an image, 134 million
+MAX_OUTLINE = 2e6  # maximum length of a polygon in pixels; pycocotools needs 100 bytes per pixel
 
 
 class Mask(NamedTuple):
@@ -32,12 +32,12 @@ class Mask(NamedTuple):
 
 
 def encode(segmentation: Any, width: int, height: int) -> Mask:
-    """Convert the `segmentation` of an annotation: polygons, or run lengths, compressed or not.
+    """Convert the `segmentation` of an annotation, given as polygons or as run lengths, compressed or not.
 
     Polygons are clipped at the edge of the image, as in pycocotools.
 
     Raises:
-        ValueError: saying what is wrong, if it is invalid.
+        ValueError: if the `segmentation` is invalid. The message says what is wrong.
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
@@ -52,13 +52,13 @@ def encode(segmentation: Any, width: int, height: int) -> Mask:
 
 
 def encode_array(mask_hw: NDArray[np.bool_]) -> bytes:
-    """Compress a mask (h, w) bool to run lengths."""
+    """Compress a mask (h, w) bool into run lengths."""
     counts: bytes = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))["counts"]
     return counts
 
 
 def decode(counts: bytes, width: int, height: int) -> NDArray[np.bool_]:
-    """Decompress valid run lengths to a mask (h, w) bool."""
+    """Decompress valid run lengths into a mask (h, w) bool."""
     mask: NDArray[np.bool_] = coco_mask.decode({"size": [height, width], "counts": counts}).view(np.bool_)
     return mask
 
@@ -68,7 +68,7 @@ def _check_polygon(polygon: Any, width: int, height: int) -> None:
     if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
         raise ValueError(f"a polygon is not a list of numbers, but {str(polygon)[:40]!r}")
     if len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"a polygon has {len(polygon)} coordinates, but needs pairs of x and y, at least three")
+        raise ValueError(f"a polygon has {len(polygon)} coordinates, but needs at least three pairs of x and y")
     x, y = polygon[0::2], polygon[1::2]
     left, top, right, bottom = min(x), min(y), max(x), max(y)
     if not math.isfinite(sum(polygon)):
@@ -78,18 +78,18 @@ def _check_polygon(polygon: Any, width: int, height: int) -> None:
         raise ValueError(f"a polygon lies outside {ranges}")
     if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
         raise ValueError(f"a polygon extends far out {ranges}")
-    if len(x) * max(right - left, bottom - top) > MAX_OUTLINE:  # an upper bound of the length, which is fast to compute
+    if len(x) * max(right - left, bottom - top) > MAX_OUTLINE:  # an upper bound on the length, fast to compute
         corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
             raise ValueError(f"the outline of a polygon is longer than {MAX_OUTLINE:g} px")
 
 
 def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    """Check run lengths, compressed or not, and return them compressed, as a dictionary of pycocotools."""
+    """Check run lengths, compressed or not, and return them compressed in pycocotools' dictionary format."""
     if segmentation.get("size") != [height, width]:
         raise ValueError(
-            f"the run lengths are of a mask of size {segmentation.get('size')} (height, width), but the image is "
-            f"[{height}, {width}]"
+            f"the run lengths are for a mask of size {segmentation.get('size')} (height, width), but the image "
+            f"has [{height}, {width}]"
         )
     counts = segmentation.get("counts")
     if isinstance(counts, list) and all(type(value) is int and value >= 0 for value in counts):
@@ -109,9 +109,9 @@ def _encode_runs(segmentation: dict[str, Any], width: int, height: int) -> dict[
 def _runs(text: str) -> list[int]:
     """Decompress run lengths from COCO's text format.
 
-    A character has six bits: five of a number, and one that says whether the number continues. From the fourth run
-    length on, the numbers are differences to the one before the last. pycocotools does not check such text, and with
-    invalid text it writes outside its memory.
+    Each character holds six bits: five belong to a number, and one says whether the number continues. From the fourth
+    run length on, each number is the difference from the run length two places earlier. pycocotools does not check such
+    text, and invalid text makes it write outside its memory.
     """
     try:
         sextets = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48

@@ -1,4 +1,4 @@
-"""Any COCO instance annotation file with its images (https://cocodataset.org/#format-data)."""
+"""Any annotation file in COCO's instance format, with its images (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def recipe(config: DatasetConfig, split: str, annotations: str, images: str, fet
     if not path.is_file():
         raise UserError(
             f"dataset.{split}_annotations: there is no file {path}; check dataset.root= and "
-            f"dataset.{split}_annotations=, or fetch it with dataset.download=true"
+            f"dataset.{split}_annotations=, or fetch the file with dataset.download=true"
         )
     if not fetches and not (root / images).is_dir():
         raise UserError(f"dataset.{split}_images: there is no folder {root / images}; give dataset.{split}_images=PATH")
@@ -87,7 +87,7 @@ def recipe(config: DatasetConfig, split: str, annotations: str, images: str, fet
 
 
 def _fetch_annotations(config: Config) -> None:
-    """Fetch the archive of the annotation files and unpack those that are missing."""
+    """Fetch the archive of annotation files, and unpack the missing files."""
     root = Path(config.root)
     files = [file for file in (config.train_annotations, config.val_annotations) if file is not None]
     with lock_folder(root):
@@ -103,7 +103,7 @@ def _fetch_annotations(config: Config) -> None:
             unpack(archive, unpacked, is_wanted=lambda name: name in missing)
             for file in missing:
                 if not (unpacked / file).is_file():
-                    raise UserError(f"{archive}: there is no {file} in it; correct dataset.annotations_url=")
+                    raise UserError(f"{archive}: the archive has no {file}; correct dataset.annotations_url=")
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 (unpacked / file).replace(root / file)
         finally:
@@ -113,9 +113,9 @@ def _fetch_annotations(config: Config) -> None:
 
 
 class _Content(NamedTuple):
-    """The content of an annotation file. Single images and annotations may still be invalid."""
+    """The content of an annotation file. Individual images and annotations may still be invalid."""
 
-    names: dict[object, str]  # of the categories, by their ids
+    names: dict[object, str]  # of the categories, by id
     images: list[Any]
     annotations: list[Any]
 
@@ -129,7 +129,7 @@ def _read(root: Path, path: Path, images: str) -> Draft:
         images: The folder of the images.
 
     Raises:
-        UserError: if the file as a whole is invalid. An invalid entry becomes a problem of the draft.
+        UserError: if the file as a whole is invalid. An invalid entry is recorded as a problem in the draft.
     """
     content = _read_content(path)
     draft = Draft(root, list(content.names.values()))
@@ -163,7 +163,7 @@ def _add_images(draft: Draft, path: Path, images: str, entries: Sequence[Any]) -
     """Add the entries of `images` to a draft.
 
     Returns:
-        The position of each image in the draft by its id; -1 if it is invalid.
+        The position of each image in the draft, by id; -1 for an invalid image.
     """
     position_of: dict[object, int] = {}
     files: set[str] = set()
@@ -171,7 +171,7 @@ def _add_images(draft: Draft, path: Path, images: str, entries: Sequence[Any]) -
         try:
             file, width, height = check_image(entry)
             if entry["id"] in position_of or file in files:
-                raise ValueError(f"the id {entry['id']} or the file {file!r} appears twice; remove one of them")
+                raise ValueError(f"the id {entry['id']} or the file {file!r} appears twice")
             position_of[entry["id"]] = draft.add_image(
                 posixpath.normpath(f"{images}/{file}"), width, height, url=_url(entry)
             )
@@ -190,7 +190,7 @@ def _add_annotations(
     label_of: Mapping[object, int],
     annotations: list[Any],
 ) -> None:
-    """Add annotations to a draft, and empty their list on the way, because they are most of the memory."""
+    """Add annotations to a draft, and empty the list along the way, because it takes most of the memory."""
     annotations.reverse()  # so that popping from the end keeps the order
     num_annotations = len(annotations)
     while annotations:
@@ -226,9 +226,9 @@ def _url(entry: Mapping[str, Any]) -> str:
 
 
 def _explain_annotation(error: Exception, annotation: Any) -> str:
-    """Return what is wrong with an invalid annotation, and the remedy. Recognize references to missing entries."""
+    """Explain what is wrong with an invalid annotation, such as a missing image, and suggest a remedy."""
     if isinstance(annotation, dict) and isinstance(error, KeyError):
         for key, where in (("image_id", "images"), ("category_id", "categories")):
             if error.args[0] == annotation.get(key):
-                return f"its {key} {error.args[0]!r} is not in `{where}`; correct it, or remove it"
+                return f"its {key} {error.args[0]!r} is not in `{where}`; correct the annotation, or remove it"
     return explain_entry(error)

@@ -1,4 +1,4 @@
-"""The downloads of the course "Computer Vision, assignment 1" (Freiburg, 2022): crops without labels, and masks.
+"""The data of the course "Computer Vision, assignment 1" (Freiburg, 2022): unlabeled crops, and images with masks.
 
 Pretraining uses the crops, and segmentation uses the images with masks.
 """
@@ -38,7 +38,7 @@ class Config(DatasetConfig):
 
 
 def uses(config: Config) -> tuple[Use, ...]:
-    """Return what the data can be used for that exists or can be fetched."""
+    """Return the possible uses of the data that exists or can be fetched."""
     root = Path(config.root)
     available: tuple[Use, ...] = tuple(
         use for use in ARCHIVES if (root / ARCHIVES[use]).exists() or (root / UNPACKED[use]).exists()
@@ -82,7 +82,7 @@ def _unpacked_folder(config: Config, use: Use) -> Path:
         if not config.download:
             raise UserError(
                 f"dataset.root: there is neither {archive} nor {root / UNPACKED[use]}; give the folder that contains "
-                f"{name}, or fetch it with dataset.download=true"
+                f"{name}, or fetch the archive with dataset.download=true"
             )
         with lock_folder(root):
             fetch_with_bar(Remote(f"{config.url}/{name}", archive, verify=is_zipfile))
@@ -95,7 +95,7 @@ def _unpacked_folder(config: Config, use: Use) -> Path:
             if not folder.exists():
                 unpack(archive, folder, password=config.password)
     if not (folder / UNPACKED[use]).is_dir():
-        raise UserError(f"{archive}: there is no {UNPACKED[use]} in it, so it is not the course's; check dataset.root=")
+        raise UserError(f"{archive}: there is no {UNPACKED[use]} in this archive; check dataset.root=")
     return folder
 
 
@@ -108,7 +108,7 @@ def _read_aggregated(root: Path, path: Path, images: str) -> Draft:
         images: The folder of the images.
 
     Raises:
-        UserError: if the file as a whole is invalid. An invalid entry becomes a problem of the draft.
+        UserError: if the file as a whole is invalid. An invalid entry is recorded as a problem in the draft.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -136,7 +136,7 @@ def _read_aggregated(root: Path, path: Path, images: str) -> Draft:
 
 
 def _with_size(entry: dict[str, object], images: Path) -> dict[str, object]:
-    """Return an entry with width and height, read from its image if the annotation file does not have them."""
+    """Return an entry with width and height, read from its image if the annotation file lacks them."""
     file = entry["file_name"]
     if "width" in entry or not isinstance(file, str) or leaves_folder(file):
         return entry

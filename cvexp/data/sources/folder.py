@@ -1,4 +1,4 @@
-"""The user's own images: a tree of images, or images with a mask for each."""
+"""The user's own images: a folder tree of images, or images with one mask each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Config(SplitDataset):
                 "dataset.mask_values",
                 self.mask_values,
                 "the number of each class in the masks, such as {cat: 1, dog: 2}: different numbers from 1 to 65535, "
-                "without dataset.ignore_value",
+                "other than dataset.ignore_value",
             )
 
 
@@ -79,7 +79,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
     if _has_masks(config):
         for split, other in (("train", "val"), ("val", "train")):
             if split in files and masks[split] is None:
-                raise UserError(f"dataset.{split}_masks: got null, but it must be a folder like dataset.{other}_masks")
+                raise UserError(f"dataset.{split}_masks: got null, but dataset.{other}_masks is a folder; give both")
         return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], folders[split]))
     names = {label_of(file, folders[split]) for split in files for file in files[split]}
     classes = sorted(name for name in names if name is not None)
@@ -93,8 +93,8 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
         root: The root of the data set.
         folder: The folder, relative to the root.
         key: The configuration key that names the folder.
-        masks: The folder of the masks, relative to the root. Masks are not listed, even if this is `folder` itself or
-            lies below it.
+        masks: The folder of the masks, relative to the root. Masks are not listed, even if this folder is
+            `folder` itself or lies below it.
         mask_suffix: The suffix of the masks.
 
     Raises:
@@ -108,7 +108,7 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
     visited: set[str] = set()
     for path, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
         relative = os.path.relpath(path, root)
-        if (real_path := os.path.realpath(path)) in visited:  # through a link, perhaps to a folder above
+        if (real_path := os.path.realpath(path)) in visited:  # reached through a link, perhaps to a folder above
             folders.clear()
             continue
         visited.add(real_path)
@@ -121,7 +121,7 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
             if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not is_mask:
                 files.append(name if relative == "." else f"{relative}/{name}")
     if not files:
-        but_masks = f" that don't end in {mask_suffix}, as masks do" if mask_start == folder else ""
+        but_masks = f" except those that end in {mask_suffix}, the masks" if mask_start == folder else ""
         raise UserError(
             f"{key}: there are no images in {start}{but_masks}; the names of images end in {', '.join(SUFFIXES)}"
         )
@@ -134,19 +134,19 @@ def _refuse(error: OSError) -> None:
 
 
 def label_of(file: str, folder: str) -> str | None:
-    """Return the subfolder of `folder` that contains a file; None if the file is in `folder` itself."""
+    """Return the subfolder of `folder` that contains a file, or None if the file is in `folder` itself."""
     parts = Path(file).relative_to(Path(folder)).parts
     return parts[0] if len(parts) > 1 else None
 
 
 def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a tree of images, each of which is one object.
+    """Return the recipe of a folder tree of images, each of which is one object.
 
     Args:
         root: The root of the data set.
         files: The images, relative to the root.
         folder: The folder of the tree, relative to the root.
-        classes: Names of its subfolders; empty if the images have no labels.
+        classes: Names of the subfolders; empty if the images have no labels.
     """
     return Recipe(
         [str(root), folder, list(classes)],
@@ -156,7 +156,7 @@ def tree_recipe(root: Path, files: Sequence[str], folder: str, classes: Sequence
 
 
 def _read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[str]) -> Draft:
-    """Read a tree of images; see :func:`tree_recipe`."""
+    """Read a folder tree of images; see :func:`tree_recipe`."""
     draft = Draft(root, classes)
     for file in files:
         name = label_of(file, folder)

@@ -1,12 +1,12 @@
-"""A generated data set in COCO's format: textured shapes of random colors on a cluttered background.
+"""A generated data set in COCO's format: textured shapes in random colors on a cluttered background.
 
-The five classes differ only in their shape and in a family of textures. Position, size, rotation, color, light and the
-scale of the texture are random. So classes are distinguished by what DINO's augmentations preserve, while untrained
-features mostly distinguish colors.
+The five classes differ only in shape and texture family. Position, size, rotation, color, light and the scale of the
+texture are random. Thus, the classes differ in properties that DINO's augmentations preserve, while untrained features
+mostly distinguish colors.
 
-The same settings give the same bytes on every machine. The random numbers are those of `numpy.random.RandomState`,
+The same settings give the same bytes on every machine. The random numbers come from `numpy.random.RandomState`,
 which is frozen. The arithmetic uses only operations that IEEE 754 defines exactly (+, -, *, /, square root,
-comparison), and no sine. The images are BMP files, because compressed bytes would depend on a library's version.
+comparison), and thus no sine. The images are BMP files, because compressed bytes would depend on a library's version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cvexp.data.sources import coco
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-VERSION = 2  # increased whenever the same settings give other bytes
+VERSION = 2  # increased whenever the same settings give different bytes
 SUPERSAMPLING = 2  # for antialiasing
 
 
@@ -55,7 +55,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
     name = f"v{VERSION}-{config.image_size}px-{config.train_images}-{config.val_images}-seed{config.generator_seed}"
     folder = Path(config.root) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # if two processes start at the same time, one generates them
+    with FileLock(folder.with_suffix(".lock")):  # if two processes start at the same time, one makes the images
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -109,7 +109,7 @@ def draw_image(random: np.random.RandomState, size: int) -> tuple[NDArray[np.uin
         size: Side length of the image in pixels.
 
     Returns:
-        The image (size, size, 3) uint8; for each object, its label and the mask (size, size) of its visible part.
+        The image (size, size, 3) uint8, and for each object its label and the mask (size, size) of its visible part.
     """
     canvas_size = size * SUPERSAMPLING
     canvas = _background(random, canvas_size)
@@ -150,7 +150,7 @@ def _place(random: np.random.RandomState, canvas_size: int, radius: float) -> tu
         The window is large enough for any shape.
     """
     x, y = (0.1 + 0.8 * random.random_sample(2)) * canvas_size
-    # The rational points of the circle give a rotation without sine and cosine, whose last bits differ by machine.
+    # The rational points of the circle give a rotation without sine and cosine, whose last bits vary by machine.
     t = random.random_sample()
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     for _ in range(random.randint(4)):  # t covers a quarter of the circle
@@ -164,7 +164,7 @@ def _place(random: np.random.RandomState, canvas_size: int, radius: float) -> tu
 
 
 def _color(random: np.random.RandomState, darkest: int, lightest: int) -> Array:
-    """Draw a color with each channel in a range. A narrow range makes it pale, like most colors in photographs.
+    """Draw a color with each channel in a range. A narrow range gives pale colors, like most in photographs.
 
     With vivid random colors and lights, a network could identify a crop by color alone.
     """
@@ -172,7 +172,7 @@ def _color(random: np.random.RandomState, darkest: int, lightest: int) -> Array:
 
 
 def _two_colors(random: np.random.RandomState) -> tuple[Array, Array]:
-    """Draw a dark and a light color, in random order, so that a texture is visible even in grayscale."""
+    """Draw a dark and a light color, in random order, which keep a texture visible even in grayscale."""
     dark, light = _color(random, 0, 105), _color(random, 150, 255)
     return (dark, light) if random.randint(2) else (light, dark)
 
@@ -245,7 +245,7 @@ def _frequency(random: np.random.RandomState) -> float:
 
 
 def _alternate(x: Array) -> Mask:
-    """Return where the integer part is even."""
+    """Return where the values, rounded down, are even."""
     is_even: Mask = np.floor(x) % 2 == 0
     return is_even
 

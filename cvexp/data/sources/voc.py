@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 and 2012, with VOC's own masks or those augmented by SBD
+"""PASCAL VOC 2007 and 2012, with VOC's own masks or SBD's augmented masks
 (http://host.robots.ox.ac.uk/pascal/VOC/)."""
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ def _recipe(config: Config, split: str, list_file: str) -> Recipe:
 
 
 def _read(root: Path, path: Path, names: Sequence[str], images: str, masks: str) -> Draft:
-    """Read the images that a list names, and their masks.
+    """Read the images named in a list, and their masks.
 
     Args:
         root: The folder that `images` and `masks` are relative to.
         path: The list.
-        names: Its entries.
+        names: The entries of the list.
         images, masks: The folders of the images and the masks.
     """
     draft = Draft(root, CLASSES, mask_values=range(1, 21))
     valid_names: dict[str, None] = {}  # an ordered set
     for number, name in enumerate(names, 1):
         if leaves_folder(name):
-            draft.add_problem(f"{path}: entry {number}", f"{name!r} leaves the folder of the images; remove it")
+            draft.add_problem(f"{path}: entry {number}", f"{name!r} leads outside the folder of the images; remove it")
         elif name in valid_names:
             draft.add_problem(f"{path}: entry {number}", f"{name!r} appears twice; remove one of them")
         else:

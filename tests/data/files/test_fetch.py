@@ -156,7 +156,7 @@ def test_a_second_start_goes_on_where_the_first_gave_up(server: Server, tmp_path
     remote = Remote(server.url("/file.bin"), tmp_path / "file.bin", MD5)
     gains = fault in ("cut", "stall")  # so the server must fail altogether after it
     server.faults["/file.bin"] = [fault, *["500" if gains else fault] * fetch.ATTEMPTS]
-    with pytest.raises(UserError, match=r"in a row; check the network and start again; the part .* is kept"):
+    with pytest.raises(UserError, match=r"in a row; check the internet connection and start again; the part"):
         fetch.fetch(remote)
     assert not remote.path.exists()
     server.faults.clear()
@@ -192,7 +192,7 @@ def test_what_will_not_pass_is_told_at_once(server: Server, tmp_path: Path, faul
 def test_a_wrong_checksum_is_told_and_nothing_kept(server: Server, tmp_path: Path) -> None:
     remote = Remote(server.url("/file.bin"), tmp_path / "file.bin", MD5)
     server.files["/file.bin"] = CONTENT[:-1] + b"!"
-    with pytest.raises(RefusedError, match=f"MD5 of the file is .* but should be {MD5}"):
+    with pytest.raises(RefusedError, match=f"MD5 of the file is .* but it should be {MD5}"):
         fetch.fetch(remote)
     assert left(tmp_path) == set()
     server.files["/file.bin"] = CONTENT

@@ -129,13 +129,13 @@ def test_fingerprint_changes_with_the_data_and_with_nothing_else(coco_root: Path
 
 def test_validation_images_never_enter_training(coco_root: Path) -> None:
     same = {"val_annotations": "annotations/instances_train2017.json", "val_images": "train2017"}
-    with pytest.raises(UserError, match="8 images are in the training and in the validation split"):
+    with pytest.raises(UserError, match="8 images are in both the training and the validation split"):
         load(dataset("coco", coco_root, classes=["cat", "dog"], **same), "pretraining")
 
 
 def test_a_slash_more_does_not_hide_that_images_are_in_both_splits(coco_root: Path) -> None:
     same = {"val_annotations": "annotations/instances_train2017.json", "val_images": "./train2017/"}
-    with pytest.raises(UserError, match="8 images are in the training and in the validation split"):
+    with pytest.raises(UserError, match="8 images are in both the training and the validation split"):
         load(dataset("coco", coco_root, classes=["cat", "dog"], **same), "pretraining")
 
 

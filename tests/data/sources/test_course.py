@@ -52,7 +52,7 @@ def test_label_maps_equal_those_composed_from_the_aggregated_file(course: Path) 
 
 
 def test_the_password_is_asked_for_and_a_wrong_one_refused(course: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"protected by a password; give it with dataset\.password="):
+    with pytest.raises(UserError, match=r"protected; give the password with dataset\.password="):
         load(dataset("course", course), "pretraining")
     with pytest.raises(UserError, match="the password is wrong"):
         load(dataset("course", course, password="dl_lob"), "pretraining")

@@ -74,7 +74,7 @@ def test_png_masks_among_png_images_need_an_ending_of_their_own(tmp_path: Path) 
         save_image(tmp_path / split / "a.png")
         save_mask(tmp_path / split / "a_mask.png", 1)
     keys: dict[str, object] = {"mask_values": {"x": 1}, "train_masks": "train", "val_masks": "val"}
-    with pytest.raises(UserError, match=r"no images in .* that don't end in \.png, as masks do"):
+    with pytest.raises(UserError, match=r"no images in .* except those that end in \.png, the masks"):
         load(dataset("folder", tmp_path, **keys), "segmentation")
     assert len(load(dataset("folder", tmp_path, **keys, mask_suffix="_mask.png"), "segmentation").train.images) == 1
 
