@@ -1,6 +1,6 @@
 """The command line: compose, check, open the run, call the task, close the run.
 
-PyTorch and MLflow are imported only when a run starts, so that `--help` and `--cfg job` answer at once.
+PyTorch and MLflow are imported only when a run starts, so `--help` and `--cfg job` answer at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger("cvexp")
 
 
 def main() -> None:
-    """Run Hydra, and turn mistakes of the user into one message and an exit status."""
+    """Run Hydra, and turn user errors into one message and an exit status."""
     sys.excepthook = _print_traceback
     if "--version" in sys.argv[1:]:
         print(f"cvexp {version('cvexp')}")
@@ -47,7 +47,7 @@ def main() -> None:
         print(script)
         return
     os.environ["CVEXP_START"] = secrets.token_hex(3)  # makes the run folder unique
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and we print the message
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and we print the message
     signal.signal(signal.SIGTERM, _interrupt)
     global job_started
     job_started = False
@@ -70,7 +70,7 @@ def main() -> None:
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signal_number)
     finally:
-        with contextlib.suppress(Exception):  # the store may be what failed, and that was reported
+        with contextlib.suppress(Exception):  # if the store is what failed, that was reported
             Sweep.close(failed=True)
 
 
@@ -78,7 +78,7 @@ job_started = False  # whether Hydra has called `_hydra_main`
 
 
 def _for_torchrun(words: list[str]) -> list[str]:
-    """Return further arguments for one of several processes: only the first one has a folder of its own.
+    """Return extra arguments for one of several processes, because only the first one has a folder of its own.
 
     Raises:
         UserError: for a sweep.
@@ -89,7 +89,7 @@ def _for_torchrun(words: list[str]) -> list[str]:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """End with one message; of several processes, the first one prints it."""
+    """Exit with one message, which only the first of several processes prints."""
     sys.exit(f"cvexp: error: {describe(error)}" if processes.rank() == 0 else 1)
 
 
@@ -105,7 +105,8 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def _hydra_main(composed: DictConfig) -> float | None:
     """Run one job, and return its objective to the sweeper.
 
-    In a sweep, the error of a job is printed here, because Hydra continues and prints only the first error at the end.
+    In a sweep, the error of a job is printed here, because Hydra goes on to the next job, and prints only the first
+    error at the end.
     """
     global job_started
     job_started = True
@@ -129,7 +130,7 @@ def _run(composed: DictConfig) -> float | None:
     config = check(composed)
     from cvexp.tracking import description, opening, resume, store  # import MLflow
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same in a better way
+    logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same more clearly
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # about its own use of PyTorch
     hydra_config = HydraConfig.get()
     overrides = as_given(hydra_config.overrides.task)
@@ -146,10 +147,10 @@ def _run(composed: DictConfig) -> float | None:
 
 
 def _check_processes(config: RunConfig) -> None:
-    """Check that several processes were started by torchrun, for a task that trains.
+    """Check that the number of processes suits the task and the strategy of the trainer.
 
     Raises:
-        UserError: with the command that starts them, or the missing setting.
+        UserError: naming the command that starts several processes, or the missing setting.
     """
     num_processes, strategy = processes.world_size(), config.trainer.strategy
     if num_processes == 1 and strategy != "auto":

@@ -19,9 +19,9 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     * A password moves into an environment variable, because Hydra writes its arguments into files.
     * Keys inside a free dictionary, such as ``backbone.args.drop_rate=0.1``, need no ``+``.
     * A sweep over a group may set keys that only the swept options have, such as ``task.dropout=0``. Hydra first
-      composes what all jobs share, without the swept groups, and refuses these keys there (hydra#2888).
+      composes what all jobs share, without the swept groups, and refuses these keys at that point (hydra#2888).
 
-    With ``++``, Hydra accepts any key. The schema then finds those that are misspelled.
+    With ``++``, Hydra accepts any key. The schema later finds misspelled ones.
 
     Args:
         arguments: The command line without the program's name.
@@ -45,7 +45,7 @@ def _without_password(argument: str) -> str:
     if not re.fullmatch(r"\+{0,2}[\w.]*password", key) or value in ("", "null") or value.startswith("${"):
         return argument
     if value[0] in "'\"":
-        with contextlib.suppress(HydraException):  # in which case the quotes belong to the password
+        with contextlib.suppress(HydraException):  # otherwise the quotes belong to the password
             value = str(OverridesParser.create().parse_override(argument).value())
     os.environ[VARIABLE] = value
     return f"{key}=${{oc.env:{VARIABLE}}}"

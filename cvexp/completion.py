@@ -1,6 +1,6 @@
 """Shell completion of `cvexp` and of `python -m cvexp`.
 
-Hydra's own completion supports only programs that are one word or a file, and not `python -m`.
+Hydra's own completion supports programs that are one word or a file, but not `python -m`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INSTALL = r"""_cvexp_complete() {
     fi
     local arguments=${BASH_REMATCH[1]} said=""
     local word=${arguments##* }
-    # Readline replaces only what follows the last "=", where that separates words.
+    # If "=" separates words, Readline replaces only what follows the last one.
     [[ $COMP_WORDBREAKS == *=* && $word == *=* ]] && said="${word%=*}="
     local found
     found=$(COMP_LINE="cvexp $arguments" "${program[@]}" -sc query=bash 2> /dev/null)
@@ -28,7 +28,7 @@ UNINSTALL = "complete -r cvexp python python3; unset -f _cvexp_complete"
 
 
 def script(arguments: list[str]) -> str | None:
-    """Return what Bash must evaluate for `-sc install=bash` and `-sc uninstall=bash`; None for other arguments."""
+    """Return the Bash code for `-sc install=bash` or `-sc uninstall=bash`, or None for other arguments."""
     if not {"-sc", "--shell-completion"} & set(arguments):
         return None
     return next((text for word, text in SCRIPTS.items() if word in arguments), None)

@@ -1,4 +1,4 @@
-"""From overrides to a checked configuration: the command line and Python get the same result, and the same errors."""
+"""From overrides to a checked configuration: the command line and Python get the same results and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cvexp.config import RunConfig
 from cvexp.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the repository
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel or repository
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -39,7 +39,7 @@ def compose(*overrides: str) -> RunConfig:
 
 
 def compose_yaml(overrides: Sequence[str]) -> DictConfig:
-    """Compose the YAML files without checking them against the schema. Works inside a Hydra application, too."""
+    """Compose the YAML files without checking them against the schema, even inside a Hydra application."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -53,7 +53,7 @@ def check(composed: DictConfig) -> RunConfig:
     """Convert composed YAML to typed objects.
 
     Raises:
-        UserError: naming the key, if one is unknown, missing, of a wrong type or out of range.
+        UserError: naming the key that is unknown, missing, of a wrong type or out of range.
     """
     schema = OmegaConf.structured(RunConfig)
     for group in ("task", "dataset"):
@@ -72,7 +72,7 @@ def check(composed: DictConfig) -> RunConfig:
 
 
 def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
-    """List all dotted keys of a configuration, those of groups included."""
+    """List all dotted keys of a configuration, including those of groups."""
     keys: list[str] = []
     for key in map(str, node):
         keys.append(f"{prefix}{key}")
@@ -82,7 +82,7 @@ def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-_PLUGINS = {  # of Hydra, by the option that chooses them
+_PLUGINS = {  # packages with plugins of Hydra, by the option that needs them
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/launcher/ray": "hydra-ray-launcher",
     "hydra/launcher/rq": "hydra-rq-launcher",
@@ -124,7 +124,7 @@ def _known_keys(overrides: Iterable[str]) -> list[str]:
     """List all keys of the configuration with the options that the overrides choose."""
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     choices = [
-        f"{'+' * (group == 'experiment')}{group}={option}"  # an experiment is added, all else replaces a default
+        f"{'+' * (group == 'experiment')}{group}={option}"  # an experiment is added, other groups replace a default
         for group, _, option in pairs
         if (CONF / group).is_dir()
     ]

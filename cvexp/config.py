@@ -1,7 +1,7 @@
-"""The schema of the configuration: which keys there are, their types, and which values make sense.
+"""The schema of the configuration: the keys, their types, and the values that make sense.
 
-No field has a default here: the YAML files under `conf/` are the whole configuration. Data sources and tasks add keys
-of their own in the `Config` of their module, so that a new one is one module and one YAML file.
+No field has a default here: the YAML files under `conf/` are the whole configuration. Each data source
+and each task adds its own keys in the `Config` of its module, so a new one takes one module and one YAML file.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TaskConfig:
 
     Attributes:
         role: ``"pretraining"``, ``"segmentation"`` or ``"job"``. It is recorded as a tag, by which jobs find runs.
-        works_on: The key that names the finished runs that a job works on, `run` or `runs`; None if it needs none.
+        works_on: The key that names the finished runs that a job works on: `run`, `runs`, or None if it needs no runs.
     """
 
     role: ClassVar[str] = "job"
@@ -144,7 +144,7 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class LoaderConfig:
-    batch_size: int = MISSING  # of each process
+    batch_size: int = MISSING  # per process
     num_workers: int = MISSING
 
     def __post_init__(self) -> None:
@@ -194,7 +194,7 @@ def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested values, as MLflow's parameters are: ``{"loader.batch_size": "64"}``; lists become JSON."""
+    """Flatten nested values into MLflow's parameters: ``{"loader.batch_size": "64"}``, with lists as JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

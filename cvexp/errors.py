@@ -1,4 +1,4 @@
-"""Errors that are not bugs: mistakes of the user, and interruptions."""
+"""Errors that are not bugs: user errors and interruptions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """A mistake that the user can fix. The message says what was received, where, and how to fix it."""
+    """An error that the user can fix. The message says what was received, where, and how to fix it."""
 
 
 class Interrupted(BaseException):
@@ -32,7 +32,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another place with {key}=PATH; an interrupted run goes on with "
+    errno.ENOSPC: "free some space, or choose another place with {key}=PATH; resume an interrupted run with "
     "resume=RUN_ID",
     errno.ENOTDIR: "a file is where a folder is needed; choose another place with {key}=PATH",
 }
@@ -44,7 +44,7 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def opening(key: str) -> Iterator[None]:
-    """Report files and folders that can't be used as a mistake of the user. A bug elsewhere keeps its traceback.
+    """Raise a user error if a file or folder can't be used. A bug elsewhere keeps its traceback.
 
     Args:
         key: The configuration key that names the place.

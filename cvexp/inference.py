@@ -38,12 +38,12 @@ def device(trainer: TrainerConfig) -> torch.device:
 
 
 class Segmenter:
-    """A segmentation network that takes images as they are read, and preprocesses them as in its training.
+    """A segmentation network that takes unprocessed images, and preprocesses them as in training.
 
     Args:
         model: The network.
-        config: The configuration that it was trained with.
-        device: Where it runs.
+        config: The configuration that the network was trained with.
+        device: The device that the network runs on.
     """
 
     def __init__(self, model: nn.Module, config: RunConfig, device: torch.device) -> None:
@@ -82,7 +82,7 @@ def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> 
     Args:
         run: The run.
         num_classes: Number of classes without the background.
-        device: Where the network runs.
+        device: The device that the network runs on.
 
     Raises:
         UserError: if the checkpoint can't be fetched or read.
@@ -94,7 +94,7 @@ def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> 
 
 
 def validation_loader(config: RunConfig, splits: Splits) -> DataLoader[Any]:
-    """Return a loader of all validation images with their label maps, whole and in order."""
+    """Return a loader of all validation images, whole and in order, with their label maps."""
     masks = Masks(splits.val, PlainLabeledView(config.dataset.image_size), config.seed)
     batches = FixedBatches(list(range(len(masks))), config.loader.batch_size)
     return make_loader(masks, batches, config.loader)
@@ -105,8 +105,8 @@ class Embedder:
 
     Args:
         encoder: The network.
-        config: The configuration that it was pretrained with.
-        device: Where it runs.
+        config: The configuration that the network was pretrained with.
+        device: The device that the network runs on.
     """
 
     def __init__(self, encoder: nn.Module, config: RunConfig, device: torch.device) -> None:
@@ -124,11 +124,11 @@ class Embedder:
 
 
 def load_embedder(run: FinishedRun, device: torch.device) -> Embedder:
-    """Load the encoder of a finished pretraining as it was at the end.
+    """Load the encoder of a finished pretraining run from its last checkpoint.
 
     Args:
         run: The run.
-        device: Where the encoder runs.
+        device: The device that the encoder runs on.
 
     Raises:
         UserError: if the checkpoint can't be fetched or read.

@@ -1,6 +1,6 @@
-"""Modules that the configuration names: tasks and data sources, our own and those that other packages bring.
+"""Modules that the configuration names: tasks and data sources, both our own and those of other packages.
 
-A package that is installed beside cvexp adds its own with entry points::
+A package that is installed alongside cvexp adds its own modules with entry points::
 
     [project.entry-points."cvexp.tasks"]
     my_method = "my_package.my_method"
@@ -27,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from cvexp.errors import UserError, nearest
 
-# For each configuration group, the package with our own modules and the entry points of those from other packages.
+# For each configuration group: the package of our own modules, and the entry point group of other packages' modules.
 _PLACES = {"task": ("cvexp.tasks", "cvexp.tasks"), "dataset": ("cvexp.data.sources", "cvexp.sources")}
 
 

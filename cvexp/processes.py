@@ -30,7 +30,7 @@ def local_world_size() -> int:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Connect the processes for the time of the block; Lightning then uses this connection, too."""
+    """Connect the processes during the block, in which Lightning uses the same connection."""
     if world_size() == 1:
         yield
         return
@@ -45,7 +45,7 @@ def connected() -> Iterator[None]:
 
 
 def from_first(value: Value) -> Value:
-    """Return the value that the first process has, in every process."""
+    """Return the first process's value in every process."""
     if world_size() == 1:
         return value
     from torch import distributed
@@ -56,7 +56,7 @@ def from_first(value: Value) -> Value:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Return the mean of a value over all processes, for example of a loss's denominator."""
+    """Return the mean of a value over all processes, such as the denominator of a loss."""
     if world_size() == 1:
         return value
     from torch import distributed

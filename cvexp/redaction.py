@@ -9,13 +9,13 @@ from urllib.parse import unquote
 
 VARIABLE = "CVEXP_PASSWORD"  # environment variable with the password of the data set, for this process and its children
 HIDDEN = "***"
-SHORTEST = 4  # characters; hiding a shorter password would hide ordinary words, too
+SHORTEST = 4  # characters; hiding a shorter password would also hide ordinary words
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def hide_secrets(text: str) -> str:
-    """Replace the user names and passwords in addresses, and other secrets that this process knows, by ``***``."""
+    """Replace user names and passwords in addresses, and other secrets known to this process, with ``***``."""
     _, _, address = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
     user_info, _, _ = address.rpartition("@")  # a password may contain "@" and "/", although it should not
     _, _, password = user_info.partition(":")

@@ -1,4 +1,4 @@
-"""How seeds are mixed."""
+"""Mixing of seeds."""
 
 from __future__ import annotations
 

@@ -55,11 +55,15 @@ ON_COMMAND_LINE: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "weight of no class": (["task=multiclass", "task.class_weights={cat: 2}"], "'cat'", "known: background"),
     "one image in a batch": (["task=multiclass", "loader.batch_size=1"], "loader.batch_size: got 1", "at least 2"),
     "limit of one image": (["task=multiclass", "dataset.limit=1"], "1 training images", "a larger dataset.limit="),
-    "stride of no model": (["task=multiclass", "task.output_stride=7"], "task.output_stride: got 7", "its own is 32"),
+    "stride of no model": (
+        ["task=multiclass", "task.output_stride=7"],
+        "task.output_stride: got 7",
+        "its default is 32",
+    ),
     "stride of a transformer": (
         ["task=multiclass", "backbone.name=test_vit", "task.output_stride=8"],
         "task.output_stride: got 8",
-        "its own is 16",
+        "its default is 16",
     ),
     "size for no patches": (
         ["task=multiclass", "backbone.name=test_vit", "+backbone.args.dynamic_img_pad=false", "dataset.image_size=56"],
@@ -186,7 +190,7 @@ def test_weights_of_another_architecture(cvexp: Callable[..., Outcome]) -> None:
     assert_refused(cvexp(*TINY, "backbone.weights=vit.pth"), "vit.pth", "test_resnet", "backbone=")
     state = create_backbone("test_resnet").state_dict()
     torch.save({key: value.repeat_interleave(2, 0) for key, value in state.items() if value.ndim}, "wider.pth")
-    assert_refused(cvexp(*TINY, "backbone.weights=wider.pth"), "wider.pth", "another architecture")
+    assert_refused(cvexp(*TINY, "backbone.weights=wider.pth"), "wider.pth", "different architecture")
 
 
 class _Evil:

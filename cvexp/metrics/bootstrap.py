@@ -36,13 +36,13 @@ class Interval(NamedTuple):
 def paired_difference(
     first: Counts, second: Counts, num_samples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Compute the mIoU of a first method minus that of a second one, with a percentile interval.
+    """Compute the difference in mIoU between two methods, first minus second, with a percentile interval.
 
     The mIoU of a method is the mean over its runs. A bootstrap sample draws the images with replacement, the same
     images for all runs. The interval thus reflects the choice of the images, but not that of the seeds.
 
     Args:
-        first, second: Counts (runs, images, c, 3) of the classes, without the background, of the same images.
+        first, second: Counts (runs, images, c, 3) for the same images, without the background.
         num_samples: Number of bootstrap samples.
         confidence: Confidence level of the interval, between 0 and 1.
         seed: Seed of the samples.

@@ -1,4 +1,4 @@
-"""Measures of collapse. The loss alone does not reveal it, because it can decrease during a collapse, too."""
+"""Measures of collapse. The loss alone does not reveal a collapse, because it may decrease all the same."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Comparison:
         return groups
 
     def constants(self) -> list[Constant]:
-        """Return two constant predictions: the class with most labeled pixels, and the background."""
+        """Return two constant predictions: the class with the most labeled pixels, and the background."""
         counts = self.evaluated[0].counts
         largest = int(counts[:, 1:, 2].sum(axis=0).argmax())
         return [
@@ -163,9 +163,10 @@ class Comparison:
 
 
 def differences(evaluated: Sequence[Evaluated], num_samples: int, confidence: float) -> list[Difference]:
-    """Compare the methods from each start and from all starts, and each start with random weights for each method.
+    """Compare the methods for each start and for all starts, and each start with random weights for each method.
 
-    Only runs with a counterpart of the same seed (and the same start, for methods) in the other group are compared.
+    Only runs with a counterpart in the other group are compared: a run with the same seed and, for methods, the same
+    start.
 
     Args:
         evaluated: The measurements of each run; those of a baseline come before those of other methods.

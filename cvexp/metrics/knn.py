@@ -24,7 +24,7 @@ def knn_predict(
         bank_labels_n: Their labels, int64.
         queries_md: Features to classify.
         num_classes: Number of classes.
-        k: Number of neighbors that vote; the size of the bank, if that is smaller.
+        k: Number of neighbors that vote; at most the size of the bank.
         temperature: Temperature of the weights.
 
     Returns:
@@ -53,7 +53,7 @@ def worse_than_untrained(untrained: float | None, trained: Mapping[str, float]) 
 
     Args:
         untrained: The accuracy before the first step; None if the data have no labels.
-        trained: Accuracies after training by when they were measured, such as "at the best epoch".
+        trained: Accuracies after training, by the time of measurement, such as "at the best epoch".
     """
     if untrained is None:
         return None

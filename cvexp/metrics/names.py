@@ -7,7 +7,7 @@ import re
 
 MAX_LENGTH = 200  # in characters; MLflow accepts 250, including prefixes such as "best/iou/"
 
-_INVALID = re.compile(r"[^\w\-. ]")  # MLflow accepts "/" and ":", too, but not everywhere in a name
+_INVALID = re.compile(r"[^\w\-. ]")  # MLflow also accepts "/" and ":", but not everywhere in a name
 _HASH_SUFFIX = re.compile(r"-[0-9a-f]{12}")
 
 
@@ -26,7 +26,7 @@ def safe_name(text: str) -> str:
     """
     replaced = _INVALID.sub("_", text)
     is_valid = replaced == text and len(text) <= MAX_LENGTH and text.strip(". ") != ""
-    if is_valid and not _HASH_SUFFIX.fullmatch(text[-13:]):  # the text may equal the result for another one
+    if is_valid and not _HASH_SUFFIX.fullmatch(text[-13:]):  # the text could equal the name of another text
         return text
     digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
     return f"{replaced[: MAX_LENGTH - 13]}-{digits}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 CHUNK = 1024  # queries that are processed at once, which bounds the memory of the similarities
 NUM_SPARE = 16  # candidates besides the k nearest, because candidates are found in single precision
-ROUNDING = 1e-5  # bound of the error of a cosine in single precision
+ROUNDING = 1e-5  # bound on the error of a cosine in single precision
 
 
 class Neighbors(NamedTuple):
@@ -40,7 +40,7 @@ def nearest_neighbors(
     Args:
         bank: Features (n, d).
         queries: Features (m, d).
-        k: Number of neighbors; the number of available features, if that is smaller.
+        k: Number of neighbors; at most the number of available features.
         exclude: The index of a feature in the bank to exclude for each query (m,), such as the query itself; None to
             exclude nothing.
     """
@@ -77,6 +77,6 @@ def _normalize(features: NDArray[np.floating]) -> NDArray[np.float64]:
 def precision_at_k(
     indices: NDArray[np.int64], bank_labels: NDArray[np.integer], query_labels: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Compute the fraction of the neighbors (m, k) that have the class of their query, (m,)."""
+    """Compute the fraction (m,) of each query's neighbors (m, k) that have the query's class."""
     precision: NDArray[np.float64] = (bank_labels[indices] == query_labels[:, None]).mean(axis=1)
     return precision

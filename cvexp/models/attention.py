@@ -1,7 +1,7 @@
 """Attention of classes over a feature map (Vaswani et al., "Attention Is All You Need",
 https://arxiv.org/abs/1706.03762, section 3.2), without the sum over positions.
 
-Shapes: b images, q queries, n heads, d channels of a head, c channels of a feature map of h x w positions, p = h w.
+Shapes: b images, q queries, n heads, d channels of a head, c channels of a feature map of h x w positions, p = h * w.
 """
 
 from __future__ import annotations

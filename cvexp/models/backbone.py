@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 LOW_STRIDE = 4  # output stride of the low-level feature map, as in the DeepLabV3+ paper
 
-ALIASES = {"resnet_mini": "test_resnet"}  # names of timm models besides timm's own
+ALIASES = {"resnet_mini": "test_resnet"}  # additional names of timm models
 
 
 class BackboneError(ValueError):
@@ -70,7 +70,7 @@ def create_backbone(name: str, pretrained: bool = False, **args: Any) -> nn.Modu
 
 @contextlib.contextmanager
 def _cache_if_offline() -> Iterator[None]:
-    """Use the local cache alone if the hub can't be reached, because its client would retry for 48 seconds."""
+    """Use only the local cache if the hub can't be reached, because the hub's client would retry for 48 seconds."""
     offline = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
 
 
 def forward_crops(backbone: nn.Module, crops: list[Tensor]) -> Tensor:
-    """Compute the feature vectors of several crops, with one forward pass of the backbone for each resolution.
+    """Compute the feature vectors of several crops, with one forward pass of the backbone per resolution.
 
     Args:
         backbone: Maps images to feature vectors.

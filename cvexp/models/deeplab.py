@@ -1,7 +1,7 @@
 """Decoders with dilated convolutions: DeepLabV3 (https://arxiv.org/abs/1706.05587) and DeepLabV3+
 (https://arxiv.org/abs/1802.02611), without the classifier, so that other heads can follow.
 
-Shapes: b images, c channels, h x w positions of a feature map, n = b q maps (q maps for each image, image by image).
+Shapes: b images, c channels, h x w positions of a feature map, n = b * q maps (q per image, grouped by image).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class DeepLabV3(nn.Module):
         self.refine = nn.Sequential(*_conv_norm_relu(channels, channels, kernel_size=3))
 
     def forward(self, low_bchw: Tensor, high_nchw: Tensor) -> Tensor:
-        """Map the encoder's feature maps to one of `channels` channels, with the size of the last map.
+        """Map the encoder's feature maps to one map with `channels` channels and the size of the last map.
 
         Args:
             low_bchw: Low-level maps. Not used.
-            high_nchw: Last maps, q for each image.
+            high_nchw: Last maps, q per image.
 
         Returns:
             (n, channels, h, w).
@@ -70,16 +70,16 @@ class DeepLabV3Plus(nn.Module):
         )
 
     def forward(self, low_bchw: Tensor, high_nchw: Tensor) -> Tensor:
-        """Map the encoder's feature maps to one of `channels` channels, with the size of the low-level map.
+        """Map the encoder's feature maps to one map with `channels` channels and the size of the low-level map.
 
         Args:
             low_bchw: Low-level maps.
-            high_nchw: Last maps, q for each image.
+            high_nchw: Last maps, q per image.
 
         Returns:
             (n, channels, h, w).
         """
-        num_maps = high_nchw.shape[0] // low_bchw.shape[0]  # torch.export would make a constant of len()
+        num_maps = high_nchw.shape[0] // low_bchw.shape[0]  # torch.export would turn len() into a constant
         low_nchw = self.reduce_low(low_bchw).repeat_interleave(num_maps, dim=0)
         high_nchw = F.interpolate(self.aspp(high_nchw), size=low_nchw.shape[-2:], mode="bilinear", align_corners=False)
         refined_nchw: Tensor = self.refine(torch.cat([high_nchw, low_nchw], dim=1))
@@ -90,7 +90,7 @@ DECODERS = {"deeplabv3": DeepLabV3, "deeplabv3plus": DeepLabV3Plus}
 
 
 def make_aspp(in_channels: int, channels: int, rates: Sequence[int], dropout: float) -> ASPP:
-    """Create torchvision's ASPP with another dropout probability than its own, which is fixed at 0.5."""
+    """Create torchvision's ASPP with a dropout probability other than torchvision's fixed 0.5."""
     aspp = ASPP(in_channels, list(rates), channels)
     aspp.project[3].p = dropout
     return aspp

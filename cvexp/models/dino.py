@@ -85,7 +85,7 @@ class DINOLoss(nn.Module):
 
         Args:
             teacher_tbk: The teacher's logits of the t global views.
-            student_vbk: The student's logits of all v views, first the global ones in the same order.
+            student_vbk: The student's logits of all v views, starting with the global ones in the same order.
             teacher_temperature: Divides the teacher's centered logits.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Trying which arguments, image sizes and output strides a timm model supports.
+"""Tests of the arguments, image sizes and output strides that a timm model supports.
 
 Some models accept only one image size, some need an argument to accept others, and some support only one output
 stride. timm does not document which.
@@ -16,7 +16,7 @@ from cvexp.models.backbone import BackboneError, Encoder, create_backbone, featu
 
 DEFAULT_STRIDE = 16  # output stride of the last map, if the model supports it
 
-# Arguments with which models accept other image sizes than their default. None of them changes the shape of a
+# Arguments with which models accept image sizes other than their default. None of them changes the shape of a
 # parameter, so weights that were trained at one size can be loaded for another.
 FLEXIBLE: tuple[dict[str, Any], ...] = (
     {},
@@ -40,7 +40,7 @@ class Needs(NamedTuple):
     """Requirements for a backbone.
 
     Attributes:
-        sizes: Side lengths of its images in pixels, by a name that messages use.
+        sizes: Side lengths of the images in pixels, by the name that messages use for them.
         maps: Whether to use its feature maps, rather than its feature vector.
         output_stride: Output stride of the last map: image pixels per position. None means 16 if the model supports
             it, and otherwise its default.
@@ -90,7 +90,9 @@ def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str,
             if not needs.maps or own_stride == (needs.output_stride or chosen.get("output_stride", own_stride)):
                 return chosen
     if own_stride is not None:
-        raise StrideError(f"got {stride}, but {name} does not support it with these arguments; its own is {own_stride}")
+        raise StrideError(
+            f"got {stride}, but {name} does not support it with these arguments; its default is {own_stride}"
+        )
     raise _refusal(name, args, needs, reason)
 
 
@@ -117,7 +119,7 @@ def _check(backbone: nn.Module, needs: Needs) -> None:
 
 
 def _refusal(name: str, args: dict[str, Any], needs: Needs, reason: str) -> BackboneError:
-    """Return the error for a model that can't be used. It names sizes that the model accepts, if there are any."""
+    """Return the error for a model that can't be used, which names sizes that the model accepts, if there are any."""
     sizes = " and ".join(map(str, dict.fromkeys(needs.sizes.values())))
     accepted = _find_sizes(name, args, needs)
     changed = [key for key, size in accepted.items() if size != needs.sizes[key]]
@@ -150,7 +152,7 @@ def _find_sizes(name: str, args: dict[str, Any], needs: Needs) -> dict[str, int]
 
 
 def _distance(sizes: dict[str, int], needs: Needs) -> int:
-    """Return the sum of the absolute differences between sizes and those that are required."""
+    """Return the sum of the absolute differences between the given and the required sizes."""
     return sum(abs(size - needs.sizes[key]) for key, size in sizes.items())
 
 

@@ -1,6 +1,6 @@
-"""Schedules over the progress of a run, so that they fit runs of 3 steps and of 3 million steps.
+"""Schedules that depend on the progress of a run, and thus fit runs of 3 steps and of 3 million steps.
 
-Progress is the fraction of all steps that are done, from 0 to 1.
+Progress is the fraction of all steps done so far, from 0 to 1.
 """
 
 from __future__ import annotations

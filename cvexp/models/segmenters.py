@@ -167,7 +167,7 @@ class AttentionSegmenter(nn.Module):
 
     @staticmethod
     def merge_masks(logits_bchw: Tensor) -> Tensor:
-        """Merge masks to label maps (b, h, w).
+        """Merge masks into label maps (b, h, w).
 
         A pixel gets the class with the largest logit, or the background if no probability exceeds one half.
         """
@@ -176,5 +176,5 @@ class AttentionSegmenter(nn.Module):
 
 
 def _upsample(logits: Tensor, images: Tensor) -> Tensor:
-    """Resize logits to the size of the images, in float32 as losses and metrics need it."""
+    """Resize logits to the size of the images, in float32, as losses and metrics require."""
     return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The comparison of methods, as tables and sentences, and as files from which all of it can be computed again."""
+"""The comparison of methods, as tables and sentences, and as files from which all of it can be recomputed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from cvexp.tracking.store import Store
 
 MIN_IMAGES = 20  # with fewer, percentile intervals are far too narrow
 NO_PAIRS = (
-    "No differences are computed: they need runs with equal seeds, of two methods or from random and other weights."
+    "No differences are computed. They need runs with equal seeds, of two methods or from random and other weights."
 )
 SCORES = {"pixel_accuracy": "pixel accuracy", "presence_f1": "presence F1", "miou_image": "mIoU per image"}
 
 
 def rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the columns of the table, and a row for each method and initial weights, and for each constant."""
+    """Return the table's columns, and its rows: each method with each initial weights, and each constant prediction."""
     columns = ["method", "initial weights", "seeds", "mIoU", *map(shorten, comparison.classes), *SCORES.values()]
     columns += ["ms/image (quartiles)", "parameters"]
     keys = ["miou", *(f"iou/{i}" for i in range(len(comparison.classes))), *SCORES]
@@ -63,7 +63,7 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def sentences(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return the name of each difference, and its value with the interval and what that means."""
+    """Return the name of each difference, and its value, interval and interpretation."""
     lines = []
     for difference in comparison.differences:
         interval, num_pairs = difference.interval, difference.num_pairs
@@ -83,7 +83,7 @@ def constant_warnings(comparison: Comparison, clean: Callable[[str], str] = shor
 
     Args:
         comparison: The scores.
-        clean: Shortens or escapes the names of classes and weights for the page of the sentences.
+        clean: Shortens or escapes the names of classes and weights for the page that shows the sentences.
     """
     warnings = []
     for key, score in {"miou": "mIoU", **SCORES}.items():
@@ -201,7 +201,7 @@ def _to_json(run: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def read_comparison(store: Store, run_id: str) -> Comparison:
-    """Read what `log_comparison` recorded. The scores are computed again from the counts.
+    """Read what `log_comparison` recorded. The scores are recomputed from the counts.
 
     Raises:
         UserError: if an artifact is missing or damaged.

@@ -19,7 +19,7 @@ MAX_PROBLEMS = 20  # in the terminal
 
 
 def describe(index: Index) -> dict[str, Any]:
-    """Count the images of a split, the images, instances, crops and pixels of each class, and list all problems.
+    """Count images of a split, and images, instances, crops and pixels of each class, and list all problems.
 
     The pixels of a class are those of its instances' masks; pixels in two masks count twice. Crowd regions are counted
     separately, and not as instances.

@@ -19,10 +19,10 @@ from cvexp.report.style import COLUMN, DPI, PAGE
 
 MAX_HEIGHT = 5.0  # inches, about half a page
 MAX_PAGES = 3
-SCALES = (1.0, 0.9, 0.8)  # of the pictures in the PDF; at smaller ones their text could not be read
+SCALES = (1.0, 0.9, 0.8)  # of the pictures in the PDF; smaller text would be unreadable
 TEMPLATES = Path(__file__).parent
 
-# A cell of numbers: nothing, or a number or list of numbers, perhaps with a unit, a standard deviation and quartiles.
+# A numeric cell: empty, or a number or list of numbers, perhaps with a unit, a standard deviation and quartiles.
 NUMBER = re.compile(r"|none|[-+]?[\d.]+(, \d+)*( M)?( ± [\d.]+)?( \([\d.]+ to [\d.]+\))?")
 
 
@@ -44,7 +44,7 @@ class Table:
 
     Attributes:
         wide: Whether it spans both columns of the PDF.
-        code: Whether the second column, which is the last one, contains commands.
+        code: Whether the table has two columns and the second contains commands.
     """
 
     columns: list[str]
@@ -65,7 +65,7 @@ class Picture:
     Attributes:
         alt: A description for people who can't see the image.
         wide: Whether it spans both columns of the PDF.
-        screen_only: Whether to leave it out of the PDF, to keep that short.
+        screen_only: Whether to leave the image out of the PDF, to keep the PDF short.
     """
 
     png: bytes
@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what is below it."""
+    """A title and the blocks below it."""
 
     title: str
     blocks: list[Paragraph | Table | Picture]
@@ -111,7 +111,7 @@ def read_png(path: Path) -> bytes:
 
 
 def html(document: Document) -> str:
-    """Return the document as an HTML page that needs no other file."""
+    """Return the document as a self-contained HTML page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.tests["table"] = lambda block: isinstance(block, Table)
@@ -121,7 +121,7 @@ def html(document: Document) -> str:
 
 
 def _printed_width(picture: Picture) -> float:
-    """Return the width of a picture in inches, at most that of its column, so that it fits on half a page."""
+    """Return the width of a picture in inches, limited by its column and by the height of half a page."""
     width, height = Image.open(io.BytesIO(picture.png)).size
     return min(width / DPI, PAGE if picture.wide else COLUMN, MAX_HEIGHT * width / height)
 

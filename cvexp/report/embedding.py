@@ -18,7 +18,7 @@ from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable,
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
-MIN_CROPS = 5  # a t-SNE of fewer has no meaning
+MIN_CROPS = 5  # a t-SNE of fewer crops is meaningless
 
 
 def log_embedding(

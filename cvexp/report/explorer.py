@@ -74,7 +74,7 @@ def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> No
 
 
 def kept_epochs(epochs: Sequence[int], num_crops: int) -> list[int]:
-    """Return as many evenly spaced epochs as fit on the page, always with the first and the last one."""
+    """Return as many evenly spaced epochs as fit on the page, always including the first and the last one."""
     bytes_per_epoch = num_crops * (2 + 2 * NUM_NEIGHBORS) * 2 * 4 / 3
     num_epochs = min(len(epochs), max(2, int(MAX_EPOCH_BYTES / bytes_per_epoch)))
     return [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, num_epochs).round().astype(int))]
@@ -224,7 +224,7 @@ def _tooltip(num_crops: int, num_columns: int) -> str:
 
 
 def _encode_layout(layout: NDArray[np.float32]) -> str:
-    """Encode coordinates, centered and scaled to -1 to 1. The scale differs between epochs; a t-SNE has none."""
+    """Encode coordinates, centered and scaled to -1 to 1. The scale differs between epochs."""
     centered = layout - (layout.max(axis=0) + layout.min(axis=0)) / 2
     return _encode((centered / np.abs(centered).max().clip(1e-12) + 1) / 2 * 65535)
 

@@ -27,7 +27,7 @@ NUM_ROWS = 5  # queries in a figure
 
 
 class Query(NamedTuple):
-    """A crop or image file whose neighbors are searched.
+    """A crop or image file whose neighbors are searched for.
 
     Attributes:
         name: The position in the embedding, or the name of the file.
@@ -111,7 +111,7 @@ def log_grids(
     classes: Sequence[str],
     epoch: int,
 ) -> None:
-    """Record figures of the queries and their neighbors, a few queries each; the arguments are those of `draw`."""
+    """Record figures of a few queries each, with their neighbors; the arguments are those of `draw`."""
     for first in range(0, len(queries), NUM_ROWS):
         part = slice(first, first + NUM_ROWS)
         rows = Neighbors(neighbors.indices[part], neighbors.cosines[part])

@@ -164,8 +164,8 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
 def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
     """Draw the attention map, the probability of each pixel, and the mask for a query of each class in one image.
 
-    Each column shows whether the image contains the class, and the predicted probability p that it does. Of many
-    classes, those in the image are shown, and then others until the figure is full.
+    Each column shows whether the image contains the class, and the predicted probability p that it does. Classes
+    in the image come first, and others fill the rest of the figure.
 
     Args:
         e: The example.
@@ -196,7 +196,8 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
 
     Args:
         rows: A caption or None, and the pictures by column. A picture is an image (h, w, 3), a label map (h, w) uint8,
-            a pair of an image and an attention map (h, w), or one of these in a `Captioned`. The first is an image.
+            a pair of an image and an attention map (h, w), or one of these in a `Captioned`. Each row starts with
+            an image.
         classes: Class names.
         title: Title of the figure.
     """

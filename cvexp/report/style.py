@@ -1,4 +1,4 @@
-"""The style of all figures, and names as they show them."""
+"""The style of all figures, and names as figures show them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 matplotlib.use("Agg")
 
-# The colors of Okabe and Ito can be distinguished with any kind of color vision; the markers, in print without color.
+# The colors of Okabe and Ito can be distinguished with any kind of color vision, and the markers even without color.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 
 # Figures are drawn at their size in print, one or two columns wide, so that their text is readable there.
 COLUMN, PAGE = 3.3, 6.9  # inches
 DPI = 220
-SMALL = 6.5  # points, the font size of the text at a picture
+SMALL = 6.5  # points, the font size of the text next to a picture
 NARROW = 12  # characters of that size that fit next to a picture in a grid
 
 STYLE: dict[Any, Any] = {
@@ -62,7 +62,7 @@ def shorten(name: str, max_length: int = 40) -> str:
 
 
 def drawable(name: str, max_length: int = 24) -> str:
-    """Return a shortened name for a figure, with □ for characters that the font lacks, as Matplotlib would warn."""
+    """Return a shortened name for a figure, with □ for characters that the font lacks, which avoids warnings."""
     available = _font_characters()
     return "".join(c if ord(c) in available else "□" for c in shorten(name, max_length))
 

@@ -1,1 +1,1 @@
-"""Tasks, each a module with a `Config` and a `run(config, run)`."""
+"""Tasks, each a module with a `Config` and a `main(config, run)`."""

@@ -1,4 +1,4 @@
-"""`task=attention`: one class at a time, segmented by attention over the feature map."""
+"""`task=attention`: segmentation of one class at a time, by attention over the feature map."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> float:
 
 
 class Attention(SegmentationTraining):
-    """Binary cross-entropy of the masks of some classes, which are drawn anew for each image.
+    """Binary cross-entropy of the masks of a few classes, which are drawn at random for each image.
 
     Shapes: b images of h x w pixels, c classes, q queried classes.
     """
@@ -103,7 +103,7 @@ class Attention(SegmentationTraining):
         return losses.sum() / processes.mean(num_pixels.sum()).clamp(min=1), {"counts": counts}
 
     def training_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Only the queried classes were scored, so the mIoU has a name of its own."""
+        """Rename the mIoU, because only the queried classes were scored."""
         return {"miou_asked": scores["miou"]} if "miou" in scores else {}
 
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
@@ -175,7 +175,7 @@ def draw_classes(labels: Tensor, num_classes: int, num_queries: int, present_pro
     """Draw the classes to query for each image.
 
     With `present_probability`, a query is one of the classes in the image, if there is any. Otherwise it is any class,
-    so that the model learns to return empty masks, too.
+    so that the model also learns to return empty masks.
 
     Args:
         labels: (b, h, w), 0 background, then the classes.

@@ -30,7 +30,7 @@ from cvexp.tracking.run import ReadOnlyRun
 
 NUM_WARM_UP = 3  # images that are not timed
 
-# Runs may differ in these settings without a warning: they are what is compared, or change nothing that is measured.
+# Runs may differ in these settings without a warning: they are compared, or do not affect the measurements.
 MAY_DIFFER = (
     *("task.name", "backbone.weights", "seed", "name", "resume", "runs", "tracking.", "loader.num"),
     *(f"dataset.{key}" for key in ("root", "cache", "download", "password")),
@@ -54,10 +54,10 @@ class Config(TaskConfig):
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
-    """Leave tables, intervals, the counts that they are made of, and pictures in `run`.
+    """Record tables, intervals, the underlying counts, and pictures in `run`.
 
     Raises:
-        UserError: if there are no two runs to compare, or they can't be compared.
+        UserError: if there are fewer than two runs to compare, or they can't be compared.
     """
     task = config.task
     assert isinstance(task, Config)
@@ -106,26 +106,26 @@ def _evaluate(finished: FinishedRun, segmenter: Segmenter, splits: Splits, times
     print_line(f"{finished.id}  {finished.name}  from {finished.start}  seed {finished.seed}  mIoU {miou:.4f}")
     if abs(trained - miou) > 1e-3:
         print_line(
-            f"warning: its training measured {trained:.4f}; perhaps on another device, or with other versions",
+            f"warning: training measured {trained:.4f}, perhaps on another device, or with other versions",
             style="bold yellow",
         )
     return evaluated
 
 
 def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
-    """Return the runs that `runs` names, or the newest one and all that can be compared with it.
+    """Return the runs that `runs` names, or else the newest run and all that can be compared with it.
 
-    Of several runs with the same method, start and seed, the newest is taken. Baselines come first.
+    Of several runs with the same method, start and seed, the newest is used. Baselines come first.
 
     Raises:
-        UserError: if there are no two, or those named can't be compared.
+        UserError: if there are fewer than two, or the named ones can't be compared.
     """
     candidates = find_runs(run.store, config, "role", "segmentation")
     while config.runs is None and candidates and not candidates[0].is_readable():
         del candidates[0]
     if len(candidates) < 2:
         raise UserError(
-            f"runs: there are {len(candidates)} finished runs to compare, and two are needed; train them with python "
+            f"runs: there are {len(candidates)} finished runs to compare, but two are needed; train them with python "
             "-m cvexp -m task=multiclass,attention"
         )
     newest: dict[tuple[str, str, int], FinishedRun] = {}
@@ -134,7 +134,7 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
         other, reason = candidates[0], obstacle(candidates[0], candidate)
         if reason is None and key in newest:
             other = newest[key]
-            reason = f"both are {method} from {start} with seed {seed}; MLflow's UI compares other settings"
+            reason = f"both are {method} from {start} with seed {seed}; MLflow's UI can compare other settings"
         if reason is None and (config.runs is not None or candidate.is_readable()):
             newest[key] = candidate
         elif config.runs is not None:
@@ -142,8 +142,8 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
     if len(newest) < 2:
         reason = obstacle(candidates[0], candidates[1]) or "it has the same task, start and seed"
         raise UserError(
-            f"runs: no other finished run can be compared with the newest, {candidates[0].id}; not {candidates[1].id}, "
-            f"because {reason}; name others with runs=[...]"
+            f"runs: no other finished run can be compared with the newest, {candidates[0].id} (not {candidates[1].id}, "
+            f"because {reason}); name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
         print_line(f"{left_out} other finished runs are left out: they have other data, or newer ones replace them")
@@ -166,12 +166,12 @@ def obstacle(first: FinishedRun, second: FinishedRun) -> str | None:
         return f"their images have different sizes, {first.params[size]} and {second.params[size]} px"
     if first.tags.get("data.val.fingerprint") != second.tags.get("data.val.fingerprint"):
         places = [f"dataset={run.params['dataset.name']} in {run.params['dataset.root']}" for run in (first, second)]
-        return f"they have different validation images or labels, of {' and '.join(places)}"
+        return f"they have different validation images or labels, from {' and '.join(places)}"
     return None
 
 
 def differing_settings(runs: list[FinishedRun]) -> list[str]:
-    """Describe the settings that all of these runs have, but with different values, and different training data."""
+    """Describe differences in training data, and in the settings that all of these runs have."""
     trained_on = "the fingerprint of the training data"
     flat = [
         {**flatten(asdict(run.config)), trained_on: run.tags.get("data.train.fingerprint", "unknown")[:8]}
@@ -186,10 +186,10 @@ def differing_settings(runs: list[FinishedRun]) -> list[str]:
 
 
 def time_images(segmenters: Mapping[str, Segmenter], val: Index, size: int, num_images: int) -> dict[str, list[float]]:
-    """Measure the milliseconds for the label map of one image, for several images, by run. Reading is not included.
+    """Measure the milliseconds to label each of several images, by run. Reading them is not included.
 
-    The networks take turns at each image, and which one is first changes from image to image, so that other work on
-    the machine affects all of them alike.
+    The networks take turns at each image, in an order that changes from image to image, so other work on the machine
+    affects all of them alike.
     """
     masks = Masks(val, PlainLabeledView(size), seed=0)
     ids = list(segmenters)

@@ -57,7 +57,7 @@ class Config(PretrainingConfig):
             self.global_crops + self.local_crops >= 2 and self.local_crops >= 0,
             "task.local_crops",
             self.local_crops,
-            "such that there are at least two views in all, global and local",
+            "0 or more, with at least two views in total, global and local",
         )
         require(self.global_size >= 2, "task.global_size", self.global_size, "at least 2 (pixels)")
         size = self.local_size
@@ -100,7 +100,7 @@ class DINO(Pretraining):
 
     @classmethod
     def choose_sizes(cls, config: RunConfig) -> list[dict[str, int]]:
-        """Local views have half the size of the global ones, or their size if the backbone can't take that."""
+        """Prefer local views of half the size of the global ones, or else of the same size."""
         task = config.task
         assert isinstance(task, Config)
         sizes = {"task.global_size": task.global_size, "task.eval_size": task.eval_size}
@@ -122,7 +122,7 @@ class DINO(Pretraining):
         self.loss = DINOLoss(task.out_dim, task.student_temperature, task.center_momentum)
 
     def views(self) -> list[v2.Transform]:
-        """The global views come first, then the local ones."""
+        """Return the global views, then the local ones."""
         task = self.task
         kinds = [0] + [1] * (task.global_crops - 1) + [2] * task.local_crops
         return [
@@ -154,7 +154,7 @@ class DINO(Pretraining):
         )
 
     def logits(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the teacher's logits of the global views (t, b, k), and the student's of all views (v, b, k)."""
+        """Return the teacher's logits for the global views (t, b, k), and the student's for all views (v, b, k)."""
         with torch.no_grad():
             teacher_tbk: Tensor = self.teacher(views[: self.task.global_crops])
         return teacher_tbk, self.student(views)

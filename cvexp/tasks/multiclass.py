@@ -1,4 +1,4 @@
-"""`task=multiclass`: every pixel classified at once."""
+"""`task=multiclass`: classification of all pixels at once."""
 
 from __future__ import annotations
 

@@ -45,17 +45,17 @@ class Config(TaskConfig):
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
-    """Leave a table, pictures and the precision of the neighbors in `run`.
+    """Record a table, pictures and the precision of the neighbors in `run`.
 
     Raises:
-        UserError: if there is no finished pretraining, it has no such epoch or query, or its data have changed.
+        UserError: if there is no finished pretraining run, it has no such epoch or query, or its data have changed.
     """
     task = config.task
     assert isinstance(task, Config)
     finished = find_run(run.store, config, "role", "pretraining")
     if finished is None:
         raise UserError(
-            "run: there is no finished pretraining; train one with python -m cvexp task=dino, or name a store with "
+            "run: there is no finished pretraining run; start one with python -m cvexp task=dino, or name a store with "
             "tracking.folder= or MLFLOW_TRACKING_URI"
         )
     run.set_tag("of_run", finished.id)
@@ -106,7 +106,7 @@ def _log_precision(
 
 
 def _joined(first: Neighbors, second: Neighbors) -> Neighbors:
-    """Concatenate the neighbors of two groups of queries, as many of each as both have."""
+    """Concatenate the neighbors of two groups of queries, cut to the same number per query."""
     k = min(first.indices.shape[1], second.indices.shape[1])
     return Neighbors(
         np.concatenate([first.indices[:, :k], second.indices[:, :k]]),
@@ -115,7 +115,7 @@ def _joined(first: Neighbors, second: Neighbors) -> Neighbors:
 
 
 def worse_features(finished: FinishedRun, epoch: int, is_last: bool) -> str | None:
-    """Return a warning if pretraining lowered the kNN accuracy, at the best epoch or at the one that is used."""
+    """Return a warning if pretraining lowered the kNN accuracy, at the best epoch or at the epoch in use."""
     accuracies = finished.history("val/knn_top1")  # one before training, and one after each epoch
     if len(accuracies) <= epoch:
         return None
@@ -135,7 +135,7 @@ def _read(name: str) -> Image.Image:
 
 
 def embedded_crops(finished: FinishedRun) -> tuple[Index, list[int]]:
-    """Return the validation objects whose features a pretraining recorded, as an index and positions in it.
+    """Return the validation objects whose features a pretraining run recorded, as an index and positions in it.
 
     Raises:
         UserError: if the data are no longer those of the run.
@@ -152,7 +152,7 @@ def embedded_crops(finished: FinishedRun) -> tuple[Index, list[int]]:
 
 
 def choose_queries(task: Config, embedding: Embedding, classes: Sequence[str]) -> list[int]:
-    """Return the queries that the configuration names, or the first crops of each class, or the first of all.
+    """Return the configured queries, or else the first crops of each class, or of all crops if there are no labels.
 
     Raises:
         UserError: if a named query does not exist.

@@ -1,4 +1,4 @@
-"""`task=prepare`: fetch, unpack and check a data set, and report what it contains. Training does all but the report."""
+"""`task=prepare`: fetch, unpack and check a data set, as training does, and report what the data set contains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Config(TaskConfig):
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
-    """Prepare the data for everything they can be used for, and leave the report `data/report.json` in `run`.
+    """Prepare the data for all their uses, and record the report `data/report.json` in `run`.
 
     Raises:
         UserError: after the report, if something is broken and `dataset.strict` is set.

@@ -26,7 +26,7 @@ from cvexp.report.sections.summary import summary
 from cvexp.tracking.finished import all_runs, find_run
 from cvexp.tracking.run import ReadOnlyRun
 
-MAX_SEGMENTATIONS = 8  # that are written up if no comparison names them
+MAX_SEGMENTATIONS = 8  # segmentation runs in a report without a comparison
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class Config(TaskConfig):
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
-    """Leave `report/report.html` and `report/report.pdf` in `run`, and copies of them in the tracking folder."""
+    """Record `report/report.html` and `report/report.pdf` in `run`, and copies of them in the tracking folder."""
     task = config.task
     assert isinstance(task, Config)
     document = write(task.title, find(run, config))
@@ -53,7 +53,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
 
 
 def find(run: ReadOnlyRun, config: RunConfig) -> Material:
-    """Find the newest comparison, or the one that `run` names; its runs; and the pretrainings that they start from."""
+    """Find the comparison that `run` names (or the newest), its runs, and the pretraining runs that they start from."""
     store = run.store
     comparison_run = find_run(store, config, "task", "compare")
     compared = None

@@ -1,1 +1,1 @@
-"""The record of runs in MLflow: written while they run, and found afterwards."""
+"""The record of runs in MLflow: writing it during a run, and finding it afterwards."""

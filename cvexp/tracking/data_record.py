@@ -22,10 +22,10 @@ NUM_NAMED = 3  # files of each kind in a message
 def record_data(run: ReadOnlyRun, name: str, splits: Splits) -> None:
     """Record the data set: source, fingerprint and counts of both splits, its files, and what was left out.
 
-    A run that is resumed has recorded them, unless it was killed before; then its data must still be the same.
+    A resumed run has recorded all this already, unless it was killed first. If it has, its data must be unchanged.
 
     Args:
-        run: Where it is recorded.
+        run: The run that records the data.
         name: Name of the data source.
         splits: The data.
 
@@ -62,7 +62,7 @@ def _write(run: Run, name: str, splits: Splits, fingerprints: list[str]) -> None
     run.flush()
     if left_out:
         run.log_text("\n".join(left_out) + "\n", "data/left_out.txt")
-    for index, fingerprint in zip(splits, fingerprints, strict=True):  # last: then all of it is recorded
+    for index, fingerprint in zip(splits, fingerprints, strict=True):  # last, to show that all else is recorded
         run.set_tag(f"data.{index.split}.fingerprint", fingerprint)
 
 
@@ -77,10 +77,10 @@ def _describe(name: str, index: Index, fingerprint: str) -> MLflowDataset:
 
 
 def _changed_files(run: ReadOnlyRun, splits: Splits) -> str:
-    """Name some of the files that differ from those recorded; return nothing if they were not recorded."""
+    """Name some of the files that differ from the recorded ones; return "" if none were recorded."""
     try:
         recorded = run.store.read(run.id, FILES, _read_files)
-    except UserError:  # of an older version, or damaged, so that the differences are unknown
+    except UserError:  # recorded by an older version, or damaged: the differences are unknown
         return ""
     changes = []
     for index in splits:

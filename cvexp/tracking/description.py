@@ -14,16 +14,16 @@ from pathlib import Path
 from cvexp.config import RunConfig
 from cvexp.redaction import hide_secrets
 
-PARENT_VARIABLE = "CVEXP_SWEEP"  # environment variable with the id of a sweep's run, wherever a launcher starts jobs
+PARENT_VARIABLE = "CVEXP_SWEEP"  # environment variable with the id of a sweep's run, for jobs on any launcher
 
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 
-# Settings that the name of a run shows in any case.
+# Settings that the name of a run shows even outside a sweep.
 _NAMED_ANYWAY = ("task", "backbone", "backbone.name", "dataset", "seed")
 
 
 def default_name(config: RunConfig, swept: Mapping[str, str]) -> str:
-    """Return the name of a run: its task, model, data, start and seed, and what else a sweep varies.
+    """Return the name of a run: its task, model, data, start and seed, and other settings that a sweep varies.
 
     Args:
         config: The run's configuration.
@@ -52,7 +52,7 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
     Args:
         config: The run's configuration.
         folder: Hydra's folder of the run.
-        command: The command that repeats it.
+        command: The command that repeats the run.
     """
     tags = {
         "task": config.task.name,
@@ -72,18 +72,18 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
 
 
 def command(overrides: Sequence[str], is_sweep: bool = False) -> str:
-    """Return the command line that overrides make, without secrets.
+    """Return the command line with the given overrides, without secrets.
 
     Args:
-        overrides: Hydra's, of a job or of a whole sweep.
-        is_sweep: Whether they are those of a sweep.
+        overrides: The Hydra overrides of a job or of a sweep.
+        is_sweep: Whether the overrides are those of a sweep.
     """
     words = [word.removeprefix("++") for word in overrides if not word.startswith("hydra.mode=")]
     return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 
 def _git(*arguments: str) -> str:
-    """Return what git says of the working folder, or nothing if it is no repository or git is missing."""
+    """Return git's answer about the working folder, or "" outside a repository or without git."""
     with contextlib.suppress(OSError):
         return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
     return ""

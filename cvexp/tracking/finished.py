@@ -1,4 +1,4 @@
-"""Finished runs: found in MLflow, with what they recorded."""
+"""Finished runs as found in MLflow, with what they recorded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class RecordedData(NamedTuple):
     """What a run recorded about a split.
 
     Attributes:
-        fingerprint: Of the files' contents, boxes and labels.
-        num_images, num_objects: How many there are.
-        classes: The number of objects of each class, in order; empty if there are no labels.
+        fingerprint: The fingerprint of the files' contents, boxes and labels.
+        num_images, num_objects: The numbers of images and objects.
+        classes: The number of objects of each class, in class order; empty if there are no labels.
     """
 
     fingerprint: str
@@ -40,20 +40,20 @@ class FinishedRun:
     """A run that a job works on.
 
     Attributes:
-        id: MLflow's.
-        name: In MLflow.
-        task: The name of its task.
+        id: MLflow's id of the run.
+        name: The run's name in MLflow.
+        task: The name of the run's task.
         role: ``"pretraining"``, ``"segmentation"`` or ``"job"``.
-        start: Where its weights came from: ``"random"``, ``"timm"``, the task of a pretraining, or a file's name.
-        tags, params, metrics: MLflow's.
-        data: What it recorded about each split.
+        start: Origin of the initial weights: ``"random"``, ``"timm"``, the task of a pretraining run, or a file's name.
+        tags, params, metrics: The tags, parameters and latest metrics in MLflow.
+        data: What the run recorded about each split.
     """
 
     def __init__(self, store: Store, run: MLflowRun, local: RunConfig) -> None:
         """
         Args:
             store: Where the run is recorded.
-            run: MLflow's.
+            run: The run as MLflow returns it.
             local: The configuration of this process.
         """
         self.id = str(run.info.run_id)
@@ -69,10 +69,10 @@ class FinishedRun:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What it ran with; fetched when it is first needed.
+        """The configuration of the run, which is fetched on first use.
 
         Raises:
-            UserError: if it can't be read, or is of another version of cvexp.
+            UserError: if it can't be read, or comes from another version of cvexp.
         """
         try:
             return check(recorded_config(self.store, self.id, self._local))
@@ -84,7 +84,7 @@ class FinishedRun:
         return int(self.params["seed"])
 
     def is_readable(self) -> bool:
-        """Return whether its configuration can be used; otherwise a warning says why not."""
+        """Return whether the run's configuration can be used, and if not, log a warning that says why."""
         try:
             return bool(self.config)
         except UserError as error:
@@ -93,15 +93,15 @@ class FinishedRun:
 
     @property
     def classes(self) -> list[str]:
-        """The class names of its data, in order; empty if they have no labels, or were not recorded."""
+        """The class names of the run's data, in order; empty if the data have no labels or were not recorded."""
         return list(self.data["val"].classes) if "val" in self.data else []
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """Return all (step, value) pairs of a metric, by step; an empty list if the run has no such metric."""
+        """Return all (step, value) pairs of a metric, sorted by step; empty if the run has no such metric."""
         return self.store.history(self.id, name) if name in self.metrics else []
 
     def sweep_command(self) -> str | None:
-        """Return the command of the sweep that the run belongs to, if it does."""
+        """Return the command of the sweep that the run belongs to, or None if it belongs to no sweep."""
         parent = self.tags.get("mlflow.parentRunId")
         if parent is None:
             return None
@@ -109,10 +109,10 @@ class FinishedRun:
         return tags.get("command") if tags.get("role") == "sweep" else None
 
     def read(self, path: str, parse: Callable[[Path], Content]) -> Content | None:
-        """Read an artifact, or return None if there is none.
+        """Read an artifact, or return None if the run does not have it.
 
         Raises:
-            UserError: if it is damaged.
+            UserError: if the artifact is damaged.
         """
         return self.store.read_if_there(self.id, path, parse)
 
@@ -131,12 +131,12 @@ def embedded_epochs(store: Store, run_id: str) -> list[int]:
 
 
 def find_runs(store: Store, config: RunConfig, tag: str, value: str) -> list[FinishedRun]:
-    """Return the runs that `config.runs` names, or all finished ones with a tag, newest first.
+    """Return the runs that `config.runs` names, or else all finished runs with a tag, newest first.
 
     Args:
-        store: Where they are recorded.
+        store: Where the runs are recorded.
         config: The job's configuration.
-        tag, value: The tag that they have: ``"role"`` or ``"task"``, and its value.
+        tag, value: A tag of the runs, ``"role"`` or ``"task"``, and its value.
 
     Raises:
         UserError: if a named run does not exist, has not finished, or has another value of the tag.
@@ -147,13 +147,13 @@ def find_runs(store: Store, config: RunConfig, tag: str, value: str) -> list[Fin
 
 
 def all_runs(store: Store, config: RunConfig, tag: str, value: str) -> Iterator[FinishedRun]:
-    """Yield all finished runs with a tag, newest first, whether the configuration names runs or not."""
+    """Yield all finished runs with a tag, newest first, regardless of the runs that the configuration names."""
     for run in store.search(f"attributes.status = 'FINISHED' and tags.{tag} = '{value}'"):
         yield FinishedRun(store, run, config)
 
 
 def find_run(store: Store, config: RunConfig, tag: str, value: str) -> FinishedRun | None:
-    """Return the run that `config.run` names, or the newest finished one with a tag; None if there is none.
+    """Return the run that `config.run` names, or else the newest finished run with a tag, or None.
 
     Raises:
         UserError: if the named run does not exist, has not finished, or has another value of the tag.
@@ -174,14 +174,14 @@ def _named_run(store: Store, config: RunConfig, tag: str, value: str, run_id: st
 
 
 def _recorded_data(run: MLflowRun) -> dict[str, RecordedData]:
-    """Return what `record_data` recorded of each split."""
+    """Return what `record_data` recorded about each split."""
     recorded = {}
     for entry in run.inputs.dataset_inputs if run.inputs else []:
         split = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), "")
         if fingerprint := run.data.tags.get(f"data.{split}.fingerprint"):
             profile = json.loads(entry.dataset.profile or "{}")
             num_images, num_objects = profile.pop("images", 0), profile.pop("objects", 0)
-            classes = profile.pop("classes", profile)  # older runs have the classes beside the others
+            classes = profile.pop("classes", profile)  # older runs have the classes next to the other values
             classes = classes if isinstance(classes, dict) else profile
             recorded[split] = RecordedData(fingerprint, num_images, num_objects, classes)
     return recorded

@@ -21,11 +21,11 @@ ADDRESSES = (
 
 
 def correct_addresses(folder: Path, artifacts: str) -> None:
-    """Replace the former place of a moved store in all addresses that it records.
+    """Replace the former location of a moved store in all addresses that the store records.
 
     Args:
         folder: Where the store is now.
-        artifacts: Address of its artifacts as recorded.
+        artifacts: The recorded address of the store's artifacts.
     """
     if not _was_moved(artifacts, folder):
         return
@@ -45,7 +45,7 @@ def correct_addresses(folder: Path, artifacts: str) -> None:
 
 
 def _was_moved(artifacts: str, folder: Path) -> bool:
-    """Return whether a store in `folder` records another place for its artifacts, although they are here."""
+    """Return whether a store in `folder` records another location for its artifacts, although they are in `folder`."""
     address = urlparse(artifacts)
     recorded, here = Path(unquote(address.path)), folder / "artifacts"
     if address.scheme != "file" or recorded.name != "artifacts" or not here.is_dir():

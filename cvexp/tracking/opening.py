@@ -1,4 +1,4 @@
-"""Opening a run, new or interrupted, and closing it as it ended."""
+"""Opening a new or interrupted run, and closing it with the right status."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, f
 def open_run(
     config: RunConfig, folder: Path, command: str = "", swept: Mapping[str, str] | None = None
 ) -> Iterator[ReadOnlyRun]:
-    """Open a new run, or the interrupted one that `config.resume` names, and close it as the block ends.
+    """Open a new run, or the interrupted one that `config.resume` names, and close it at the end of the block.
 
-    It ends as FINISHED; as KILLED after Ctrl-C or SIGTERM; as FAILED after any error, whose text is in the tag
+    The run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, or as FAILED after an error, whose text becomes the tag
     `error`. Of several processes that train together, only the first one writes to the run.
 
     Args:
@@ -38,7 +38,8 @@ def open_run(
         swept: The settings that the jobs of a sweep differ in, for the name of a new run.
 
     Raises:
-        UserError: also when the store fails, the disk is full, or a worker process of a loader is killed.
+        UserError: if the run can't be opened, or later if the store fails, the disk is full, or a worker process of a
+            loader is killed.
     """
     if processes.rank() > 0:
         run_id, folder = processes.from_first(("", folder))
@@ -65,7 +66,7 @@ def open_run(
 
 
 def _reopen(run: Run, config: RunConfig) -> None:
-    """Set an interrupted run to RUNNING, and record what it may not have recorded before it was killed."""
+    """Set an interrupted run to RUNNING, and record what is missing if the run was killed early."""
     client = run.store.client
     _log_parameters(run.store, run.id, config)
     run.remember_what_is_logged()
@@ -103,16 +104,16 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
 
 
 def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetricsMonitor | None) -> None:
-    """End a run. Every step is tried, even if others fail.
+    """End a run, trying every step even if others fail.
 
     Args:
         run: The run.
-        status: How it ends, unless a step fails.
-        error: What made it fail, which is recorded.
-        monitor: Of the machine, if there is one.
+        status: The final status of the run, unless a step fails.
+        error: The error that made the run fail, which is recorded.
+        monitor: The monitor of the machine, if there is one.
 
     Raises:
-        Exception: the first failure, unless the run ends for another reason, which is the one to report.
+        Exception: the first failure of a step, unless the run failed or was killed before.
     """
     failures: list[Exception] = []
     steps: list[Callable[[], object]] = [run.flush, run.upload_checkpoints]
@@ -123,7 +124,7 @@ def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMe
     terminated = run.store.client.set_terminated
     steps.append(lambda: terminated(run.id, "FAILED" if failures and status == "FINISHED" else status))
     for step in steps:
-        # MLflow tries to reach an absent server for minutes; once is enough.
+        # MLflow tries for minutes to reach an absent server. Waiting that long once is enough.
         with few_retries() if failures or isinstance(error, FAILURES) else contextlib.nullcontext():
             try:
                 step()
@@ -151,14 +152,14 @@ def _recorded_folder(store: Store, config: RunConfig) -> Path:
     """Return the folder of an interrupted run.
 
     Raises:
-        UserError: if it is not inside the tracking folder, because anybody may have written a tag of a store.
+        UserError: if it is not inside the tracking folder. Whoever can write to the store can change the tag.
     """
     recorded = store.run(str(config.resume), "resume").data.tags.get("cvexp.folder", "")
     folder, tracking = Path(recorded).resolve(), Path(config.tracking.folder).resolve()
     if not recorded or not folder.is_relative_to(tracking):
         raise UserError(
             f"resume: the run {config.resume} has its folder at {recorded!r} (tag cvexp.folder), which is not in "
-            f"tracking.folder={config.tracking.folder}; name the folder that it was started with, on its own machine"
+            f"tracking.folder={config.tracking.folder}; set that to where the run was started, on the same machine"
         )
     return folder
 
@@ -167,14 +168,14 @@ def _create_run(store: Store, config: RunConfig, folder: Path, command: str, swe
     name = config.name or description.default_name(config, swept)
     tags = description.describe(config, folder, command)
     run_id = str(store.client.create_run(store.experiment_id(), run_name=name, tags=tags).info.run_id)
-    # First of all: from here on, a run that is killed can be resumed.
+    # This comes first, because from here on, a run that is killed can be resumed.
     store.client.log_text(run_id, OmegaConf.to_yaml(without_passwords(asdict(config))), "config.yaml")
     _log_parameters(store, run_id, config)
     return run_id
 
 
 def _log_parameters(store: Store, run_id: str, config: RunConfig) -> None:
-    """Record every key of the configuration that is not recorded yet; a recorded one can't be changed."""
+    """Record every key of the configuration that is not recorded yet, because recorded ones can't be changed."""
     logged = store.client.get_run(run_id).data.params
     values = {safe_name(key): value for key, value in flatten(without_passwords(asdict(config))).items()}
     params = [Param(key, value[:6000]) for key, value in values.items() if key not in logged]
@@ -191,7 +192,7 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout as error:
-            raise UserError(f"resume: the run {run_id} is still running in another process; stop that first") from error
+            raise UserError(f"resume: the run {run_id} is still running in another process; stop it first") from error
     try:
         yield
     finally:

@@ -20,12 +20,12 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
     """Return the configuration that the run `config.resume` was started with.
 
     Args:
-        config: The configuration composed now; it says where the store is, and which run to resume.
-        composed: The same as YAML.
+        config: The newly composed configuration, which says where the store is and which run to resume.
+        composed: The same configuration as YAML.
         overrides: The command line. It may repeat the run's settings, but not change them.
 
     Raises:
-        UserError: if there is no such run, it has finished, or an override differs from the run's setting.
+        UserError: if the run does not exist or has finished, or an override differs from the run's setting.
     """
     store = connect(config.tracking)
     run = store.run(str(config.resume), "resume")
@@ -34,14 +34,14 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
     if "config.yaml" not in store.files(run.info.run_id):
         command = run.data.tags.get("command", "python -m cvexp ...")
         raise UserError(
-            f"resume: the run {config.resume} has no configuration (config.yaml), because it was killed before it was "
-            f"recorded; start it again with: {command}"
+            f"resume: the run {config.resume} has no configuration (config.yaml), because it was killed before it "
+            f"recorded one; start again with: {command}"
         )
     named = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     saved = recorded_config(store, run.info.run_id, config, named)
     saved.resume = config.resume
     old, new = flatten(_plain(saved)), flatten(_plain(composed))
-    if "experiment" in named:  # it may set any key
+    if "experiment" in named:  # an experiment may set any key
         named = list(new)
     changed = sorted(
         key
@@ -53,7 +53,7 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
     if changed:
         differences = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
         raise UserError(
-            f"resume: the configuration differs from that of the run {config.resume} ({differences}); leave these out "
+            f"resume: the configuration differs from that of the run {config.resume} ({differences}); leave them out "
             f"(resume={config.resume} alone keeps all settings), or start a new run"
         )
     if "password" in saved.dataset:  # the only key that is not recorded
@@ -62,10 +62,10 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
 
 
 def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence[str] = ()) -> DictConfig:
-    """Return what a run was started with, moved to the tracking folder of this process.
+    """Return the configuration of a run, with its folders moved to the tracking folder of this process.
 
-    Whoever can write to the store can change it. So nothing in it is resolved against the environment, and it can't
-    create folders just anywhere.
+    Whoever can write to the store can change the configuration. So nothing in it is resolved against the environment,
+    and it can't create folders just anywhere.
 
     Args:
         store: Where the run is recorded.
@@ -74,16 +74,16 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
         named: The keys that the command line of this process sets.
 
     Raises:
-        UserError: if it is missing or damaged, holds an interpolation, or names a folder that neither exists nor lies
-            within the working folder or the tracking folder.
+        UserError: if the configuration is missing or damaged, contains an interpolation, or names a folder that neither
+            exists nor lies within the working folder or the tracking folder.
     """
     saved = store.read(run_id, "config.yaml", _read_config)
     where = f"run {run_id}: its config.yaml"
     for key, value in flatten(saved).items():
         if "${" in key + value:
             raise UserError(
-                f"{where} has {key}: {value!r}, but a run records values and no interpolations; it was changed since, "
-                "so restore it, or start a new run"
+                f"{where} has {key}: {value!r}, but a run records values, never interpolations; the file was changed "
+                "later, so restore it, or start a new run"
             )
     former, saved["tracking"]["folder"] = saved["tracking"]["folder"], local.tracking.folder
     for key in FOLDERS:
@@ -103,14 +103,14 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read YAML as plain values, in which nothing is resolved."""
+    """Read YAML as plain values, without resolving anything."""
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("dataset", "tracking")):
-        raise ValueError("it is no configuration of cvexp")
+        raise ValueError("it is not a configuration of cvexp")
     if not isinstance(config["tracking"].get("folder"), str):
         raise ValueError("it has no tracking.folder")
     saved = {str(key): value for key, value in config.items()}
-    return {"run": None, "runs": None, **saved}  # runs from before there were jobs lack these two
+    return {"run": None, "runs": None, **saved}  # older runs lack these two keys
 
 
 def _plain(config: DictConfig) -> Mapping[str, Any]:

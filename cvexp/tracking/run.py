@@ -1,4 +1,4 @@
-"""An open run: what it has recorded can be read, and the first of several processes writes to it."""
+"""An open run: all processes that train together can read it, but only the first one writes to it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cvexp.tracking.store import Store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLUSH_SECONDS = 5.0  # a write takes some milliseconds however many metrics it holds
+FLUSH_SECONDS = 5.0  # a write takes a few milliseconds, however many metrics it contains
 
 
 class ReadOnlyRun(Sink):
-    """An open run of MLflow as the other processes see it when several train together: it writes nothing.
+    """An open run of MLflow for all but the first of several processes that train together: it writes nothing.
 
     Attributes:
         id: MLflow's id of the run.
-        store: Where it is recorded.
-        artifacts: Address of its artifacts.
+        store: Where the run is recorded.
+        artifacts: The address of the run's artifacts.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
             otherwise Hydra's run folder, from which they are uploaded at the end.
     """
@@ -44,7 +44,7 @@ class ReadOnlyRun(Sink):
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from; None before the first one was written."""
+        """The checkpoint to resume from; None until the first one is written."""
         path = self.folder / "checkpoints" / "last.ckpt"
         return path if path.exists() else None
 
@@ -54,7 +54,7 @@ class ReadOnlyRun(Sink):
         return tags
 
     def flush(self) -> None:
-        """Write the metrics that wait to be written."""
+        """Write the pending metrics."""
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return all (step, value) pairs of a metric, by step."""
@@ -63,7 +63,7 @@ class ReadOnlyRun(Sink):
 
 
 class Run(ReadOnlyRun):
-    """An open run of MLflow. Metrics are gathered and written every few seconds; all else is written at once."""
+    """An open run of MLflow. Metrics are gathered and written every few seconds; everything else is written at once."""
 
     def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
         super().__init__(store, run_id, run_folder, tracking)
@@ -75,8 +75,8 @@ class Run(ReadOnlyRun):
     def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
         """Record values that were measured after this many optimizer steps.
 
-        A value may be a tensor on a device, which is fetched when it is written. Steps that the run had before it was
-        interrupted are not recorded twice. Metric names that contain a class name take it from `safe_name`.
+        A value may be a tensor on a device, which is fetched when it is written. Steps that were recorded before an
+        interruption are not recorded again. Class names in metric names must come from `safe_name`.
         """
         for name, value in metrics.items():
             if step > self._logged_until.get(name, -1):
@@ -85,7 +85,7 @@ class Run(ReadOnlyRun):
             self.flush()
 
     def flush(self) -> None:
-        """Write the metrics that wait to be written; those that the store does not take go on waiting."""
+        """Write the pending metrics, and keep those that the store does not accept."""
         now = int(time.time() * 1000)
         while batch := self._pending[:1000]:  # MLflow's limit
             self.store.client.log_batch(
@@ -130,6 +130,6 @@ class Run(ReadOnlyRun):
         for name in self.store.client.get_run(self.id).data.metrics:
             self._logged_until[name] = max(step for step, _ in self.store.history(self.id, name))
         for path in self.store.files(self.id, "images"):
-            # MLflow writes two files of each picture, this one last.
+            # MLflow writes two files for each picture, this one last.
             if match := re.match(r"images/(.*)[+%]step[+%](\d+)[+%].*[+%]compressed\.webp$", path):
                 self._images.add((match[1], int(match[2])))

@@ -1,4 +1,4 @@
-"""Where a training sends what it measures and draws, so that it runs with MLflow and without."""
+"""The destination of metrics and pictures, so that training works with or without MLflow."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Sink:
-    """Receives metrics, pictures and files. This one drops them; `Run` writes them to MLflow.
+    """Receives metrics, pictures and files. This class drops them; `Run` writes them to MLflow.
 
     Attributes:
         id: MLflow's id of the run; empty without MLflow.
-        log_every_n_steps: How often training metrics are sent.
+        log_every_n_steps: The number of steps from one record of training metrics to the next.
     """
 
     id: str = ""
@@ -40,7 +40,7 @@ class Sink:
         """Record text as an artifact."""
 
     def set_tag(self, key: str, value: str) -> None:
-        """Set a tag, which replaces an older one with the same key."""
+        """Set a tag, replacing an older one with the same key."""
 
 
 class Memory(Sink):

@@ -30,7 +30,7 @@ Content = TypeVar("Content")
 
 
 class Store:
-    """An MLflow store, and the experiment in it that runs belong to.
+    """An MLflow store, and the experiment in it that contains the runs.
 
     Attributes:
         client: MLflow's client. It is passed on to whatever needs it, because `mlflow.set_tracking_uri` would set an
@@ -54,7 +54,7 @@ class Store:
         return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri} in a browser"
 
     def experiment_id(self) -> str:
-        """Return the id of the experiment, which is created on a server that does not have it."""
+        """Return the id of the experiment, creating it if the server does not have it."""
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is None:
             with contextlib.suppress(MlflowException):  # another run may just have created it
@@ -67,20 +67,20 @@ class Store:
         """Return a run of MLflow.
 
         Raises:
-            UserError: naming the configuration key that asked for the run, if there is none.
+            UserError: naming the configuration key that asked for the run, if there is no such run.
         """
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
             raise UserError(
                 f"{key}: there is no run {run_id!r} in {self.address}; `make ui` shows the runs, and "
-                "MLFLOW_TRACKING_URI or tracking.folder= names another store"
+                "MLFLOW_TRACKING_URI or tracking.folder= selects another store"
             ) from error
 
     def search(self, query: str) -> Iterator[MLflowRun]:
-        """Yield the runs of the experiment that match a query of MLflow, newest first.
+        """Yield the runs of the experiment that match an MLflow query, newest first.
 
-        They are fetched page by page, because most callers need only the first one.
+        The runs are fetched page by page, because most callers need only the first one.
         """
         experiments = [self.experiment_id()]
         token, size = None, 20
@@ -92,7 +92,7 @@ class Store:
                 return
 
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
-        """Return all (step, value) pairs of a metric, by step; an empty list if the run has no such metric."""
+        """Return all (step, value) pairs of a metric, sorted by step; empty if the run has no such metric."""
         return sorted((metric.step, metric.value) for metric in self.client.get_metric_history(run_id, name))
 
     def files(self, run_id: str, folder: str | None = None) -> list[str]:
@@ -105,10 +105,10 @@ class Store:
         Args:
             run_id: MLflow's id of the run.
             path: The artifact's path.
-            parse: Reads the file. Whatever it raises means that the file is damaged.
+            parse: Reads the file. Any exception means that the file is damaged.
 
         Raises:
-            UserError: naming the run and the artifact, if there is none, it can't be fetched, or it is damaged.
+            UserError: naming the run and the artifact, if the artifact is missing or damaged, or can't be fetched.
         """
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -119,14 +119,14 @@ class Store:
                 return parse(fetched)
             except UserError:
                 raise
-            except Exception as error:  # what a damaged file makes NumPy, JSON or YAML raise is not limited
+            except Exception as error:  # NumPy, JSON and YAML raise many types for damaged files
                 raise UserError(
                     f"run {run_id}: its artifact {path} is damaged ({type(error).__name__}: {first_line(error)}); "
                     "restore it, or run that task again"
                 ) from error
 
     def read_if_there(self, run_id: str, path: str, parse: Callable[[Path], Content]) -> Content | None:
-        """Like :meth:`read`, but return None if the run has no such artifact."""
+        """Read an artifact like :meth:`read`, but return None if the run does not have it."""
         folder = path.rpartition("/")[0]
         return self.read(run_id, path, parse) if path in self.files(run_id, folder or None) else None
 
@@ -179,10 +179,10 @@ def connect(tracking: TrackingConfig) -> Store:
 def failures_explained(remedy: str) -> Iterator[None]:
     """Turn a failure of the store into a message.
 
-    A request that MLflow calls invalid keeps its traceback, because it is a bug.
+    A request that MLflow considers invalid is a bug, and keeps its traceback.
 
     Args:
-        remedy: Ends the message.
+        remedy: The end of the message, which says what to do.
 
     Raises:
         UserError: in place of what MLflow, its database or the connection to a server raised.
@@ -197,7 +197,7 @@ def failures_explained(remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_retries() -> Iterator[None]:
-    """Let MLflow's client ask a server that does not answer only twice, instead of for minutes."""
+    """Let MLflow's client try only twice to reach a server, instead of for minutes."""
     variable = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     former = os.environ.get(variable)
     os.environ[variable] = "1"

@@ -21,14 +21,14 @@ SWEPT_VARIABLE = "CVEXP_SWEPT"  # environment variable with the keys that the jo
 
 
 def as_given(overrides: Any) -> list[str]:
-    """Return overrides of Hydra without resolving their interpolations, one of which is the password of the data."""
+    """Return Hydra's overrides without resolving interpolations, one of which may be the password of the data."""
     given = OmegaConf.to_container(overrides, resolve=False)
     assert isinstance(given, list)
     return [str(override) for override in given]
 
 
 def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
-    """Return those overrides of a job that its sweep varies, by key; none outside of a sweep."""
+    """Return the overrides of a job that its sweep varies, by key; empty outside a sweep."""
     swept = os.environ.get(SWEPT_VARIABLE, "").split(",")
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if key in swept}
@@ -59,10 +59,10 @@ class Sweep(Callback):
 
     @staticmethod
     def close(*, failed: bool) -> None:
-        """End the parent run as its jobs ended. Does nothing without a sweep, or if that is done.
+        """End the parent run according to its jobs; do nothing if no sweep is open.
 
         Args:
-            failed: Whether a job is known to have failed, perhaps before it had a run.
+            failed: Whether a job is known to have failed, perhaps before its run was created.
         """
         if Sweep.opened is not None:
             _close_sweep(*Sweep.opened, failed=failed)
@@ -91,7 +91,7 @@ def _open_sweep(tracking: Any, overrides: list[str], hydra_overrides: list[str])
 
 
 def _close_sweep(store: Store, run_id: str, failed: bool) -> None:
-    """End the parent run: FINISHED only if all jobs did, and none failed before it had a run."""
+    """End the parent run, as FINISHED only if all jobs finished and none failed before its run was created."""
     statuses = {job.info.status for job in store.search(f"tags.`mlflow.parentRunId` = '{run_id}'")}
     status = "FINISHED" if statuses == {"FINISHED"} and not failed else "KILLED" if "KILLED" in statuses else "FAILED"
     store.client.set_terminated(run_id, status)

@@ -1,1 +1,1 @@
-"""What all that trains has in common."""
+"""What all training tasks have in common."""

@@ -1,4 +1,4 @@
-"""What happens around the steps of every training: schedules, speed, checkpoints, and interruptions."""
+"""What happens around the steps of every training run: schedules, speed, checkpoints, and interruptions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cvexp.tracking.run import ReadOnlyRun
 class Schedule(pl.Callback):
     """Sets learning rate, weight decay and random state as pure functions of the step, so that a run can be resumed.
 
-    It also ends the run after its last step, which may be inside an epoch if `trainer.max_steps` is set. Unlike with
-    Lightning's own limit, the validation after the last step takes place.
+    It also ends the run after its last step, which may be within an epoch if `trainer.max_steps` is set. Unlike
+    Lightning's own limit, this keeps the validation after the last step.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -51,10 +51,10 @@ class Schedule(pl.Callback):
 
 
 class Speed(pl.Callback):
-    """Records images per second, and the share of time spent waiting for data, of each training epoch."""
+    """Records images per second, and the share of time spent waiting for data, for each training epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.on_train_epoch_start(trainer, module)  # Lightning skips it when a run is resumed inside an epoch
+        self.on_train_epoch_start(trainer, module)  # Lightning skips this if a run is resumed within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.started = self.ready = time.perf_counter()
@@ -76,11 +76,11 @@ class Speed(pl.Callback):
 class Checkpoints(pl.Callback):
     """Writes checkpoints/last.ckpt after each epoch, and checkpoints/best.ckpt after the best one.
 
-    Before last.ckpt is written, all metrics are: whatever a checkpoint has behind it is recorded.
+    All metrics are written before last.ckpt, so nothing that a checkpoint contains is missing from the record.
 
     Args:
         run: Where checkpoints and metrics are written.
-        monitor: The metric that selects the best epoch. A loss is best when it is smallest, all else when largest.
+        monitor: The metric that selects the best epoch. A loss is best when smallest, any other metric when largest.
 
     Attributes:
         best: The validation metrics at the best epoch, and its `epoch` and `step`.
@@ -113,7 +113,7 @@ class Checkpoints(pl.Callback):
         self._write(trainer, "last.ckpt", weights_only=False)
 
     def _write(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
-        """Write a checkpoint beside the old one, then replace that: a full disk or a kill leaves the old one."""
+        """Write a checkpoint to a new file, then replace the old one, which thus survives a full disk or a kill."""
         path = self.run.folder / "checkpoints" / name
         unfinished = path.with_suffix(".unfinished")
         with opening("tracking.folder"):
@@ -123,7 +123,7 @@ class Checkpoints(pl.Callback):
                 if trainer.is_global_zero:
                     unfinished.replace(path)
             except OSError as error:
-                error.filename = error.filename or str(path)  # a full disk does not say which file has no room
+                error.filename = error.filename or str(path)  # the error for a full disk does not name the file
                 raise
             finally:
                 if trainer.is_global_zero:
@@ -133,7 +133,7 @@ class Checkpoints(pl.Callback):
 class Interruption(pl.Callback):
     """After Ctrl-C or SIGTERM, ends a run where it can be resumed: after a step, or after the validation.
 
-    A second signal ends it at once; it is then resumed from the end of the last epoch.
+    A second signal ends the run at once. Resuming then starts from the end of the last epoch.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -151,10 +151,10 @@ class Interruption(pl.Callback):
         if self.signal_number is not None:
             raise Interrupted(signal_number)
         self.signal_number = signal_number
-        print_line("stopping after this step, or validation; once more to stop at once", style="bold yellow")
+        print_line("stopping after this step or validation; interrupt again to stop at once", style="bold yellow")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Several processes must stop at the same step, so they agree on it; not at each step, which would slow them.
+        # Several processes must stop at the same step, so they agree on it, but not at every step, which would be slow.
         may_stop = trainer.world_size == 1 or module.logs_now
         if may_stop and not (trainer.is_last_batch or trainer.should_stop) and self._is_noted(trainer):
             self.checkpoints.save_last(trainer)

@@ -17,16 +17,16 @@ from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
 from cvexp.training.module import TrainingModule
 from cvexp.training.progress import Progress, print_summary
 
-PANELS = {"loss (nats)": "val/loss", "mIoU": "val/miou", "kNN accuracy": "val/knn_top1"}  # of the picture of curves
+PANELS = {"loss (nats)": "val/loss", "mIoU": "val/miou", "kNN accuracy": "val/knn_top1"}  # of the figure of curves
 
 
 def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
-    """Train a module, from its run's last checkpoint if there is one.
+    """Train a module, starting from the last checkpoint of the run if there is one.
 
     Args:
-        module: Its validation ends with `log_validation`.
+        module: The module, whose validation must end with `log_validation`.
         run: Where checkpoints, curves and the summary go.
-        monitor: The metric that selects best.ckpt. A loss is best when it is smallest, all else when largest.
+        monitor: The metric that selects best.ckpt. A loss is best when smallest, any other metric when largest.
 
     Returns:
         The monitored metric at the best epoch.
@@ -40,7 +40,7 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
         strategy=config.trainer.strategy,
         precision=_precision(config.trainer),  # type: ignore[arg-type]
         gradient_clip_val=config.optimizer.clip_norm,
-        deterministic="warn",  # equal seeds give equal losses; an operation that can't be deterministic warns
+        deterministic="warn",  # equal seeds give equal losses; operations that can't be deterministic warn
         callbacks=[Schedule(config), Speed(), checkpoints, Interruption(checkpoints), Progress()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -80,7 +80,7 @@ def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str |
     warning = worse_than_untrained(dict(accuracies).get(0), trained)
     if warning:
         earlier = run.tags().get("warning", "")
-        if warning not in earlier:  # a run that was resumed at its very end may have recorded it
+        if warning not in earlier:  # a run that was resumed at its very end may already have recorded it
             run.set_tag("warning", f"{earlier}; {warning}" if earlier else warning)
     return warning
 

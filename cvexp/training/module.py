@@ -1,4 +1,4 @@
-"""The base of everything that trains."""
+"""The base class of all training modules."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cvexp.weights.start import Start
 
 
 class TrainingModule(pl.LightningModule):
-    """Epochs, schedules, normalization, logging and the record of a method that trains.
+    """The base of a training method: epochs, schedules, normalization, logging and the record of the run.
 
     A method defines its networks in :meth:`build`, its loss in :meth:`step`, and the name of its encoder. It runs
-    without MLflow: metrics go to a sink, and by default nowhere.
+    without MLflow: metrics go to a sink, which drops them by default.
 
     Args:
         config: The run's configuration.
@@ -59,7 +59,7 @@ class TrainingModule(pl.LightningModule):
 
     @abstractmethod
     def build(self, start: Start) -> None:
-        """Create the networks, with the weights of a start."""
+        """Create the networks with their initial weights."""
 
     @abstractmethod
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -68,18 +68,18 @@ class TrainingModule(pl.LightningModule):
     @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Number of training samples of an epoch."""
+        """Number of training samples in an epoch."""
 
     def trained_network(self) -> nn.Module:
         """Return what the optimizer trains."""
         return self
 
     def lr_factors(self) -> dict[nn.Module, float]:
-        """Return factors of the learning rate for parts of the network."""
+        """Return learning rate factors for parts of the network."""
         return {}
 
     def after_optimizer_step(self, done: float) -> None:
-        """Update what no gradient updates. `done` is the fraction of the run that was done before the step."""
+        """Update what gradients do not update. `done` is the fraction of the run that was done before the step."""
 
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides the networks, for :meth:`load_extra_state`."""
@@ -92,12 +92,12 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def done(self) -> float:
-        """The fraction of the run's optimizer steps that is done."""
+        """The fraction of the run's optimizer steps done so far."""
         return self.global_step / self.total_steps
 
     @property
     def epochs_done(self) -> int:
-        """0 before training, and then the number of epochs, a last one that was cut off included."""
+        """The number of epochs done so far, including a last one that was cut short."""
         return math.ceil(self.global_step / len(self.batches))
 
     @property
@@ -128,7 +128,7 @@ class TrainingModule(pl.LightningModule):
         return [self.normalize(view) for view in images], labels
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize images (..., 3, h, w) uint8 as the data set says."""
+        """Normalize images (..., 3, h, w) uint8 with the mean and standard deviation of the data set."""
         return normalize(images, self.config.dataset.mean, self.config.dataset.std)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -137,7 +137,7 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def log_step(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """Record the loss and the metrics of a step, averaged over all processes, if it is time for that."""
+        """Record the loss and the metrics of a step, averaged over all processes, if this step is logged."""
         if self.logs_now:
             values = {"train/loss": loss.detach(), **{f"train/{name}": value for name, value in metrics.items()}}
             means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in values.items()}
@@ -163,13 +163,13 @@ class TrainingModule(pl.LightningModule):
     # Validation
 
     def log_validation(self, metrics: Mapping[str, float]) -> None:
-        """Record validation metrics, and keep them for the callbacks. Every process gets those of the first one."""
+        """Record validation metrics, and keep them for the callbacks. All processes get the first one's metrics."""
         self.check_loss(metrics["loss"])
         self.validated = processes.from_first({f"val/{name}": value for name, value in metrics.items()})
         self.sink.log_metrics(self.validated, self.global_step)
 
     def check_loss(self, loss: float) -> None:
-        """Raise a UserError if a validation loss is not finite: then nothing else can be measured, either."""
+        """Raise a UserError if a validation loss is not finite, because then nothing else can be measured."""
         if not math.isfinite(loss):
             raise UserError(
                 f"the validation loss is {loss} after {self.global_step} steps; lower optimizer.lr, or raise the "

@@ -17,12 +17,12 @@ def make_optimizer(
     """Create the optimizer of a model's trainable parameters, without weight decay on biases and norms.
 
     Args:
-        model: What is trained.
+        model: The network to train.
         config: Names a class of `torch.optim` and its arguments.
-        lr_factors: Factors of the learning rate for parts of the model.
+        lr_factors: Learning rate factors for parts of the model.
 
     Raises:
-        UserError: if torch.optim has no such optimizer, or it refuses the arguments.
+        UserError: if torch.optim has no such optimizer, or the optimizer refuses the arguments.
     """
     optimizers = {name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
     require_one_of("optimizer.name", config.name, optimizers)

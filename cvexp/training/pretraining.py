@@ -41,7 +41,7 @@ class PretrainingConfig(TaskConfig):
     """Keys of every pretraining method; each method adds its own.
 
     Attributes:
-        measures: What a validation measures besides the loss, without ``val/``.
+        measures: The metrics of the validation besides the loss, without the prefix ``val/``.
     """
 
     role: ClassVar[str] = "pretraining"
@@ -66,7 +66,7 @@ class Backbone(NamedTuple):
 
     Attributes:
         backbone: The network, which returns a feature vector for each image.
-        sizes: Side lengths of its images in pixels, by the configuration key that sets them.
+        sizes: Side lengths of the images in pixels, by the configuration key that sets them.
     """
 
     backbone: nn.Module
@@ -80,8 +80,8 @@ class Pretraining(TrainingModule):
     Shapes: v views, b images, n crops, d features.
 
     Attributes:
-        sizes: Side lengths of its images in pixels, by the configuration key that sets them.
-        layout: The last t-SNE, (n, 2).
+        sizes: Side lengths of the images in pixels, by the configuration key that sets them.
+        layout: The latest t-SNE, (n, 2).
     """
 
     def build(self, start: Start) -> None:
@@ -108,9 +108,9 @@ class Pretraining(TrainingModule):
     @classmethod
     @abstractmethod
     def choose_sizes(cls, config: RunConfig) -> list[dict[str, int]]:
-        """List the side lengths of all images in pixels, by configuration key; several where there is a choice.
+        """List possible side lengths of all images in pixels, by configuration key, preferred ones first.
 
-        The first choice that the backbone accepts is taken.
+        The first sizes that the backbone accepts are used.
         """
 
     @abstractmethod
@@ -119,11 +119,11 @@ class Pretraining(TrainingModule):
 
     @abstractmethod
     def views(self) -> list[v2.Transform]:
-        """Return the random views of an item; each maps (3, h, w) uint8 to a square of uint8."""
+        """Return the random transforms for the views of an item, each from (3, h, w) uint8 to a square of uint8."""
 
     @abstractmethod
     def crop_resolution(self) -> float:
-        """Return how many pixels a side of a crop needs for the smallest part of it that a view shows."""
+        """Return the side length in pixels at which even the smallest part that a view shows is not upsampled."""
 
     @abstractmethod
     def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
@@ -134,12 +134,12 @@ class Pretraining(TrainingModule):
         return {}
 
     def collapse_warnings(self, measures: dict[str, float]) -> list[str]:
-        """Return reasons to suspect a collapse that only this method knows."""
+        """Return reasons to suspect a collapse that are specific to this method."""
         return []
 
     @abstractmethod
     def describe_collapse(self) -> str:
-        """Say at which losses this method has collapsed, for the report."""
+        """Describe the losses that indicate a collapse of this method, for the report."""
 
     # Backbone
 
@@ -167,7 +167,7 @@ class Pretraining(TrainingModule):
         return make_loader(crops, self.batches, self.config.loader)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Return loaders of the validation crops, a plain view and the random ones, and of the bank of the kNN."""
+        """Return loaders of the validation crops, in a plain view and in random ones, and of the kNN bank."""
         plain = plain_view(self.task.eval_size)
         val = Crops(self.splits.val, [plain, *self.views()], self.config.seed, self.crop_resolution())
         bank = Crops(self.splits.train, [plain], self.config.seed, self.crop_resolution())
@@ -227,7 +227,7 @@ class Pretraining(TrainingModule):
             self.sink.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
 
     def extra_state(self) -> dict[str, Any]:
-        # The next picture starts from the last layout, after an interruption, too.
+        # The next picture starts from the last layout, even after an interruption.
         return {} if self.layout is None else {"tsne": torch.from_numpy(self.layout)}
 
     def load_extra_state(self, state: Any) -> None:
@@ -236,7 +236,7 @@ class Pretraining(TrainingModule):
 
 
 def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> float:
-    """Pretrain with a method, and leave checkpoints, metrics, embeddings and pictures in `run`.
+    """Pretrain with a method, and record checkpoints, metrics, embeddings and pictures in `run`.
 
     Returns:
         The monitored metric at the best epoch.
@@ -246,7 +246,7 @@ def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> 
     splits = data.load(config.dataset, "pretraining")
     if task.monitor == "val/knn_top1" and not splits.val.classes:
         raise UserError(
-            f"task.monitor: got 'val/knn_top1', which needs labels, and {splits.val.root} has none; choose val/loss"
+            f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.root} has none; choose val/loss"
         )
     record_data(run, config.dataset.name, splits)
     start = open_start(config, run)

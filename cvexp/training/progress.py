@@ -1,4 +1,4 @@
-"""What a training shows in the terminal."""
+"""What training shows in the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Progress(pl.callbacks.ProgressBar):
         self.bar: progress.Progress | None = None
 
     def disable(self) -> None:
-        """Called by Lightning in all processes but the first."""
+        """Show nothing; Lightning calls this in all processes but the first."""
         self.is_disabled_ = True
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -46,7 +46,7 @@ class Progress(pl.callbacks.ProgressBar):
         if self.bar is None:
             return
         if module.logs_now:
-            self.loss = float(outputs["loss"])  # waits for the device, so not at each step
+            self.loss = float(outputs["loss"])  # not at every step, because this waits for the device
         self.bar.update(
             self.row,
             completed=trainer.global_step,
@@ -90,12 +90,12 @@ def _clock(seconds: float) -> str:
 def print_summary(
     run: ReadOnlyRun, best: Mapping[str, float], untrained: Mapping[str, float], warning: str | None
 ) -> None:
-    """Print what a run measured, where its record is, and how to look at it. A warning comes first.
+    """Print what a run measured, where its record is, and how to view that. A warning comes first.
 
     Args:
         run: The run.
-        best: Its metrics at the best epoch, and its `epoch`, counted from 0.
-        untrained: Its metrics before training.
+        best: The metrics at the best epoch, and the `epoch`, counted from 0.
+        untrained: The metrics before training.
         warning: A reason to doubt the result.
     """
     if warning:

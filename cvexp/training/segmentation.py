@@ -50,7 +50,7 @@ class SegmentationTraining(TrainingModule):
     the background.
 
     Attributes:
-        model: The network. It has `encoder`, and `label` and `predict`, which map images to label maps and to a
+        model: The network, with an `encoder`, and methods `label` and `predict` that map images to label maps and to a
             `Prediction`.
         classes: Class names, without the background.
     """
@@ -81,12 +81,12 @@ class SegmentationTraining(TrainingModule):
     @staticmethod
     @abstractmethod
     def build_model(config: RunConfig, num_classes: int, start: Start) -> nn.Module:
-        """Create the network with the weights of a start.
+        """Create the network with its initial weights.
 
         Args:
             config: The run's configuration.
             num_classes: Number of classes, c.
-            start: The weights.
+            start: The initial weights.
         """
 
     @abstractmethod
@@ -101,15 +101,15 @@ class SegmentationTraining(TrainingModule):
         """Return what the network predicts for normalized images, and the loss of each image (b,)."""
 
     def training_scores(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return those scores of the training to log as `train/NAME`, under the names that they deserve."""
+        """Return the training scores to log as `train/NAME`, renamed if they differ from the validation scores."""
         return {name: scores[name] for name in ("miou", "pixel_accuracy") if name in scores}
 
     def scores(self) -> dict[str, float]:
-        """Return the scores of the validation."""
+        """Return the validation scores."""
         return iou.summarize(np.concatenate(self.counts), self.classes)
 
     def draw(self) -> dict[str, Any]:
-        """Draw pictures of the chosen validation images, by MLflow's key."""
+        """Draw pictures of the chosen validation images, by their key in MLflow."""
         return {"predictions": pictures.predictions(self._examples, self.classes, self._state())}
 
     def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class SegmentationTraining(TrainingModule):
         stride = self.model.encoder.stride
         if self.task.output_stride is None and stride != DEFAULT_STRIDE:
             name = self.config.backbone.name
-            print_line(f"output stride: {stride}, as {name} can't have {DEFAULT_STRIDE}")
+            print_line(f"output stride: {stride}, as {name} does not support {DEFAULT_STRIDE}")
 
     def picture_best(self, checkpoint: Any) -> dict[str, Any]:
         """Draw what a checkpoint predicts for its best, median and worst validation images.
@@ -241,7 +241,7 @@ class SegmentationTraining(TrainingModule):
 
 
 def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: ReadOnlyRun) -> float:
-    """Train a segmenter with a method, and leave checkpoints, metrics and pictures in `run`.
+    """Train a segmenter with a method, and record checkpoints, metrics and pictures in `run`.
 
     Returns:
         The monitored metric at the best epoch.
@@ -272,7 +272,7 @@ def make_encoder(config: RunConfig, start: Start) -> Encoder:
     """Create the backbone, with its weights, as a network that returns feature maps.
 
     Raises:
-        UserError: if it can't take images of `dataset.image_size`, or have the output stride.
+        UserError: if the backbone does not support images of `dataset.image_size`, or the output stride.
     """
     task = config.task
     assert isinstance(task, SegmentationConfig)

@@ -19,7 +19,7 @@ class SegmentationConfig(TaskConfig):
 
     Attributes:
         description: What the method does, to complete "The method NAME ..." in the report.
-        is_baseline: Whether other methods are compared with this one, rather than the other way round.
+        is_baseline: Whether the method is the baseline that others are compared with.
     """
 
     role: ClassVar[str] = "segmentation"

@@ -18,22 +18,22 @@ from cvexp.weights.start import Start
 
 
 def choose_arguments(config: BackboneConfig, needs: Needs) -> dict[str, Any]:
-    """Choose the arguments with which the configured backbone does what a task needs.
+    """Choose the arguments with which the configured backbone meets the needs of a task.
 
     Raises:
-        UserError: if no arguments will do, with sizes that the backbone accepts, or its own output stride.
+        UserError: naming sizes that the backbone accepts, or its default output stride, if no arguments will do.
     """
     with _explained(config):
         return probe.choose_arguments(config.name, config.args, needs)
 
 
 def create_backbone(config: BackboneConfig, arguments: dict[str, Any], start: Start) -> nn.Module:
-    """Create the configured backbone, with the weights of a start.
+    """Create the configured backbone with its initial weights.
 
     Args:
         config: Names the backbone.
         arguments: From :func:`choose_arguments`.
-        start: Its weights. What was loaded is noted in it.
+        start: The initial weights. What was loaded is noted here.
 
     Raises:
         UserError: if the backbone can't be created, or the weights don't fit.
@@ -47,7 +47,7 @@ def create_backbone(config: BackboneConfig, arguments: dict[str, Any], start: St
 
 @contextlib.contextmanager
 def _explained(config: BackboneConfig) -> Iterator[None]:
-    """Name the configuration key that is wrong."""
+    """Turn errors into user errors that name the wrong configuration key."""
     try:
         yield
     except models.UnknownModelError as error:
@@ -56,13 +56,13 @@ def _explained(config: BackboneConfig) -> Iterator[None]:
         raise UserError(f"backbone.args: {error}") from error
     except models.PretrainedWeightsError as error:
         raise UserError(
-            f"backbone.weights=timm: {error}; check the network, or give a file with backbone.weights=PATH"
+            f"backbone.weights=timm: {error}; check the internet connection, or give a file with backbone.weights=PATH"
         ) from error
     except probe.StrideError as error:
         raise UserError(f"task.output_stride: {error}") from error
-    except probe.SizeError as error:  # it names the keys itself
+    except probe.SizeError as error:  # the message names the keys
         raise UserError(str(error)) from error
     except models.BackboneError as error:
         raise UserError(
-            f"backbone.name: {error}; change backbone.args, or choose another with backbone.name="
+            f"backbone.name: {error}; change backbone.args, or choose another backbone with backbone.name="
         ) from error

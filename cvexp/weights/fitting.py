@@ -1,4 +1,4 @@
-"""Fitting the tensors of a checkpoint to a network, whatever names they have."""
+"""Fitting the tensors of a checkpoint to a network, whatever their names are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 from cvexp.errors import UserError
 from cvexp.weights.start import Start
 
-# Where files of other programs have a backbone's weights. The prefix that fits most tensors is taken, and of several
-# the first.
+# Prefixes of a backbone's weights in files of other programs. The prefix that fits the most tensors is used; in a tie,
+# the first one.
 PREFIXES = (
     "teacher.backbone.",
     "model.encoder.backbone.",
-    "teacher.backbone.features.",  # the course's, its teacher first
+    "teacher.backbone.features.",  # the course's files, the teacher first
     "backbone.features.",
     "encoder.",
-    "module.backbone.",  # the original DINO's
+    "module.backbone.",  # files of the original DINO
     "backbone.",
     "module.",
     "",
@@ -28,12 +28,12 @@ def fit_backbone(backbone: nn.Module, start: Start, name: str) -> None:
     """Load the weights of a backbone, and note in `start` what was loaded.
 
     Args:
-        backbone: Gets the weights.
-        start: Has them.
-        name: Of the backbone, for messages.
+        backbone: The network to load the weights into.
+        start: The weights.
+        name: The name of the backbone, for messages.
 
     Raises:
-        UserError: if nothing fits, or a tensor has another shape.
+        UserError: if nothing fits, or a tensor has a different shape.
     """
     own = backbone.state_dict()
     prefixes = (f"{start.encoder}.", *PREFIXES) if start.encoder else PREFIXES
@@ -42,14 +42,14 @@ def fit_backbone(backbone: nn.Module, start: Start, name: str) -> None:
     differing = [key for key in state if own[key].shape != state[key].shape]
     if differing:
         raise UserError(
-            f"backbone.weights: {start.source} is of another architecture than {name}: {len(differing)} tensors differ "
-            f"in shape, the first is {differing[0]}: {tuple(state[differing[0]].shape)} in the file, "
-            f"{tuple(own[differing[0]].shape)} in the backbone; choose the one that they were trained with by backbone="
+            f"backbone.weights: {start.source} has a different architecture than {name}: {len(differing)} tensors "
+            f"differ in shape, the first is {differing[0]}: {tuple(state[differing[0]].shape)} in the file, "
+            f"{tuple(own[differing[0]].shape)} in the backbone; choose the one of the file with backbone="
         )
     if not state:
         raise UserError(
             f"backbone.weights: nothing in {start.source} fits the backbone {name}; give weights of the same "
-            "architecture, or choose another with backbone="
+            "architecture, or choose another backbone with backbone="
         )
     backbone.load_state_dict(state, strict=False)
     start.loaded |= {prefix + key: f"backbone.{key}" for key in state}
@@ -57,12 +57,12 @@ def fit_backbone(backbone: nn.Module, start: Start, name: str) -> None:
 
 
 def fit_decoder(model: nn.Module, start: Start, of_classes: str) -> None:
-    """Load what follows the encoder, too, if the checkpoint has tensors that fit.
+    """Load the weights of what follows the encoder, if the checkpoint has tensors that fit.
 
     Args:
         model: The segmenter. Its `encoder` is left alone.
-        start: Has the weights; what was loaded is noted in it.
-        of_classes: The part whose tensors belong to certain classes. It is loaded only from a run with the same ones.
+        start: The weights. What was loaded is noted here.
+        of_classes: The part whose tensors depend on the classes. It is loaded only from a run with the same classes.
     """
     if not start.tensors:
         return
@@ -86,7 +86,7 @@ def fit_decoder(model: nn.Module, start: Start, of_classes: str) -> None:
     model.load_state_dict(own)
 
 
-# Our names of the decoder, and those in the course's binary_segmentation.pth.
+# Our names of the decoder's tensors, and those in the course's binary_segmentation.pth.
 COURSE_NAMES = (
     (r"decoder\.aspp\.convs\.4\.([12])\.", r"decoder.global_avg_pool.\1."),
     *((rf"decoder\.aspp\.convs\.{i}\.0\.", f"decoder.aspp{i + 1}.atrous_convolution.") for i in range(4)),

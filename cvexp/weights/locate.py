@@ -27,8 +27,8 @@ class Location(NamedTuple):
 
     Attributes:
         path: The file.
-        name: A short name for where it comes from: the task of its run, a registered model, or the file's name.
-        run_id: The run that it comes from, if that is known.
+        name: A short name of the origin: the task of a run, a registered model, or the file's name.
+        run_id: The run that wrote the file, if known.
     """
 
     path: Path
@@ -40,16 +40,16 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
     """Find a file of weights, and fetch it if it is not on this machine.
 
     Args:
-        weights: What `backbone.weights` says; neither null nor timm.
-        config: The configuration of the run that needs them.
-        run: That run.
-        folder: Where a fetched file is written.
+        weights: The value of `backbone.weights`, which is neither null nor timm.
+        config: The configuration of the run that needs the weights.
+        run: The run that needs the weights.
+        folder: The folder that a fetched file is written to.
 
     Raises:
         UserError: if there is no such file, run, artifact or model.
     """
     prefix, _, method = weights.partition(":")
-    if prefix == "latest":  # a run that was interrupted before its first checkpoint has chosen already
+    if prefix == "latest":  # a run that was interrupted before its first checkpoint has already chosen
         source = run.tags().get("weights_from") or _latest_pretraining(run.store, config, method)
         weights = f"runs:/{source}/checkpoints/best.ckpt"
     if weights.startswith("models:/"):
@@ -65,17 +65,17 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
 
 
 def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
-    """Return the id of the newest finished pretraining with this backbone and data set.
+    """Return the id of the newest finished pretraining run with this backbone and data set.
 
-    A run of the same seed comes first.
+    Runs with the same seed take precedence.
 
     Args:
-        store: Where it is recorded.
-        config: The configuration of the run that starts from it.
+        store: Where the pretraining run is recorded.
+        config: The configuration of the run that starts from the pretraining run.
         method: The pretraining task.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such run.
     """
     wanted = _identity(flatten(asdict(config)))
     newest = None
@@ -94,7 +94,7 @@ def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
 
 
 def _identity(params: Mapping[str, str]) -> dict[str, str]:
-    """Return what a pretraining and the training that starts from it share: the network, and where the data are."""
+    """Return what a pretraining run shares with runs that start from it: the network, and where the data are."""
     keys = [key for key in params if key.startswith("backbone.args")]
     identity = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
     if identity.get("dataset.root", "null") != "null":
@@ -136,7 +136,7 @@ def download(uri: str, store: Store, folder: Path, key: str) -> Path:
     """Fetch an artifact of MLflow by its URI.
 
     Raises:
-        UserError: naming the key that asked for it, if there is none.
+        UserError: naming the key that asked for the artifact, if it can't be fetched.
     """
     try:
         return Path(

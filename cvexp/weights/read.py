@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints. Files are data, and never run code."""
+"""Reading and writing checkpoints. Files are treated as data, and never run code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Checkpoint(NamedTuple):
     """What a checkpoint file holds.
 
     Attributes:
-        tensors: By name.
-        dataset: The configuration of the data that it was trained on; empty in files of other programs.
-        encoder: The name of the encoder in it; empty in files of other programs.
+        tensors: The tensors by name.
+        dataset: The configuration of the data that the network was trained on; empty for files of other programs.
+        encoder: The name of the encoder in the checkpoint; empty for files of other programs.
     """
 
     tensors: dict[str, Tensor]
@@ -38,22 +38,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint file.
 
     Raises:
-        UserError: if it is no checkpoint, is cut off, or holds objects that would run code when loaded.
+        UserError: if it is not a checkpoint, is truncated, or holds objects that would run code when loaded.
     """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return Checkpoint(load_file(path), {}, "")
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the course's files hold their options in one
+        with torch.serialization.safe_globals([argparse.Namespace]):  # type of the options in the course's files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: the file holds more than tensors, and reading that could run code, so it was refused; save only "
             "the model's state_dict"
         ) from error
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise UserError(f"{path}: this is no readable checkpoint ({type(error).__name__}); write it again") from error
+    except Exception as error:  # torch and safetensors raise many types for damaged files
+        raise UserError(f"{path}: this is not a readable checkpoint ({type(error).__name__}); save it again") from error
     metadata = _entry(content, "cvexp")
     for key in ("state_dict", "model", "teacher"):
         content = _entry(content, key) or content

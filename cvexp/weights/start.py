@@ -1,4 +1,4 @@
-"""The weights that the networks of a run start from, and the record of what went where."""
+"""The weights that the networks of a run start from, and the record of what was loaded where."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger("cvexp")
 
 @dataclass
 class Start:
-    """Where weights come from, and what was done with them. By default there are none, and networks stay random.
+    """The initial weights, and what was loaded of them. By default, there are none, and networks stay random.
 
     Attributes:
-        source: What `backbone.weights` says.
+        source: The value of `backbone.weights`.
         pretrained: Whether timm's pretrained weights are loaded.
-        tensors: Those of a checkpoint, by name.
-        encoder: The name of the encoder in that checkpoint, if it says so.
+        tensors: The tensors of a checkpoint, by name.
+        encoder: The name of the encoder in that checkpoint; empty if it is unknown.
         same_classes: Whether the checkpoint's run had the same data set and classes.
-        loaded: Names in the checkpoint, and the names in the model that they were loaded to.
-        left_random: Names in the model that got nothing from the checkpoint.
+        loaded: For each loaded tensor, its name in the checkpoint and the name in the model.
+        left_random: Names of tensors in the model that are not in the checkpoint.
     """
 
     source: str | None = None
@@ -45,7 +45,7 @@ class Start:
 def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
     """Find and read the weights that `backbone.weights` names, and record where they come from.
 
-    A run that is resumed has its own checkpoint, so nothing is read for it.
+    A resumed run has its own checkpoint, so nothing is read.
 
     Raises:
         UserError: if the weights can't be found or read.
@@ -68,18 +68,18 @@ def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
 
 
 def _link(run: ReadOnlyRun, source: str) -> None:
-    """Record the run that the weights come from; it becomes the parent in MLflow, unless that is a sweep."""
+    """Record the run that the weights come from, also as the parent in MLflow unless a sweep is the parent."""
     run.set_tag("weights_from", source)
     if "mlflow.parentRunId" not in run.tags():
         run.set_tag("mlflow.parentRunId", source)
 
 
 def record_start(start: Start, sink: Sink, backbone: str) -> None:
-    """Print what was loaded, left out and left random. Record it in short as a tag, and in full as an artifact.
+    """Print what was loaded, left out and left random, and record a summary as a tag and all names as an artifact.
 
     Args:
         start: The weights after all networks were created.
-        sink: Where it is recorded.
+        sink: Where to record it.
         backbone: Name of the backbone.
     """
     if start.pretrained:

@@ -69,8 +69,8 @@ def test_weights_of_one_image_size_load_at_another(name: str, args: dict[str, An
         ),
         ("test_resnet", {"global_pool": ""}, TWO_SIZES, BackboneError, ["test_resnet", "instead of one vector"]),
         ("test_resnet", {"patches": 3}, TWO_SIZES, ArgumentsError, ["test_resnet does not accept", "patches"]),
-        ("ghostnet_050", {}, maps(64, 16), StrideError, ["got 16, but ghostnet_050", "its own is 32"]),
-        ("vit_tiny_patch16_224", SMALL_VIT, maps(64, 8), StrideError, ["got 8, but vit", "its own is 16"]),
+        ("ghostnet_050", {}, maps(64, 16), StrideError, ["got 16, but ghostnet_050", "its default is 32"]),
+        ("vit_tiny_patch16_224", SMALL_VIT, maps(64, 8), StrideError, ["got 8, but vit", "its default is 16"]),
     ],
 )
 def test_errors_name_the_sizes_and_the_stride_that_a_model_supports(

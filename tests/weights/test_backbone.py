@@ -38,8 +38,8 @@ def maps(size: int, output_stride: int | None = None) -> Needs:
         ),
         ("test_resnet", {"global_pool": ""}, TWO_SIZES, ["backbone.name: test_resnet", "instead of one vector"]),
         ("test_resnet", {"patches": 3}, TWO_SIZES, ["backbone.args: test_resnet", "patches"]),
-        ("ghostnet_050", {}, maps(64, 16), ["task.output_stride: got 16", "its own is 32"]),
-        ("vit_tiny_patch16_224", SMALL_VIT, maps(64, 8), ["task.output_stride: got 8", "its own is 16"]),
+        ("ghostnet_050", {}, maps(64, 16), ["task.output_stride: got 16", "its default is 32"]),
+        ("vit_tiny_patch16_224", SMALL_VIT, maps(64, 8), ["task.output_stride: got 8", "its default is 16"]),
     ],
 )
 def test_what_a_model_can_not_do_is_refused_with_what_it_can(

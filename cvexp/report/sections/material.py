@@ -20,9 +20,10 @@ class Material:
     Attributes:
         comparison_run: The run of the comparison.
         comparison: The results of the comparison.
-        segmentations: The runs that it compares; without a comparison, the newest ones.
-        pretrainings: The runs that the segmentations start from, most used first; if there are none, the newest one.
-        neighbors: The run that computed the nearest neighbors of the first pretraining.
+        segmentations: The segmentation runs in the comparison; without a comparison, the newest ones.
+        pretrainings: The pretraining runs that the segmentation runs start from, most used first; if there are none,
+            the newest pretraining run.
+        neighbors: The run that computed the nearest neighbors for the first pretraining run.
     """
 
     comparison_run: FinishedRun | None
@@ -49,7 +50,7 @@ def epochs(validation: Series) -> tuple[int, int]:
 
 
 def worse_features(pretraining: FinishedRun) -> str | None:
-    """Return a warning if a pretraining lowered the kNN accuracy."""
+    """Return a warning if a pretraining run lowered the kNN accuracy."""
     accuracies = pretraining.history("val/knn_top1")
     if not accuracies:
         return None

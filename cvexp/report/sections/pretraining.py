@@ -21,7 +21,7 @@ MEASURES = {  # descriptions; other measures appear under their own names
 
 
 def pretraining_section(material: Material) -> Blocks:
-    """Describe the pretraining that most segmenters start from, or the newest one."""
+    """Describe the pretraining run that most segmentation runs start from, or the newest one."""
     if not material.pretrainings:
         return missing("There is no finished pretraining run.", "python -m cvexp task=dino")
     run = material.pretrainings[0]
@@ -53,7 +53,7 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
         text += f" The run is one of {len(material.pretrainings)} from which the segmentation runs start."
     elif material.segmentations and not any("weights_from" in other.tags for other in material.segmentations):
         text += " No segmentation run starts from it."
-    return f"{text} A low loss alone proves little, so the table also has measures that would reveal a collapse."
+    return f"{text} A low loss alone proves little, so the table also shows measures that would reveal a collapse."
 
 
 def _measures(run: FinishedRun) -> Table:
@@ -104,7 +104,7 @@ def _precision(run: FinishedRun, neighbors: FinishedRun | None) -> Blocks:
     if neighbors is None:
         return missing("The nearest neighbors were not computed.", f"python -m cvexp task=neighbors run={run.id}")
     precision = neighbors.read("neighbors/precision.json", lambda path: json.loads(path.read_text()))
-    if precision is None:  # the data has no labels
+    if precision is None:  # the data have no labels
         return []
     rows = [
         [shorten(name), f"{row['crops']}", *(f"{row[key]:.3f}" for key in ("precision", "untrained", "chance"))]
