@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def grouped(problems: Sequence[Problem]) -> list[str]:
-    """Return the lines to print, with one line per unknown number for all the masks that contain it."""
+    """Return the lines to print. Masks that contain the same unknown class number share one line."""
     masks_of: dict[int, list[str]] = {}
     for problem in problems:
         for number in problem.numbers:

@@ -97,7 +97,7 @@ def _first_images(
     is_large: NDArray[np.bool_],
     by_rarity: NDArray[np.intp],
 ) -> Iterator[int]:
-    """Yield one image per class, rarest class first, skipping classes with a large object in an earlier image.
+    """Yield an image for each class, rarest class first, unless a large object of the class was in a yielded image.
 
     The image of a class is the one with the smallest key, preferably among the images with a large object of the class.
     """

@@ -40,7 +40,7 @@ class Needs(NamedTuple):
     """Requirements for a backbone.
 
     Attributes:
-        sizes: Side lengths of the images in pixels, by the name that messages use for them.
+        sizes: Maps the name of each image size, as messages show it, to its side length in pixels.
         maps: Whether to use its feature maps, rather than its feature vector.
         output_stride: Output stride of the last map: image pixels per position. None means 16 if the model supports
             it, and otherwise its default.

@@ -104,7 +104,7 @@ class AttentionSegmenter(nn.Module):
         self.classifier = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, images: Tensor, queries_bq: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images and query classes.
+        """Encode the images, and predict a mask for each queried class.
 
         Args:
             images: (b, 3, h, w).

@@ -69,7 +69,7 @@ class NTXentLoss(nn.Module):
             return F.cross_entropy(logits_nn, positive_n)
 
     def _gather(self, first_bd: Tensor, second_bd: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return the projections of all processes, through which gradients flow back, and the rank of this one."""
+        """Gather the projections of all processes, keeping gradients; return them with the rank of this process."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return first_bd, second_bd, 0
         gathered = (torch.cat(list(all_gather(views))) for views in (first_bd, second_bd))

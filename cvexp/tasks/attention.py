@@ -112,7 +112,7 @@ class Attention(SegmentationTraining):
         return self.model.to_prediction(logits, attention), losses / num_pixels.clamp(min=1)  # type: ignore[operator]
 
     def losses(self, logits: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the cross-entropy of each image, summed over masks and pixels, and the number of these pixels.
+        """Compute each image's cross-entropy, summed over masks and valid pixels, and the number of terms in that sum.
 
         Both are 0 for an image whose pixels are all ignored.
 

@@ -142,8 +142,8 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
     if len(newest) < 2:
         reason = obstacle(candidates[0], candidates[1]) or "it has the same task, start and seed"
         raise UserError(
-            f"runs: no other finished run can be compared with the newest, {candidates[0].id} (not {candidates[1].id}, "
-            f"because {reason}); name others with runs=[...]"
+            f"runs: no other finished run can be compared with the newest one, {candidates[0].id}; for example, "
+            f"{candidates[1].id} can't, because {reason}; name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
         print_line(f"{left_out} other finished runs are left out: they have other data, or newer ones replace them")

@@ -168,7 +168,8 @@ def _named_run(store: Store, config: RunConfig, tag: str, value: str, run_id: st
     tags, status = run.data.tags, run.info.status
     if tags.get(tag) != value or status != "FINISHED":
         raise UserError(
-            f"{key}: {run_id} is a run of task={tags.get('task')} and {status}, but finished {value} runs are needed"
+            f"{key}: {run_id} can't be used: its task is {tags.get('task')} and its status is {status}, but a finished "
+            f"{value} run is needed"
         )
     return FinishedRun(store, run, config)
 

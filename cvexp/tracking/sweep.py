@@ -28,7 +28,7 @@ def as_given(overrides: Any) -> list[str]:
 
 
 def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the overrides of a job that its sweep varies, by key; empty outside a sweep."""
+    """Return, by key, those overrides of a job that vary within its sweep. Outside a sweep, there are none."""
     swept = os.environ.get(SWEPT_VARIABLE, "").split(",")
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if key in swept}

@@ -113,7 +113,7 @@ class SegmentationTraining(TrainingModule):
         return {"predictions": pictures.predictions(self._examples, self.classes, self._state())}
 
     def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
-        """Draw pictures of the best checkpoint's examples, each with a caption, by name."""
+        """Draw pictures of captioned examples that the best checkpoint predicted, and return them by picture name."""
         rows = [(caption, {"image": e.image, "label": e.labels, "prediction": e.predicted}) for caption, e in examples]
         return {"best_median_worst": pictures.grid(rows, self.classes, "validation images, best checkpoint")}
 

@@ -18,8 +18,8 @@ class ColorJitter(nn.Module):
     most of the time for small views.
 
     Args:
-        strength: Maximum change in brightness, contrast and saturation, as a fraction, and in hue, as a fraction of a
-            full turn.
+        strength: Maximum changes: three relative changes of brightness, contrast and saturation, and that of the hue as
+            a fraction of a full turn.
         probability: Probability that brightness, contrast, saturation and hue change.
         gray: Probability that the image becomes gray.
     """

@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths, converted from polygons and run lengths that may be invalid.
+"""Masks as COCO's run lengths, made from the polygons or run lengths of annotation files, which are checked.
 
 The bytes are the compressed "counts" of pycocotools: the lengths of the runs of 0 and 1, column by column.
 """
