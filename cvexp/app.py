@@ -134,7 +134,7 @@ def _run(composed: DictConfig) -> float | None:
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # about its own use of PyTorch
     hydra_config = HydraConfig.get()
     overrides = as_given(hydra_config.overrides.task)
-    command = description.command([*overrides, *as_given(hydra_config.overrides.hydra)])
+    command = description.command_line([*overrides, *as_given(hydra_config.overrides.hydra)])
     if config.resume is not None:
         with store.failures_explained("check it, and try again"):
             config = resume.saved_config(config, composed, overrides)

@@ -31,7 +31,7 @@ from cvexp.weights.read import read_checkpoint
 from cvexp.weights.start import Start
 
 
-def device(trainer: TrainerConfig) -> torch.device:
+def choose_device(trainer: TrainerConfig) -> torch.device:
     """Return the device that Lightning uses with these settings."""
     chosen = pl.Trainer(accelerator=trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
     return chosen.strategy.root_device

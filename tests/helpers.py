@@ -160,10 +160,10 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    """Start `python -m cvexp trainer=ddp` in two processes that train together."""
+    """Start `python -m cvexp` in two processes that train together."""
     launcher = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cvexp", "trainer=ddp", *arguments],
+        [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cvexp", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

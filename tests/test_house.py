@@ -24,7 +24,7 @@ def shadowing_parameters(source: str) -> list[str]:
     tree = ast.parse(source)
     taken = {node.name for node in tree.body if isinstance(node, Function | ast.ClassDef)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":
             taken |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
     return [
         f"{function.name}({argument.arg})"

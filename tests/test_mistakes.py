@@ -37,7 +37,7 @@ ON_COMMAND_LINE: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "unknown backbone": (["backbone.name=resnet1888"], "'resnet1888'", "did you mean"),
     "argument of another backbone": (["backbone.args.patches=3"], "backbone.args", "patches"),
     "misspelt free dictionary": (["optimizer.arg.momentum=3"], "optimizer.arg: there is no", "did you mean optimizer"),
-    "one process for several": (["trainer=ddp"], "trainer.strategy: got 'ddp'", "one process", "torchrun"),
+    "one process for several": (["trainer=ddp"], "trainer.strategy: got 'ddp_find", "one process", "torchrun"),
     "several devices": (["trainer.devices=2"], "trainer.devices: got '2 on 1 nodes'", "torchrun"),
     "launcher not installed": (["-m", "hydra/launcher=ray", "seed=0,1"], "pip install hydra-ray-launcher"),
     "sweeper not installed": (["-m", "hydra/sweeper=optuna", "seed=0,1"], "pip install hydra-optuna-sweeper"),

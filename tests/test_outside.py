@@ -92,7 +92,7 @@ def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outco
     assert "The method linear classifies each position of the last feature map with a linear layer." in page
     assert "1.386 if all rotations look alike" in page
     assert "rotation_accuracy" in page
-    assert "There is no finished run of attention." in page
+    assert "There is no finished run of the method attention." in page
 
     run("task=sizes")
     path = store().download_artifacts(runs()[0].info.run_id, "sizes.json")

@@ -16,7 +16,7 @@ from cvexp.data.augment.labeled import PlainLabeledView
 from cvexp.data.index import Index, Splits
 from cvexp.data.masks import Masks, evaluated_areas
 from cvexp.errors import UserError
-from cvexp.inference import Segmenter, device, load_segmenter
+from cvexp.inference import Segmenter, choose_device, load_segmenter
 from cvexp.metrics import iou
 from cvexp.metrics.comparison import Comparison, Evaluated, differences
 from cvexp.metrics.ranking import best_median_worst
@@ -72,7 +72,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
             "restore the old ones, or train again"
         )
     record_data(run, settings.dataset.name, splits)
-    num_classes, on = len(splits.val.classes), device(config.trainer)
+    num_classes, on = len(splits.val.classes), choose_device(config.trainer)
     segmenters = {finished.id: load_segmenter(finished, num_classes, on) for finished in runs}
     times = time_images(segmenters, splits.val, settings.dataset.image_size, task.timed_images)
     evaluated = [_evaluate(finished, segmenters[finished.id], splits, times[finished.id]) for finished in runs]

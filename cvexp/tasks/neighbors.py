@@ -18,7 +18,7 @@ from cvexp.data.examples import sample
 from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from cvexp.inference import device, load_embedder
+from cvexp.inference import choose_device, load_embedder
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.report import neighbors as report
@@ -79,7 +79,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         embedding.features, embedding.features[chosen], task.k, np.array(chosen, dtype=np.int64)
     )
     if pictures:
-        features = load_embedder(finished, device(config.trainer)).embed(pictures)
+        features = load_embedder(finished, choose_device(config.trainer)).embed(pictures)
         neighbors = _joined(nearest_neighbors(embedding.features, features, task.k), neighbors)
         squares = [ImageOps.fit(picture, (min(picture.size),) * 2) for picture in pictures]
         queries = [Query(Path(name).name, -1, p) for name, p in zip(task.images, squares, strict=True)] + queries

@@ -71,7 +71,7 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
     return tags
 
 
-def command(overrides: Sequence[str], is_sweep: bool = False) -> str:
+def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
     """Return the command line with the given overrides, without secrets.
 
     Args:

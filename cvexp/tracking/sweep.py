@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
-from cvexp.tracking.description import PARENT_VARIABLE, command
+from cvexp.tracking.description import PARENT_VARIABLE, command_line
 
 if TYPE_CHECKING:
     from cvexp.tracking.store import Store
@@ -81,7 +81,7 @@ def _open_sweep(tracking: Any, overrides: list[str], hydra_overrides: list[str])
     tags = {
         "task": "sweep",
         "role": "sweep",
-        "command": command([*overrides, *hydra_overrides], is_sweep=True),
+        "command": command_line([*overrides, *hydra_overrides], is_sweep=True),
     }
     run_id = str(store.client.create_run(store.experiment_id(), run_name="sweep", tags=tags).info.run_id)
     pairs = (override.lstrip("+").partition("=") for override in overrides)

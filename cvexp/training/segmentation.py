@@ -21,7 +21,7 @@ from cvexp.data.index import IGNORE
 from cvexp.data.loaders import make_loader
 from cvexp.data.masks import Masks, evaluated_areas
 from cvexp.errors import UserError
-from cvexp.inference import Segmenter, device, validation_loader
+from cvexp.inference import Segmenter, choose_device, validation_loader
 from cvexp.metrics import iou
 from cvexp.metrics.ranking import best_median_worst
 from cvexp.models.backbone import Encoder
@@ -225,7 +225,7 @@ class SegmentationTraining(TrainingModule):
             Figures by name.
         """
         self.load_state_dict(read_checkpoint(checkpoint).tensors)
-        segmenter = Segmenter(self.model, self.config, device(self.config.trainer))
+        segmenter = Segmenter(self.model, self.config, choose_device(self.config.trainer))
         counts = segmenter.evaluate(self.splits)
         size = self.config.dataset.image_size
         masks = Masks(self.splits.val, PlainLabeledView(size), self.config.seed)

@@ -95,7 +95,7 @@ def test_two_processes_compare_the_images_of_both(cvexp: Callable[..., Outcome])
         "trainer.max_steps=20",
         "trainer.max_epochs=30",
     ]
-    finish(torchrun(*settings, "loader.batch_size=4", "tracking.folder=two"), seconds=500)
+    finish(torchrun("trainer=ddp", *settings, "loader.batch_size=4", "tracking.folder=two"), seconds=500)
     outcome = cvexp(*settings, "loader.batch_size=8", "tracking.folder=one")
     assert outcome.code == 0, outcome.message
     assert training_losses(Path("two")) == pytest.approx(training_losses(Path("one")), abs=1e-4)

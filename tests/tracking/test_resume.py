@@ -104,7 +104,7 @@ def test_a_run_killed_before_its_configuration_was_recorded(
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 1
     assert len(outcome.message.strip().splitlines()) == 1
-    assert "start it again with: python -m cvexp backbone.name=test_resnet" in outcome.message
+    assert "start again with: python -m cvexp backbone.name=test_resnet" in outcome.message
 
 
 @pytest.mark.parametrize("method", ["log_batch", "log_inputs"])
