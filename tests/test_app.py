@@ -98,6 +98,7 @@ def test_bash_completes_it(program: list[str], word: str, completed: list[str]) 
     assert result.stdout.split() == completed
 
 
+@pytest.mark.slow
 def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("trainer.")]
     assert cvexp(*tiny, "trainer=debug").code == 0

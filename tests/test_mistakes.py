@@ -276,6 +276,7 @@ def test_of_several_processes_the_first_reports(cvexp: Callable[..., Outcome], m
     assert not Path("outputs/mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_a_traceback_is_shown_on_request(coco_root: Path) -> None:
     process = start("dataset=coco", "dataset.root=nowhere", HYDRA_FULL_ERROR="1")
     output, _ = process.communicate()
@@ -284,6 +285,7 @@ def test_a_traceback_is_shown_on_request(coco_root: Path) -> None:
     assert "nowhere/annotations" in output
 
 
+@pytest.mark.slow
 def test_without_request_no_traceback_is_shown() -> None:
     process = start("dataset=coco", "dataset.root=nowhere")
     output, _ = process.communicate()

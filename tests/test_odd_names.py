@@ -6,8 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from cvexp.metrics.names import safe_name
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
+
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 NAMES = [
     *("R&D", "car (parked)", "car [parked]", "car _parked_", "<b>x</b>", '"a"', "a/b", "$x$", "\U0001f697 taxi", "a|b"),

@@ -15,6 +15,9 @@ from PIL import Image
 from cvexp import plugins
 from tests.helpers import Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 OUTSIDE = Path(__file__).parent / "outside"
 
 COMMON = [
@@ -63,7 +66,6 @@ def write_boxes(root: Path) -> None:
                 table.writerow(row)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("outside")
 def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outcome]) -> None:
     write_boxes(Path("data"))

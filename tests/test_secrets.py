@@ -13,6 +13,9 @@ import pytest
 from cvexp.redaction import VARIABLE, hide_secrets
 from tests.helpers import TINY, Outcome, finish, runs, start
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 PASSWORD = "dl_lab"  # of the course's archive
 NO_CLASSES = [argument for argument in TINY if not argument.startswith("dataset.")]
 

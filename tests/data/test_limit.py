@@ -136,6 +136,7 @@ def test_an_image_keeps_its_place_when_others_come(tmp_path: Path) -> None:
     assert {file for file in files(after) if "new" not in file} < set(files(before))
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_seed_and_on_nothing_else_of_the_process(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", train=40)
     code = (

@@ -75,6 +75,7 @@ def _open(arguments: tuple[str, str]) -> tuple[str, int]:
     return splits.train.fingerprint(), made
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_the_work_once(coco_root: Path, tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         (first, made), (second, made_too) = pool.map(

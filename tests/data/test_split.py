@@ -172,6 +172,7 @@ def without_training_data(run_id: str) -> None:
     store().log_artifact(run_id, str(path))
 
 
+@pytest.mark.slow
 def test_jobs_on_finished_runs_need_the_validation_split_alone(cvexp: Callable[..., Outcome], coco_root: Path) -> None:
     data = ["dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]", "trainer.max_steps=1"]
     tiny = [argument for argument in TINY if not argument.startswith("dataset.")]

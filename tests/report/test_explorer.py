@@ -181,6 +181,7 @@ def test_on_a_phone_nothing_sticks_out(browser: Browser, tmp_path: Path) -> None
     tab.close()
 
 
+@pytest.mark.slow
 def test_five_thousand_crops_with_many_epochs_stay_below_ten_megabytes() -> None:
     """Of noise, which no compression makes small."""
     from cvexp.report import explorer

@@ -9,6 +9,9 @@ from playwright.sync_api import sync_playwright
 
 from tests.helpers import TINY, Outcome, mlflow_server, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 CHROMIUM = shutil.which("chromium")
 
 

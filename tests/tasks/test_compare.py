@@ -14,6 +14,9 @@ from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import paired_difference
 from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
 COMPARE = ["task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1"]
 

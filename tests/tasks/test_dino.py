@@ -91,6 +91,7 @@ def test_a_backbone_of_two_sizes_trains_as_with_the_half_size_set(cvexp: Callabl
     assert default == explicit
 
 
+@pytest.mark.slow
 def test_a_backbone_of_one_size_trains_goes_on_and_is_used_with_equal_views(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

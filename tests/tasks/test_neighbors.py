@@ -12,6 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from tests.helpers import TINY, Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 def artifact(name: str, number: int = 0) -> Path:
     return Path(store().download_artifacts(runs()[number].info.run_id, name))

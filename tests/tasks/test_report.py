@@ -19,6 +19,9 @@ from cvexp.report.comparison import NO_PAIRS
 from cvexp.report.document import Document, Paragraph, Picture, Section, Table, html
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
 SMALL = [setting for setting in TINY_SEGMENTATION if not setting.startswith("trainer.max")]
 

@@ -15,6 +15,9 @@ from cvexp.tracking import opening
 from cvexp.training import module
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 NO_DATA = [argument for argument in TINY if not argument.startswith("dataset.")]
 
 

@@ -6,6 +6,8 @@ import pytest
 from cvexp.config import flatten
 from tests.helpers import TINY, Outcome, finish, mlflow_server, runs, start, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
     settings = [*TINY, "trainer.max_epochs=1", "trainer.max_steps=2", "dataset.train_images=8", "dataset.val_images=3"]

@@ -20,6 +20,9 @@ from cvexp.tracking.run import Run
 from cvexp.tracking.store import connect
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, runs, start, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 SETTINGS = TrackingConfig(folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False)
 
 

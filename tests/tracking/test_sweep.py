@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 def test_a_failing_job_of_a_sweep_is_told_and_does_not_disturb_the_next(
     cvexp: Callable[..., Outcome], caplog: pytest.LogCaptureFixture

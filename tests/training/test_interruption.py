@@ -25,6 +25,9 @@ from tests.helpers import (
     store,
 )
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
+
 EPOCHS = 4
 SETTINGS = [*TINY, f"trainer.max_epochs={EPOCHS}", "loader.num_workers=1"]
 

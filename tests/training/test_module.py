@@ -12,6 +12,8 @@ from cvexp.tracking.sink import Memory
 from cvexp.training.callbacks import Schedule
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 @pytest.mark.parametrize("task", ["dino", "multiclass", "attention"])
 def test_metrics_in_memory_are_those_of_a_run(cvexp: Callable[..., Outcome], task: str) -> None:

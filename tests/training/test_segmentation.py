@@ -20,6 +20,7 @@ from tests.helpers import CAT, DOG, TINY, TINY_SEGMENTATION, Outcome, checkpoint
 METRICS = {"loss", "miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/disk", "iou/background"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["multiclass", "attention"])
 def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outcome], task: str) -> None:
     outcome = cvexp(f"task={task}", *TINY_SEGMENTATION, "task.picture_every_n_epochs=1")
@@ -47,6 +48,7 @@ def test_a_run_leaves_scores_pictures_and_checkpoints(cvexp: Callable[..., Outco
         assert (said["run_id"], said["config"]["task"]["name"]) == (run.info.run_id, task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -84,6 +86,7 @@ def test_pretraining_at_other_sizes_starts_a_vision_transformer(cvexp: Callable[
     assert "left random: decoder" in said, said  # the backbone would come first
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_as_it_is_and_the_decoder_learns(cvexp: Callable[..., Outcome]) -> None:
     for freeze in ("true", "false"):
         assert cvexp("task=attention", *TINY_SEGMENTATION, f"task.freeze_backbone={freeze}").code == 0
@@ -114,6 +117,7 @@ def test_the_backbone_has_its_own_learning_rate(cvexp: Callable[..., Outcome]) -
     assert all(torch.equal(trained[f"model.encoder.backbone.{key}"], value) for key, value in untrained.items())
 
 
+@pytest.mark.slow
 def test_segmentation_starts_from_the_newest_dino_run_of_its_seed(cvexp: Callable[..., Outcome]) -> None:
     same_data = [s for s in TINY_SEGMENTATION if not s.startswith(("trainer.max", "task."))]
     dino = [s for s in TINY if s.startswith("task.")]

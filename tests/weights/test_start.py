@@ -18,6 +18,8 @@ from cvexp.weights.read import read_checkpoint
 from cvexp.weights.start import Start
 from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
 
+pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
+
 
 def record(run: Run) -> dict[str, Any]:
     path = Path(store().download_artifacts(run.info.run_id, "weights.json"))

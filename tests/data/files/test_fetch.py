@@ -340,6 +340,7 @@ def _fetch_coco(arguments: tuple[str, str, str, str]) -> int:
     return len(load(dataset("coco", root, classes=["cat"], **known), "pretraining").train)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_fetch_each_file_once(server: Server, hosted: Path, tmp_path: Path) -> None:
     md5 = hashlib.md5(server.files["/annotations.zip"]).hexdigest()
     job = (str(tmp_path / "mine"), str(tmp_path / "cache"), server.url("/annotations.zip"), md5)

@@ -89,6 +89,7 @@ def test_an_entry_without_size_takes_that_of_its_image(tmp_path: Path) -> None:
     assert index.label_map(0)[5].tolist() == [4] * 20 + [0] * 10 + [255] * 20
 
 
+@pytest.mark.slow
 def test_pretraining_without_labels_runs_and_keeps_the_password_to_itself(
     cvexp: Callable[..., Outcome], course: Path, tmp_path: Path
 ) -> None:

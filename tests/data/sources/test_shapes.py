@@ -67,6 +67,7 @@ def _generate(folder: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_and_the_same(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         digests = pool.map(_generate, [str(tmp_path / "both")] * 2)
