@@ -14,7 +14,7 @@ COMMAND = "python -m cvexp -m task=multiclass,attention backbone.weights=null,la
 
 SCORES = {
     "miou": "mIoU",
-    "miou_all": "mIoU with background",
+    "miou_all": "with background",
     "pixel_accuracy": "pixel accuracy",
     "presence_f1": "presence F1",
 }
