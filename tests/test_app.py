@@ -105,6 +105,7 @@ def test_debug_trainer_takes_three_steps(cvexp: Callable[..., Outcome]) -> None:
     assert runs()[0].data.metrics["val/loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["test_convnext", "test_vit", "ghostnet_050"])
 def test_other_families_of_backbones_train(cvexp: Callable[..., Outcome], backbone: str) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("backbone.")]
@@ -113,6 +114,7 @@ def test_other_families_of_backbones_train(cvexp: Callable[..., Outcome], backbo
     assert outcome.code == 0, outcome.message
 
 
+@pytest.mark.slow
 def test_a_wheel_carries_the_configuration(tmp_path: Path) -> None:
     """Built, unpacked elsewhere, and asked there, without the repository."""
     repository = Path(__file__).parents[1]

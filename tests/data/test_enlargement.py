@@ -37,6 +37,7 @@ def make_cifar(root: Path, side: int) -> None:
                 save_image(root / split / name / f"{i}.png", size=(side, side), seed=i)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "reported"), [(32, 1), (90, 0)])
 def test_dino_names_the_sizes_to_set(cvexp: Callable[..., Outcome], side: int, reported: int) -> None:
     make_cifar(Path("cifar"), side)

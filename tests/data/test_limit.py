@@ -88,6 +88,7 @@ def image_shares(index: Index) -> np.ndarray:
     return np.array([len(set(own.tolist()) & set(index.images.tolist())) for own in images]) / len(index.images)
 
 
+@pytest.mark.slow
 def test_voc_keeps_all_classes_and_smaller_limits_are_among_larger_ones(voc_animals: Path) -> None:
     splits = [load(dataset("voc", voc_animals, classes=SIX, limit=limit), "segmentation") for limit in (6, 30, 300)]
     for train, val in splits:

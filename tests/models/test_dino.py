@@ -84,6 +84,7 @@ def _center_of_a_process(rank: int, port: int, logits: torch.Tensor, results: to
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_center_is_averaged_over_processes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

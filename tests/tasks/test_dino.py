@@ -26,6 +26,7 @@ COLLAPSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_a_run_that_collapses_warns(name: str, cvexp: Callable[..., Outcome]) -> None:
     overrides, words = COLLAPSES[name]
@@ -36,6 +37,7 @@ def test_a_run_that_collapses_warns(name: str, cvexp: Callable[..., Outcome]) ->
     assert words in runs()[0].data.tags["warning"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_collapse_does_not_warn(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*TINY, *LONGER)
     assert outcome.code == 0
@@ -82,6 +84,7 @@ def test_sizes_that_are_set_are_refused_where_the_backbone_can_not_take_them(ove
         DINO.build_backbone(compose(*ONE_SIZE, override), Start())
 
 
+@pytest.mark.slow
 def test_a_backbone_of_two_sizes_trains_as_with_the_half_size_set(cvexp: Callable[..., Outcome]) -> None:
     for overrides in ([], ["task.local_size=16"]):
         outcome = cvexp(*FITTED, "backbone.name=test_resnet", *overrides, "trainer.max_epochs=1")

@@ -68,6 +68,7 @@ def test_every_variant_trains(cvexp: Callable[..., Outcome], settings: list[str]
     assert outcome.code == 0, outcome.message
 
 
+@pytest.mark.slow
 def test_an_output_stride_other_than_16_is_printed(cvexp: Callable[..., Outcome]) -> None:
     tiny = [setting for setting in TINY_SEGMENTATION if not setting.startswith("backbone.")]
     for backbone, printed in (("test_resnet", 0), ("ghostnet_050", 1)):
@@ -76,6 +77,7 @@ def test_an_output_stride_other_than_16_is_printed(cvexp: Callable[..., Outcome]
         assert outcome.message.count("output stride: 32") == printed
 
 
+@pytest.mark.slow
 def test_pretraining_at_other_sizes_starts_a_vision_transformer(cvexp: Callable[..., Outcome]) -> None:
     vit = ["backbone.name=vit_tiny_patch16_224", "+backbone.args.embed_dim=24", "+backbone.args.depth=2"]
     tiny = [[s for s in settings if not s.startswith("backbone.")] for settings in (TINY, TINY_SEGMENTATION)]
@@ -104,6 +106,7 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_decoder_learns(cvexp: Callable
     assert not torch.equal(frozen["model.classifier.weight"], thawed["model.classifier.weight"])
 
 
+@pytest.mark.slow
 def test_the_backbone_has_its_own_learning_rate(cvexp: Callable[..., Outcome]) -> None:
     assert (
         cvexp("task=multiclass", *TINY_SEGMENTATION, "task.backbone_lr_factor=0", "optimizer.weight_decay=0").code == 0
@@ -134,6 +137,7 @@ def test_segmentation_starts_from_the_newest_dino_run_of_its_seed(cvexp: Callabl
         assert "weights.json" in {item.path for item in store().list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.slow
 def test_a_dino_run_of_another_network_or_other_data_is_not_taken(cvexp: Callable[..., Outcome]) -> None:
     dino = [s for s in TINY if not s.startswith("trainer.max")]
     assert cvexp("task=dino", *dino, "trainer.max_steps=1", "+backbone.args.channels=[8,8,8,8]").code == 0

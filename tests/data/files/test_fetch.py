@@ -351,6 +351,7 @@ def test_two_processes_at_once_fetch_each_file_once(server: Server, hosted: Path
     assert len(paths) == 7
 
 
+@pytest.mark.slow
 def test_task_prepare_fetches_and_a_run_follows(
     cvexp: Callable[..., Outcome], server: Server, hosted: Path, tmp_path: Path
 ) -> None:

@@ -67,8 +67,15 @@ def test_every_instance_has_the_mask_of_pycocotools(coco_mini: Path, split: str)
     assert compared == len(api.anns) > 700
 
 
-@pytest.mark.parametrize("unlisted", ["background", "ignore"])
-@pytest.mark.parametrize("classes", [FIVE, ["dog", "person"], ["chair", "dining table", "bottle", "person"]])
+@pytest.mark.parametrize("unlisted", ["background", pytest.param("ignore", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        FIVE,
+        pytest.param(["dog", "person"], marks=pytest.mark.slow),
+        pytest.param(["chair", "dining table", "bottle", "person"], marks=pytest.mark.slow),
+    ],
+)
 def test_every_label_map_equals_one_composed_independently(coco_mini: Path, classes: list[str], unlisted: str) -> None:
     settings = dataset("coco", coco_mini, classes=classes, unlisted=unlisted, empty_images=True)
     values = set()

@@ -11,14 +11,22 @@ from cvexp.data.sources.voc import CLASSES
 from tests.helpers import SIX, dataset, make_voc
 
 
+@pytest.mark.slow
 def test_crops_of_voc6_are_those_of_the_data_page(voc_animals: Path) -> None:
     splits = load(dataset("voc", voc_animals, classes=SIX), "pretraining")
     assert [len(index) for index in splits] == [3162, 528]
     assert [len(index.images) for index in splits] == [2700, 431]
 
 
-@pytest.mark.parametrize("unlisted", ["background", "ignore"])
-@pytest.mark.parametrize("classes", [SIX, ["sheep", "aeroplane"], list(CLASSES)])
+@pytest.mark.parametrize("unlisted", ["background", pytest.param("ignore", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        SIX,
+        pytest.param(["sheep", "aeroplane"], marks=pytest.mark.slow),
+        pytest.param(list(CLASSES), marks=pytest.mark.slow),
+    ],
+)
 def test_label_maps_equal_the_mask_files_for_any_choice_of_classes(
     voc_animals: Path, classes: list[str], unlisted: str
 ) -> None:
