@@ -139,7 +139,7 @@ def _run(composed: DictConfig) -> float | None:
         with store.failures_explained("check it, and try again"):
             config = resume.saved_config(config, composed, overrides)
     _check_processes(config)
-    task = plugins.load("task", config.task.name)
+    task = plugins.load("task", config.job)
     folder = Path(hydra_config.runtime.output_dir)
     with processes.connected(), opening.open_run(config, folder, command, swept_settings(overrides)) as run:
         objective: float | None = task.main(config, run)
@@ -159,10 +159,8 @@ def _check_processes(config: RunConfig) -> None:
             f"trainer.strategy: got {strategy!r}, but there is one process; start several with: "
             f"torchrun --nproc-per-node=2 -m cvexp {how}"
         )
-    if num_processes > 1 and config.task.role == "job":
-        raise UserError(
-            f"task: {config.task.name} runs in one process, but there are {num_processes}; leave out torchrun"
-        )
+    if num_processes > 1 and config.role == "job":
+        raise UserError(f"task: {config.job} runs in one process, but there are {num_processes}; leave out torchrun")
     if num_processes > 1 and strategy == "auto":
         raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 

@@ -23,10 +23,16 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
 
     With ``++``, Hydra accepts any key. The schema later finds misspelled ones.
 
+    `task=benchmark task.of=NAME` becomes `task=NAME benchmark=true`, so that all keys of that task can be set. Without
+    `task.of`, the task is that of the experiment, or the default.
+
     Args:
         arguments: The command line without the program's name.
         conf: Folder of the configuration groups.
     """
+    if "task=benchmark" in arguments:
+        others = [word.replace("task.of=", "task=", 1) for word in arguments if word != "task=benchmark"]
+        arguments = [*others, "benchmark=true"]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     pairs = [_without_password(argument).partition("=") for argument in arguments]
     swept = {group for group, _, value in pairs if is_sweep and "," in value and (conf / group).is_dir()}

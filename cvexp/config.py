@@ -60,6 +60,7 @@ class DatasetConfig:
     name: str = MISSING  # the module in cvexp/data/sources
     root: str = MISSING
     cache: str = MISSING
+    keep: str = MISSING
     classes: list[str] | None = MISSING
     unlisted: str = MISSING
     empty_images: bool = MISSING
@@ -75,6 +76,7 @@ class DatasetConfig:
         if self.classes is not None:
             require(len(self.classes) > 0, "dataset.classes", self.classes, "null, or a list of at least one class")
             require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
+        require_one_of("dataset.keep", self.keep, ("auto", "none", "ram", "device"))
         require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
         require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
         require(self.limit_seed >= 0, "dataset.limit_seed", self.limit_seed, "at least 0")
@@ -126,6 +128,7 @@ class TrainerConfig:
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
+    compile: bool = MISSING
 
     def __post_init__(self) -> None:
         require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
@@ -175,6 +178,7 @@ class RunConfig:
     seed: int = MISSING
     name: str | None = MISSING
     resume: str | None = MISSING
+    benchmark: bool = MISSING
     run: str | None = MISSING
     runs: list[str] | None = MISSING
 
@@ -183,6 +187,16 @@ class RunConfig:
         for key in ("run", "runs"):
             if getattr(self, key) is not None and self.task.works_on != key:
                 raise UserError(f"{key}: task={self.task.name} does not use it; it is for jobs on finished runs")
+
+    @property
+    def job(self) -> str:
+        """The name of the task that is run: the configured one, or the benchmark of it."""
+        return "benchmark" if self.benchmark else self.task.name
+
+    @property
+    def role(self) -> str:
+        """The role of the task that is run."""
+        return "job" if self.benchmark else self.task.role
 
 
 def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:

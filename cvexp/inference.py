@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from cvexp import plugins
 from cvexp.config import RunConfig, TrainerConfig
-from cvexp.data.augment.labeled import PlainLabeledView
-from cvexp.data.augment.normalization import normalize
-from cvexp.data.augment.views import plain_view
+from cvexp.data.augment.normalization import Normalization
+from cvexp.data.augment.views import CenterView
 from cvexp.data.index import IGNORE, Splits
+from cvexp.data.kept import Images
 from cvexp.data.loaders import FixedBatches, make_loader
-from cvexp.data.masks import Masks
+from cvexp.data.masks import LabeledSquares, MaskBatches
 from cvexp.metrics import iou
 from cvexp.models.segmenters import Prediction
 from cvexp.tracking.finished import FinishedRun
@@ -47,18 +47,20 @@ class Segmenter:
     """
 
     def __init__(self, model: nn.Module, config: RunConfig, device: torch.device) -> None:
-        self.model, self.config, self.device = model.to(device).eval(), config, device
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
+        self.normalize = Normalization(config.dataset.mean, config.dataset.std).to(device)
+        self.config, self.device = config, device
 
     @torch.inference_mode()
     def label(self, images: Tensor) -> Tensor:
         """Map images (b, 3, h, w) uint8 to label maps (b, h, w) on the CPU."""
-        labels: Tensor = self.model.label(self._preprocess(images)).cpu()  # type: ignore[operator]
+        labels: Tensor = self.model.label(self.normalize(images.to(self.device))).cpu()  # type: ignore[operator]
         return labels
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """Map images (b, 3, h, w) uint8 to everything that the network predicts."""
-        prediction: Prediction = self.model.predict(self._preprocess(images))  # type: ignore[operator]
+        prediction: Prediction = self.model.predict(self.normalize(images.to(self.device)))  # type: ignore[operator]
         return prediction
 
     def evaluate(self, splits: Splits) -> iou.Counts:
@@ -70,10 +72,6 @@ class Segmenter:
                 for images, labels in validation_loader(self.config, splits)
             ]
         )
-
-    def _preprocess(self, images: Tensor) -> Tensor:
-        dataset = self.config.dataset
-        return normalize(images.to(self.device), dataset.mean, dataset.std)
 
 
 def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> Segmenter:
@@ -95,9 +93,8 @@ def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> 
 
 def validation_loader(config: RunConfig, splits: Splits) -> DataLoader[Any]:
     """Return a loader of all validation images, whole and in order, with their label maps."""
-    masks = Masks(splits.val, PlainLabeledView(config.dataset.image_size), config.seed)
-    batches = FixedBatches(list(range(len(masks))), config.loader.batch_size)
-    return make_loader(masks, batches, config.loader)
+    masks = MaskBatches(Images(LabeledSquares(splits.val, config.dataset.image_size)))
+    return make_loader(masks, FixedBatches(list(range(len(masks))), config.loader.batch_size), config.loader)
 
 
 class Embedder:
@@ -110,15 +107,16 @@ class Embedder:
     """
 
     def __init__(self, encoder: nn.Module, config: RunConfig, device: torch.device) -> None:
-        self.encoder, self.config, self.device = encoder.to(device).eval(), config, device
-        self.view = plain_view(config.task.eval_size)  # type: ignore[attr-defined]
+        self.encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
+        self.normalize = Normalization(config.dataset.mean, config.dataset.std).to(device)
+        self.view = CenterView(config.task.eval_size)  # type: ignore[attr-defined]
+        self.config, self.device = config, device
 
     @torch.inference_mode()
     def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Compute the features (n, d) of the center squares of n pictures."""
-        images = torch.stack([self.view(torch.from_numpy(np.array(picture)).permute(2, 0, 1)) for picture in pictures])
-        dataset = self.config.dataset
-        batches = normalize(images.to(self.device), dataset.mean, dataset.std).split(64)
+        images = torch.stack([self.view.show(torch.from_numpy(np.array(picture))) for picture in pictures])
+        batches = self.normalize(images.to(self.device)).split(64)
         features: NDArray[np.float32] = torch.cat([self.encoder(batch).float().cpu() for batch in batches]).numpy()
         return features
 

@@ -4,72 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
-from cvexp.data.files.images import read_image
+from cvexp.data.augment.views import BatchView
+from cvexp.data.batches import Batches, PendingViews
+from cvexp.data.files.images import cut, read_image
 from cvexp.data.index import Index
-from cvexp.seeds import mix
+from cvexp.data.kept import Images
 
 
-class Crops(Dataset[tuple[list[Tensor], int]]):
-    """Random views of the objects of an index.
+class Crops:
+    """The crops of an index: the smallest square around each object's box, clipped to the image.
 
-    The key of an item is (epoch, position). An item is a pure function of the seed and the key, and thus independent
-    of the number of workers and of interruptions.
+    A crop is square because the views are square and would distort or cut off a narrow box.
 
     Args:
         index: The objects.
-        views: Transforms from (3, h, w) uint8. An item consists of one view from each transform and the label.
-        seed: Seed of the random views.
-        resolution: The shorter side, in pixels, that a crop needs for the views. To save time, images with larger crops
-            may be decoded at a smaller scale.
+        resolution: The shorter side, in pixels, that a crop needs for the views. Larger crops are reduced, which saves
+            time and memory.
     """
 
-    def __init__(self, index: Index, views: Sequence[v2.Transform], seed: int, resolution: float = math.inf) -> None:
+    num_channels = 3
+
+    def __init__(self, index: Index, resolution: float = math.inf) -> None:
         self.index = index
-        self.views = views
-        self.seed = seed
-        self.resolution = resolution
+        left, top, width, height = index.box.astype(np.float64).T
+        side = np.maximum(width, height)
+        x, y = left + width / 2 - side / 2, top + height / 2 - side / 2
+        image_width, image_height = index.catalog.size[index.image].T
+        # At least one pixel, because a box may have no area or touch the image's edge only from outside.
+        x0, y0 = np.clip(x.astype(int), 0, image_width - 1), np.clip(y.astype(int), 0, image_height - 1)
+        x1, y1 = np.rint(x + side).astype(int), np.rint(y + side).astype(int)
+        x1, y1 = np.clip(x1, x0 + 1, image_width), np.clip(y1, y0 + 1, image_height)
+        self.boxes = np.stack([x0, y0, x1, y1], 1)
+        sides = np.stack([y1 - y0, x1 - x0], 1)
+        self.scale = np.minimum(resolution / sides.min(1, initial=2**31), 1.0)
+        self.sizes = np.maximum(np.rint(sides * self.scale[:, None]), 1).astype(np.int64)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """Read a crop, (h, w, 3)."""
+        return np.array(self.picture(position))
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
-        epoch, position = key
-        crop = torch.from_numpy(np.array(read_crop(self.index, position, self.resolution))).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(self.seed, epoch, position))
-            return [view(crop) for view in self.views], int(self.index.label[position])
+    def picture(self, position: int) -> Image.Image:
+        """Read a crop.
+
+        Raises:
+            UserError: if the file is missing or broken. The message names the file.
+        """
+        image = int(self.index.image[position])
+        size = self.index.size(image)
+        picture = read_image(self.index.path(image), size, at_least=float(self.scale[position]))
+        height, width = self.sizes[position].tolist()
+        return cut(picture, self.boxes[position].tolist(), size, (width, height))
 
 
-def read_crop(index: Index, position: int, resolution: float = math.inf) -> Image.Image:
-    """Read the crop of one object: the smallest square around its box, clipped to the image.
-
-    The crop is square because the views are square and would distort or cut off a narrow box.
+class CropBatches(Batches):
+    """Batches of views of crops with their labels, (views, labels (b,) int64); see :class:`Batches`.
 
     Args:
         index: The objects.
-        position: The position of the object.
-        resolution: Minimum side of the square, in pixels, if the image is decoded at a smaller scale to save time.
-
-    Raises:
-        UserError: if the file is missing or broken. The message names the file.
+        images: Their crops.
+        views, seed, is_pending: See :class:`Batches`.
     """
-    left, top, width, height = (float(value) for value in index.box[position])
-    side = max(width, height)
-    x, y = left + width / 2 - side / 2, top + height / 2 - side / 2
-    image_position = int(index.image[position])
-    size = index.size(image_position)
-    image = read_image(index.path(image_position), size, at_least=min(1.0, resolution / max(side, 1.0)))
-    scale = image.width / size[0]
-    x, y, side = x * scale, y * scale, side * scale
-    # At least one pixel, because a box may have no area or touch the image's edge only from outside.
-    x0, y0 = min(max(int(x), 0), image.width - 1), min(max(int(y), 0), image.height - 1)
-    x1, y1 = max(min(round(x + side), image.width), x0 + 1), max(min(round(y + side), image.height), y0 + 1)
-    return image.crop((x0, y0, x1, y1))
+
+    def __init__(
+        self, index: Index, images: Images, views: Sequence[BatchView], seed: int, is_pending: bool = False
+    ) -> None:
+        super().__init__(images, views, seed, is_pending)
+        self.label = index.label
+
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> tuple[PendingViews | list[Any], Tensor]:  # type: ignore[override]
+        labels_b = self.label[[position for _, position in keys]]
+        return super().__getitem__(keys), torch.from_numpy(labels_b).long()

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from cvexp.config import LoaderConfig
+from cvexp.data.batches import Batches
+from cvexp.data.kept import ImagesOnDevice
 from cvexp.seeds import mix
 
 
@@ -70,16 +72,24 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
             yield [(0, position) for position in self.positions[first : first + self.batch_size]]
 
 
-def make_loader(
-    dataset: Dataset[Any], batches: Sampler[list[tuple[int, int]]], config: LoaderConfig
-) -> DataLoader[Any]:
-    """Create a loader of batches, with worker processes that live as long as the loader."""
-    num_workers = config.num_workers
+def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: LoaderConfig) -> DataLoader[Any]:
+    """Create a loader of batches, with worker processes that live as long as the loader.
+
+    Images that are kept on a device are batched there, in this process.
+
+    Args:
+        batches: The data set.
+        keys: The keys of the images of each batch.
+        config: The number of worker processes.
+    """
+    is_on_device = isinstance(batches.images, ImagesOnDevice)
+    num_workers = 0 if is_on_device else config.num_workers
     return DataLoader(
-        dataset,
-        batch_sampler=batches,
+        batches,
+        sampler=keys,
+        batch_size=None,  # an item is a batch
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not is_on_device,
     )

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def entropy(p_nk: Tensor) -> float:
+def entropy(p_nk: Tensor) -> Tensor:
     """Compute the mean entropy of the rows in nats: 0 for one-hot rows, ln k for uniform rows."""
-    return float(torch.special.entr(p_nk.double()).sum(-1).mean())
+    mean: Tensor = torch.special.entr(p_nk.double()).sum(-1).mean()
+    return mean
 
 
 def kl_from_uniform(p_k: Tensor) -> float:
@@ -21,7 +22,7 @@ def kl_from_uniform(p_k: Tensor) -> float:
     For the mean of the teacher's outputs, it is 0 if all prototypes are used equally often, and ln k if all images have
     the same prototype. (For a single output, it would just be ln k minus its entropy.)
     """
-    return math.log(len(p_k)) - entropy(p_k)
+    return math.log(len(p_k)) - float(entropy(p_k))
 
 
 def feature_std(x_nd: Tensor) -> float:

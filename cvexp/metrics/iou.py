@@ -33,10 +33,11 @@ def count_labels(predicted: Tensor, labels: Tensor, num_classes: int, ignore_ind
         (b, 1 + num_classes, 3), the background first.
     """
     size = 1 + num_classes
-    valid = labels != ignore_index
-    image = torch.arange(len(labels), device=labels.device)[:, None, None].expand(labels.shape)
-    cell = (image[valid] * size + labels[valid].long()) * size + predicted[valid].long()
-    confusion = torch.bincount(cell, minlength=len(labels) * size * size).view(-1, size, size)  # (b, label, predicted)
+    row = labels.long().where(labels != ignore_index, size)  # one more row for ignored pixels, which is left out
+    cell = (row * size + predicted.long()).flatten(1)
+    counts = torch.zeros(len(labels), (size + 1) * size, dtype=torch.int64, device=labels.device)
+    # Unlike bincount and a selection of pixels, this does not wait for the device.
+    confusion = counts.scatter_add_(1, cell, torch.ones_like(cell)).view(-1, size + 1, size)[:, :size]
     return torch.stack([confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2)], dim=-1)
 
 

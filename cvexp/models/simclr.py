@@ -76,20 +76,20 @@ class NTXentLoss(nn.Module):
         return *gathered, dist.get_rank()  # type: ignore[return-value]
 
 
-def alignment(first_bd: Tensor, second_bd: Tensor) -> float:
+def alignment(first_bd: Tensor, second_bd: Tensor) -> Tensor:
     """Compute the mean squared distance of the two views of an image on the unit sphere; 0 if they coincide.
 
     Wang and Isola, https://arxiv.org/abs/2005.10242, equation 1.
     """
     distances = F.normalize(first_bd.double(), dim=-1) - F.normalize(second_bd.double(), dim=-1)
-    return float(distances.square().sum(-1).mean())
+    return distances.square().sum(-1).mean()
 
 
-def pair_potential(x_bd: Tensor) -> float:
+def pair_potential(x_bd: Tensor) -> Tensor:
     """Compute the mean Gaussian potential of pairs of different rows on the unit sphere, exp(-2 distance^2).
 
     It is 1 if all rows coincide. Its logarithm is the uniformity (Wang and Isola, equation 2).
     """
     if len(x_bd) < 2:
-        return 1.0
-    return float(torch.pdist(F.normalize(x_bd.double(), dim=-1)).square().mul(-2).exp().mean())
+        return torch.ones((), dtype=torch.float64, device=x_bd.device)
+    return torch.pdist(F.normalize(x_bd.double(), dim=-1)).square().mul(-2).exp().mean()

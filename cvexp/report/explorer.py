@@ -29,7 +29,7 @@ from jinja2 import Template
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvexp.data.crops import read_crop
+from cvexp.data.crops import Crops
 from cvexp.data.index import Index
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding, read_embedding
@@ -69,7 +69,8 @@ def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> No
     embeddings = {epoch: read_embedding(run.store, run.id, epoch) for epoch in epochs}
     if any(len(embedding.layout) == 0 for embedding in embeddings.values()):
         return
-    crops = [read_crop(index, position, resolution=TOOLTIP_SIDE) for position in positions]
+    reader = Crops(index, resolution=TOOLTIP_SIDE)
+    crops = [reader.picture(position) for position in positions]
     run.log_text(page(embeddings, crops, index.classes), "explorer.html")
 
 

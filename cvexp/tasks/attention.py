@@ -20,12 +20,8 @@ from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.models.segmenters import AttentionSegmenter, Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.training.segmentation import (
-    SegmentationTraining,
-    make_decoder,
-    make_encoder,
-    train_segmenter,
-)
+from cvexp.training.parts import make_decoder, make_encoder
+from cvexp.training.segmentation import SegmentationTraining, train_segmenter
 from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.fitting import fit_decoder
 from cvexp.weights.start import Start
@@ -126,8 +122,9 @@ class Attention(SegmentationTraining):
         """
         valid = (labels != IGNORE)[:, None].expand_as(logits)
         masks = (labels[:, None] == queries[:, :, None, None] + 1).to(logits)
-        weight = torch.tensor(self.task.foreground_weight).to(logits)
-        losses = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+        if (weight := self.task.foreground_weight) != 1:
+            losses = losses * (1 + (weight - 1) * masks)
         return (losses * valid).sum(dim=(1, 2, 3)), valid.sum(dim=(1, 2, 3))
 
     def _all_classes(self, labels: Tensor) -> Tensor:
@@ -138,16 +135,15 @@ class Attention(SegmentationTraining):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._mask_counts: list[iou.Counts] = []
+        self._mask_counts: list[Tensor] = []
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
         super().count(prediction, labels)
-        counts = iou.count_masks(prediction.masks, labels, self._all_classes(labels), IGNORE)
-        self._mask_counts.append(counts.cpu().numpy())
+        self._mask_counts.append(iou.count_masks(prediction.masks, labels, self._all_classes(labels), IGNORE))
 
     def scores(self) -> dict[str, float]:
         """Return the scores of the merged label map, and the mIoU of the separate masks."""
-        total = np.concatenate(self._mask_counts).sum(axis=0)
+        total = torch.cat(self._mask_counts).sum(dim=0).cpu().numpy()
         return {**super().scores(), "miou_masks": float(iou.mean_iou(total))}
 
     def draw(self) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from omegaconf import MISSING
 
 from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, flatten, require
-from cvexp.data.augment.labeled import PlainLabeledView
 from cvexp.data.index import Index, Splits
-from cvexp.data.masks import Masks, evaluated_areas
+from cvexp.data.masks import LabeledSquares, evaluated_areas
 from cvexp.errors import UserError
 from cvexp.inference import Segmenter, choose_device, load_segmenter
 from cvexp.metrics import iou
@@ -191,11 +190,11 @@ def time_images(segmenters: Mapping[str, Segmenter], val: Index, size: int, num_
     The networks take turns at each image, in an order that changes from image to image, so other work on the machine
     affects all of them alike.
     """
-    masks = Masks(val, PlainLabeledView(size), seed=0)
+    squares = LabeledSquares(val, size)
     ids = list(segmenters)
     times: dict[str, list[float]] = {run_id: [] for run_id in ids}
     for i in range(NUM_WARM_UP + num_images):
-        images = masks[0, i % len(masks)][0][None]
+        images = squares.pair(i % len(val.images))[0][None]
         first = i % len(ids)
         for run_id in ids[first:] + ids[:first]:
             started = time.perf_counter()
@@ -214,9 +213,11 @@ def draw(
     """
     runs = comparison.representatives()
     chosen = best_median_worst([run.counts for run in runs], evaluated_areas(val, size), num_images)
-    masks = Masks(val, PlainLabeledView(size), seed=0)
+    squares = LabeledSquares(val, size)
     rows = [
-        (kind, _row(segmenters, runs, masks, position)) for kind, positions in chosen.items() for position in positions
+        (kind, _row(segmenters, runs, squares, position))
+        for kind, positions in chosen.items()
+        for position in positions
     ]
     title = ", ".join(f"{run.method} from {drawable(run.start)}, seed {run.seed}" for run in runs)
     kinds = [kind for kind, _ in rows]
@@ -227,12 +228,14 @@ def draw(
     }
 
 
-def _row(segmenters: Mapping[str, Segmenter], runs: list[Evaluated], masks: Masks, position: int) -> dict[str, Any]:
-    image, labels = masks[0, position]
+def _row(
+    segmenters: Mapping[str, Segmenter], runs: list[Evaluated], squares: LabeledSquares, position: int
+) -> dict[str, Any]:
+    image, labels = squares.pair(position)
     row: dict[str, Any] = {}
     for run in runs:
         prediction = segmenters[run.run_id].predict(image[None])
-        example = pictures.make_example(masks.index, position, image, labels, prediction, 0)
+        example = pictures.make_example(squares.whole.index, position, image, labels, prediction, 0)
         miou = float(iou.mean_iou(run.counts[position, 1:]))
         row |= {
             "image": example.image,
@@ -240,7 +243,7 @@ def _row(segmenters: Mapping[str, Segmenter], runs: list[Evaluated], masks: Mask
             run.method: pictures.Captioned(example.predicted, f"mIoU {miou:.2f}"),
         }
         if example.attention is not None:
-            query = masks.index.classes[example.main_class]
+            query = squares.whole.index.classes[example.main_class]
             overlay = (example.image, example.attention_of(example.main_class))
             row["attention map"] = pictures.Captioned(overlay, f"query: {drawable(query, NARROW)}")
     return row

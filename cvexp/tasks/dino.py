@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
-from cvexp.data.augment.views import view
+from cvexp.data.augment.views import BatchView, View
 from cvexp.metrics import collapse
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
@@ -121,12 +120,12 @@ class DINO(Pretraining):
         self.teacher = make_teacher(self.student)
         self.loss = DINOLoss(task.out_dim, task.student_temperature, task.center_momentum)
 
-    def views(self) -> list[v2.Transform]:
+    def views(self) -> list[BatchView]:
         """Return the global views, then the local ones."""
         task = self.task
         kinds = [0] + [1] * (task.global_crops - 1) + [2] * task.local_crops
         return [
-            view(
+            View(
                 size=self.local_size if kind == 2 else task.global_size,
                 scale=task.local_scale if kind == 2 else task.global_scale,
                 flip=task.flip,
@@ -180,18 +179,18 @@ class DINO(Pretraining):
 
     # Validation
 
-    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
+    def evaluate(self, views: list[Tensor]) -> dict[str, Tensor]:
         teacher_tbk, student_vbk = self.logits(views)
         p_tbk = self.loss.teacher_probabilities(teacher_tbk, self.teacher_temperature)
         return {
-            "loss": self.loss(teacher_tbk, student_vbk, self.teacher_temperature).item(),
+            "loss": self.loss(teacher_tbk, student_vbk, self.teacher_temperature),
             "entropy": collapse.entropy(p_tbk.flatten(0, 1)),
             "probability_k": p_tbk.mean((0, 1)),
         }
 
-    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, float]:
         return {
-            "teacher_entropy": means["entropy"],
+            "teacher_entropy": float(means["entropy"]),
             "teacher_kl": collapse.kl_from_uniform(means["probability_k"]),
         }
 

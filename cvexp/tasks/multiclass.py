@@ -17,12 +17,8 @@ from cvexp.errors import UserError, nearest
 from cvexp.metrics import iou
 from cvexp.models.segmenters import MulticlassSegmenter, Prediction
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.training.segmentation import (
-    SegmentationTraining,
-    make_decoder,
-    make_encoder,
-    train_segmenter,
-)
+from cvexp.training.parts import make_decoder, make_encoder
+from cvexp.training.segmentation import SegmentationTraining, train_segmenter
 from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.fitting import fit_decoder
 from cvexp.weights.start import Start
@@ -49,6 +45,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> float:
 class Multiclass(SegmentationTraining):
     """Cross-entropy over the background and the classes."""
 
+    class_weights: Tensor
+
     def build(self, start: Start) -> None:
         super().build(start)
         assert isinstance(self.task, Config)
@@ -57,7 +55,8 @@ class Multiclass(SegmentationTraining):
         for name in weights:
             if name not in names:
                 raise UserError(f"task.class_weights: there is no class {name!r}; {nearest(name, names)}")
-        self.class_weights = torch.tensor([weights.get(name, 1.0) for name in names])
+        class_weights = torch.tensor([weights.get(name, 1.0) for name in names])
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     @staticmethod
     def build_model(config: RunConfig, num_classes: int, start: Start) -> MulticlassSegmenter:
@@ -92,7 +91,7 @@ class Multiclass(SegmentationTraining):
         Returns:
             Two tensors (b,).
         """
-        class_weights = self.class_weights.to(logits)
+        class_weights = self.class_weights.to(logits.dtype)
         losses = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORE, reduction="none")
         weights = class_weights[labels.where(labels != IGNORE, 0)] * (labels != IGNORE)
         return losses.sum(dim=(1, 2)), weights.sum(dim=(1, 2))

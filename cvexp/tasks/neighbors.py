@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
-from cvexp.data.crops import read_crop
+from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
 from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
@@ -74,7 +74,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         _log_precision(run, task.k, index.classes, embedding, untrained, epoch, warning)
 
     chosen = choose_queries(task, embedding, index.classes)
-    queries = [Query(f"{i}", int(embedding.labels[i]), read_crop(index, positions[i])) for i in chosen]
+    crops = Crops(index)
+    queries = [Query(f"{i}", int(embedding.labels[i]), crops.picture(positions[i])) for i in chosen]
     neighbors = nearest_neighbors(
         embedding.features, embedding.features[chosen], task.k, np.array(chosen, dtype=np.int64)
     )
@@ -84,8 +85,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         squares = [ImageOps.fit(picture, (min(picture.size),) * 2) for picture in pictures]
         queries = [Query(Path(name).name, -1, p) for name, p in zip(task.images, squares, strict=True)] + queries
     report.log_table(run, queries, neighbors, embedding, index.classes)
-    crops = {int(i): read_crop(index, positions[i]) for i in np.unique(neighbors.indices)}
-    report.log_grids(run, queries, neighbors, crops, embedding.labels, index.classes, epoch)
+    shown = {int(i): crops.picture(positions[i]) for i in np.unique(neighbors.indices)}
+    report.log_grids(run, queries, neighbors, shown, embedding.labels, index.classes, epoch)
     print_line(f"table and pictures: {run.artifacts}/neighbors")
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from omegaconf import MISSING
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from cvexp import processes
 from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
-from cvexp.data.augment.views import view
+from cvexp.data.augment.views import BatchView, View
 from cvexp.errors import UserError
 from cvexp.models.backbone import forward_crops
 from cvexp.models.simclr import NTXentLoss, ProjectionHead, alignment, pair_potential
@@ -83,9 +82,9 @@ class SimCLR(Pretraining):
         self.head = ProjectionHead(num_features, task.hidden_dim, task.out_dim, task.batch_norm)
         self.loss = NTXentLoss(task.temperature)
 
-    def views(self) -> list[v2.Transform]:
+    def views(self) -> list[BatchView]:
         task = self.task
-        transform = view(
+        view = View(
             size=task.size,
             scale=task.scale,
             flip=task.flip,
@@ -95,7 +94,7 @@ class SimCLR(Pretraining):
             blur=task.blur,
             solarize=0.0,
         )
-        return [transform, transform]
+        return [view, view]
 
     def crop_resolution(self) -> float:
         return max(self.task.size / math.sqrt(self.task.scale[0]), self.task.eval_size)
@@ -112,16 +111,16 @@ class SimCLR(Pretraining):
 
     # Validation
 
-    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
+    def evaluate(self, views: list[Tensor]) -> dict[str, Tensor]:
         first_bd, second_bd = self.project(views)
         return {
-            "loss": self.loss(first_bd, second_bd).item(),
+            "loss": self.loss(first_bd, second_bd),
             "alignment": alignment(first_bd, second_bd),
             "potential": pair_potential(first_bd),
         }
 
-    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
-        return {"alignment": means["alignment"], "uniformity": math.log(means["potential"])}
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, float]:
+        return {"alignment": float(means["alignment"]), "uniformity": float(means["potential"].log())}
 
     def collapse_warnings(self, measures: dict[str, float]) -> list[str]:
         if measures["uniformity"] <= -0.1:

@@ -30,11 +30,12 @@ def default_name(config: RunConfig, swept: Mapping[str, str]) -> str:
         swept: The settings that the jobs of a sweep differ in.
     """
     if config.task.works_on is not None:  # its data and models are those of other runs
-        parts = [config.task.name]
+        parts = [config.job]
     else:
         weights = config.backbone.weights or ""
         start = "timm" if weights == "timm" else weights.partition("latest:")[2]
-        candidates = (config.task.name, config.backbone.name, config.dataset.name, start, f"seed{config.seed}")
+        jobs = dict.fromkeys((config.job, config.task.name))
+        candidates = (*jobs, config.backbone.name, config.dataset.name, start, f"seed{config.seed}")
         parts = [part for part in candidates if part]
         if not weights or start:
             swept = {key: value for key, value in swept.items() if key != "backbone.weights"}
@@ -55,8 +56,8 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
         command: The command that repeats the run.
     """
     tags = {
-        "task": config.task.name,
-        "role": config.task.role,
+        "task": config.job,
+        "role": config.role,
         "seed": str(config.seed),
         "command": command,
         "cvexp.folder": str(folder.absolute()),

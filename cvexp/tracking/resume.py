@@ -110,7 +110,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config["tracking"].get("folder"), str):
         raise ValueError("it has no tracking.folder")
     saved = {str(key): value for key, value in config.items()}
-    return {"run": None, "runs": None, **saved}  # older runs lack these two keys
+    # Older runs lack these keys.
+    saved = {"run": None, "runs": None, "benchmark": False, **saved}
+    saved["dataset"].setdefault("keep", "auto")
+    if isinstance(saved.get("trainer"), dict):
+        saved["trainer"].setdefault("compile", False)
+    return saved
 
 
 def _plain(config: DictConfig) -> Mapping[str, Any]:

@@ -51,7 +51,10 @@ class Schedule(pl.Callback):
 
 
 class Speed(pl.Callback):
-    """Records images per second, and the share of time spent waiting for data, for each training epoch."""
+    """Records the speed of each training epoch, and the shares of time for waiting, validation and its pictures."""
+
+    def __init__(self) -> None:
+        self.seconds = {"training": 0.0, "validation": 0.0, "pictures": 0.0}  # since this process started to train
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.on_train_epoch_start(trainer, module)  # Lightning skips this if a run is resumed within an epoch
@@ -66,11 +69,31 @@ class Speed(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ready = time.perf_counter()
-        self.num_images += len(batch[1]) * trainer.world_size
+        self.num_images += module.batches.batch_size * trainer.world_size
         if trainer.is_last_batch or trainer.global_step == module.total_steps:
-            seconds = self.ready - self.started
+            seconds = self.epoch_seconds = self.ready - self.started
+            self.seconds["training"] += seconds
             speed = {"speed/images_per_second": self.num_images / seconds, "speed/data_wait": self.waited / seconds}
             module.sink.log_metrics(speed, trainer.global_step)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.state.fn != "fit":  # the validation before training has no epoch to be a share of
+            return
+        seconds = time.perf_counter() - self.validation_started
+        self.seconds["validation"] += seconds
+        self.seconds["pictures"] += module.picture_seconds
+        whole = self.epoch_seconds + seconds
+        shares = {"speed/validation": seconds / whole, "speed/pictures": module.picture_seconds / whole}
+        module.sink.log_metrics(shares, trainer.global_step)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        whole = self.seconds["training"] + self.seconds["validation"]
+        if whole:
+            training, validation, pictures = (f"{seconds / whole:.0%}" for seconds in self.seconds.values())
+            print_line(f"time: training {training}, validation {validation}, of which pictures {pictures}")
 
 
 class Checkpoints(pl.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from cvexp import processes
 from cvexp.config import RunConfig
-from cvexp.data.augment.normalization import normalize
+from cvexp.data import kept
+from cvexp.data.augment.normalization import Normalization
 from cvexp.data.index import Splits
 from cvexp.data.loaders import ShuffledBatches
 from cvexp.errors import UserError
@@ -40,7 +42,10 @@ class TrainingModule(pl.LightningModule):
         encoder_name: Name of the submodule whose weights other runs start from.
         batches: Batches of an epoch, one for each optimizer step.
         total_steps: Number of optimizer steps of the run.
+        images: The decoded images of each source.
+        normalize: Maps images (b, 3, h, w) uint8 to normalized ones.
         validated: The metrics of the last validation.
+        picture_seconds: The time that the pictures of the last validation took.
     """
 
     encoder_name: ClassVar[str]
@@ -52,8 +57,11 @@ class TrainingModule(pl.LightningModule):
         self.sink = sink or Sink()
         self.total_steps = 1
         self.validated: dict[str, float] = {}
+        self.images: list[kept.Images] = []
+        self.normalize = Normalization(config.dataset.mean, config.dataset.std)
         torch.manual_seed(config.seed)
         self.build(start or Start())
+        self.to(memory_format=torch.channels_last)  # of the weights, as of the images
 
     # What a method defines
 
@@ -69,6 +77,10 @@ class TrainingModule(pl.LightningModule):
     @abstractmethod
     def num_samples(self) -> int:
         """Number of training samples in an epoch."""
+
+    @abstractmethod
+    def sources(self) -> list[kept.Source]:
+        """Return the training images and the validation images."""
 
     def trained_network(self) -> nn.Module:
         """Return what the optimizer trains."""
@@ -114,22 +126,19 @@ class TrainingModule(pl.LightningModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
+        if not self.images:  # or else the validation before the training has opened them
+            self.images = kept.keep(self.sources(), self.config.dataset.keep, self.trainer.strategy.root_device)
+            self.sink.set_tag("data.keep", kept.describe(self.images))
         trainer = self.config.trainer
         steps = trainer.max_epochs * len(self.batches)
         self.total_steps = steps if trainer.max_steps is None else min(steps, trainer.max_steps)
 
     # Training
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalize the images of a batch, one tensor or a list of views, on their device."""
-        images, labels = batch
-        if isinstance(images, Tensor):
-            return self.normalize(images), labels
-        return [self.normalize(view) for view in images], labels
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Normalize images (..., 3, h, w) uint8 with the mean and standard deviation of the data set."""
-        return normalize(images, self.config.dataset.mean, self.config.dataset.std)
+    @property
+    def draws_on_device(self) -> bool:
+        """Whether views are made on the device of the model. On a CPU, the processes of the loader make them."""
+        return self.trainer.strategy.root_device.type != "cpu"
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
@@ -144,7 +153,8 @@ class TrainingModule(pl.LightningModule):
             self.sink.log_metrics(means, self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.trained_network(), self.config.optimizer, self.lr_factors())
+        scales_gradients = self.config.trainer.precision == "16-mixed"  # Lightning can't clip them in a fused update
+        return make_optimizer(self.trained_network(), self.config.optimizer, self.lr_factors(), not scales_gradients)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         done = self.done
@@ -161,6 +171,20 @@ class TrainingModule(pl.LightningModule):
         self.load_extra_state(checkpoint)
 
     # Validation
+
+    @abstractmethod
+    def log_scores(self) -> None:
+        """Compute the metrics of the validation, and record them with :meth:`log_validation`."""
+
+    @abstractmethod
+    def log_pictures(self) -> None:
+        """Record pictures of the validation, if they are due."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_scores()
+        started = time.perf_counter()
+        self.log_pictures()
+        self.picture_seconds = time.perf_counter() - started
 
     def log_validation(self, metrics: Mapping[str, float]) -> None:
         """Record validation metrics, and keep them for the callbacks. All processes get the first one's metrics."""

@@ -10,9 +10,15 @@ from torch import nn
 from cvexp.config import OptimizerConfig, require_one_of
 from cvexp.errors import UserError
 
+FUSED = ("Adam", "AdamW", "SGD")  # can update all parameters in one kernel, on a CPU and on GPUs
+VARIANTS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that exclude each other
+
 
 def make_optimizer(
-    model: nn.Module, config: OptimizerConfig, lr_factors: Mapping[nn.Module, float] | None = None
+    model: nn.Module,
+    config: OptimizerConfig,
+    lr_factors: Mapping[nn.Module, float] | None = None,
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Create the optimizer of a model's trainable parameters, without weight decay on biases and norms.
 
@@ -20,6 +26,7 @@ def make_optimizer(
         model: The network to train.
         config: Names a class of `torch.optim` and its arguments.
         lr_factors: Learning rate factors for parts of the model.
+        fused: Whether to update all parameters in one kernel, which is faster, if the optimizer can do this.
 
     Raises:
         UserError: if torch.optim has no such optimizer, or the optimizer refuses the arguments.
@@ -35,8 +42,11 @@ def make_optimizer(
         {"params": parameters, "lr_factor": factor, "decays": decays}
         for (factor, decays), parameters in by_kind.items()
     ]
+    args = dict(config.args)
+    if fused and config.name in FUSED and not VARIANTS & args.keys():
+        args["fused"] = True
     try:
-        optimizer = getattr(torch.optim, config.name)(groups, lr=config.lr, weight_decay=0.0, **config.args)
+        optimizer = getattr(torch.optim, config.name)(groups, lr=config.lr, weight_decay=0.0, **args)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.args: {config.name} refuses {config.args}: {error}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from cvexp import data, processes
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
-from cvexp.data.augment.views import plain_view
-from cvexp.data.crops import Crops
+from cvexp.data.augment.views import BatchView, CenterView
+from cvexp.data.batches import PendingViews
+from cvexp.data.crops import CropBatches, Crops
 from cvexp.data.enlargement import crop_advice
 from cvexp.data.examples import sample
+from cvexp.data.kept import Source
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.errors import UserError
 from cvexp.metrics import collapse
@@ -81,6 +82,7 @@ class Pretraining(TrainingModule):
 
     Attributes:
         sizes: Side lengths of the images in pixels, by the configuration key that sets them.
+        features: Features of the validation crops (n, d).
         layout: The latest t-SNE, (n, 2).
     """
 
@@ -118,18 +120,18 @@ class Pretraining(TrainingModule):
         """Create the networks around a backbone whose feature vectors have this length."""
 
     @abstractmethod
-    def views(self) -> list[v2.Transform]:
-        """Return the random transforms for the views of an item, each from (3, h, w) uint8 to a square of uint8."""
+    def views(self) -> list[BatchView]:
+        """Return the random views of each crop."""
 
     @abstractmethod
     def crop_resolution(self) -> float:
         """Return the side length in pixels at which even the smallest part that a view shows is not upsampled."""
 
     @abstractmethod
-    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
-        """Compute the `loss` of a validation batch, and other means over its images, as numbers or tensors."""
+    def evaluate(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Compute the `loss` of a validation batch, and other means over its images, without waiting for the device."""
 
-    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, float]:
         """Turn the means over all validation images into further measures."""
         return {}
 
@@ -162,25 +164,35 @@ class Pretraining(TrainingModule):
 
     # Data
 
+    def sources(self) -> list[Source]:
+        return [Crops(index, self.crop_resolution()) for index in self.splits]
+
     def train_dataloader(self) -> DataLoader[Any]:
-        crops = Crops(self.splits.train, self.views(), self.config.seed, self.crop_resolution())
+        crops = CropBatches(self.splits.train, self.images[0], self.views(), self.config.seed, self.draws_on_device)
         return make_loader(crops, self.batches, self.config.loader)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return loaders of the validation crops, in a plain view and in random ones, and of the kNN bank."""
-        plain = plain_view(self.task.eval_size)
-        val = Crops(self.splits.val, [plain, *self.views()], self.config.seed, self.crop_resolution())
-        bank = Crops(self.splits.train, [plain], self.config.seed, self.crop_resolution())
+        plain, seed, batch_size = CenterView(self.task.eval_size), self.config.seed, self.config.loader.batch_size
+        val = CropBatches(self.splits.val, self.images[1], [plain, *self.views()], seed, self.draws_on_device)
+        bank = CropBatches(self.splits.train, self.images[0], [plain], seed, self.draws_on_device)
         chosen = sample(self.splits.train, self.task.knn_bank)
         return [
-            make_loader(val, FixedBatches(list(range(len(val))), self.config.loader.batch_size), self.config.loader),
-            make_loader(bank, FixedBatches(chosen, self.config.loader.batch_size), self.config.loader),
+            make_loader(val, FixedBatches(list(range(len(val))), batch_size), self.config.loader),
+            make_loader(bank, FixedBatches(chosen, batch_size), self.config.loader),
         ]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[list[Tensor], Tensor]:
+        """Make the views on the device, if the loader did not, and normalize them."""
+        views, labels = batch
+        if isinstance(views, PendingViews):
+            views = views.make()
+        return [self.normalize(view) for view in views], labels
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._means: dict[str, Any] = {}
+        self._means: dict[str, Tensor] = {}
         self._features: list[list[Tensor]] = [[], []]
         self._labels: list[list[Tensor]] = [[], []]
 
@@ -191,12 +203,13 @@ class Pretraining(TrainingModule):
         if views:
             share = len(labels) / len(self.splits.val)
             for name, mean in self.evaluate(views).items():
-                self._means[name] = self._means.get(name, 0.0) + share * mean
+                self._means[name] = share * mean + self._means.get(name, 0.0)
 
-    def on_validation_epoch_end(self) -> None:
-        loss = self._means.pop("loss")
+    def log_scores(self) -> None:
+        loss = float(self._means.pop("loss"))
         self.check_loss(loss)
         features, bank = (torch.cat(values) for values in self._features)
+        self.features = features
         labels, bank_labels = (torch.cat(values) for values in self._labels)
         num_classes = len(self.splits.val.classes)
         measures = {
@@ -212,10 +225,12 @@ class Pretraining(TrainingModule):
             warnings = [*self.collapse_warnings(measures), *collapse.feature_warnings(measures, features.shape[1])]
             if warnings:
                 self.warn(f"collapse: {'; '.join(warnings)}")
+
+    def log_pictures(self) -> None:
         is_due = self.global_step == self.total_steps or self.epochs_done % self.task.embed_every_n_epochs == 0
         if is_due and processes.rank() == 0:
             chosen = sample(self.splits.val, self.task.embed_crops)
-            self._embed(features[chosen].cpu().numpy(), chosen)
+            self._embed(self.features[chosen].cpu().numpy(), chosen)
 
     def _embed(self, features: NDArray[np.float32], chosen: list[int]) -> None:
         """Record the features of some validation crops, and draw their t-SNE."""

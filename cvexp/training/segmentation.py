@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cvexp import data, processes
 from cvexp.config import RunConfig
-from cvexp.data.augment.labeled import LabeledView, PlainLabeledView
-from cvexp.data.augment.normalization import denormalize
+from cvexp.data.augment.labeled import LabeledView
+from cvexp.data.batches import PendingViews
 from cvexp.data.enlargement import image_advice
 from cvexp.data.examples import choose_images
 from cvexp.data.index import IGNORE
-from cvexp.data.loaders import make_loader
-from cvexp.data.masks import Masks, evaluated_areas
+from cvexp.data.kept import Source
+from cvexp.data.loaders import FixedBatches, make_loader
+from cvexp.data.masks import LabeledImages, LabeledSquares, MaskBatches, evaluated_areas
 from cvexp.errors import UserError
-from cvexp.inference import Segmenter, choose_device, validation_loader
+from cvexp.inference import Segmenter, choose_device
 from cvexp.metrics import iou
 from cvexp.metrics.ranking import best_median_worst
-from cvexp.models.backbone import Encoder
-from cvexp.models.deeplab import DECODERS
-from cvexp.models.probe import DEFAULT_STRIDE, Needs
+from cvexp.models.probe import DEFAULT_STRIDE
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
@@ -36,7 +35,6 @@ from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.fit import fit
 from cvexp.training.module import TrainingModule
 from cvexp.training.segmentation_config import SegmentationConfig
-from cvexp.weights.backbone import choose_arguments, create_backbone
 from cvexp.weights.read import read_checkpoint
 from cvexp.weights.start import Start, open_start, record_start
 
@@ -50,12 +48,14 @@ class SegmentationTraining(TrainingModule):
     the background.
 
     Attributes:
+        train_counts: The pixels counted in the epoch so far; see `cvexp.metrics.iou`.
         model: The network, with an `encoder`, and methods `label` and `predict` that map images to label maps and to a
             `Prediction`.
         classes: Class names, without the background.
     """
 
     encoder_name = "model.encoder.backbone"
+    train_counts: Tensor
 
     def build(self, start: Start) -> None:
         self.classes = self.splits.train.classes
@@ -64,7 +64,8 @@ class SegmentationTraining(TrainingModule):
         if self.task.freeze_backbone:
             self.model.encoder.requires_grad_(False)
         self.train()  # Lightning trains in the mode that it finds
-        self._train_counts = np.zeros((1 + len(self.classes), 3), dtype=np.int64)  # of the epoch so far
+        counts = torch.zeros(1 + len(self.classes), 3, dtype=torch.int64)  # of the epoch so far
+        self.register_buffer("train_counts", counts, persistent=False)
         self._pictured = choose_images(self.splits.val, self.task.pictured_images)
 
     @property
@@ -106,7 +107,7 @@ class SegmentationTraining(TrainingModule):
 
     def scores(self) -> dict[str, float]:
         """Return the validation scores."""
-        return iou.summarize(np.concatenate(self.counts), self.classes)
+        return iou.summarize(self.counts, self.classes)
 
     def draw(self) -> dict[str, Any]:
         """Draw pictures of the chosen validation images, by their key in MLflow."""
@@ -119,19 +120,31 @@ class SegmentationTraining(TrainingModule):
 
     # Data
 
+    def sources(self) -> list[Source]:
+        size, smallest = self.config.dataset.image_size, self.task.crop_scale[0]
+        # At this resolution, even the smallest region is reduced by half, which keeps the edges of its labels exact.
+        train = LabeledImages(self.splits.train, 2 * size / math.sqrt(smallest))
+        return [train, LabeledSquares(self.splits.val, size)]
+
     def train_dataloader(self) -> DataLoader[Any]:
         task = self.task
         view = LabeledView(
             self.config.dataset.image_size, task.crop_scale, task.flip, task.jitter, task.jitter_probability
         )
-        return make_loader(Masks(self.splits.train, view, self.config.seed), self.batches, self.config.loader)
+        masks = MaskBatches(self.images[0], view, self.config.seed, self.draws_on_device)
+        return make_loader(masks, self.batches, self.config.loader)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return validation_loader(self.config, self.splits)
+        masks = MaskBatches(self.images[1], is_pending=self.draws_on_device)
+        keys = FixedBatches(list(range(len(masks))), self.config.loader.batch_size)
+        return make_loader(masks, keys, self.config.loader)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
-        return images, labels.long()
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Make the views on the device, if the loader did not, and normalize the images."""
+        if isinstance(batch, PendingViews):
+            (batch,) = batch.make()
+        images, labels = batch
+        return self.normalize(images), labels.long()
 
     # Training
 
@@ -146,61 +159,63 @@ class SegmentationTraining(TrainingModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
-        self._train_counts += metrics.pop("counts").cpu().numpy()
+        self.train_counts += metrics.pop("counts")
         self.log_step(loss, metrics)
         return loss
 
     def extra_state(self) -> dict[str, Any]:
-        return {"trained": torch.from_numpy(self._train_counts)}
+        return {"trained": self.train_counts}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self._train_counts = state["trained"].numpy().copy()
+        self.train_counts.copy_(state["trained"])
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._loss = 0.0
-        self.counts: list[iou.Counts] = []
+        self._loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._counts: list[Tensor] = []
         self._examples: list[pictures.Example] = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         prediction, loss = self.predict(images, labels)
-        self._loss += float(loss.sum()) / len(self.splits.val.images)
+        self._loss += loss.sum() / len(self.splits.val.images)
         self.count(prediction, labels)
         if self._draws_now():
             first = batch_idx * self.config.loader.batch_size
-            pixels = denormalize(images, self.config.dataset.mean, self.config.dataset.std)
+            pixels = self.normalize.invert(images)
             for i in range(len(labels)):
                 if first + i in self._pictured:
                     example = pictures.make_example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
                     self._examples.append(example)
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
-        """Count the pixels of a validation batch."""
-        counts = iou.count_labels(prediction.labels, labels, len(self.classes), IGNORE)
-        self.counts.append(counts.cpu().numpy())
+        """Count the pixels of a validation batch, without waiting for the device."""
+        self._counts.append(iou.count_labels(prediction.labels, labels, len(self.classes), IGNORE))
 
-    def on_validation_epoch_end(self) -> None:
-        train_counts = self._sum_over_processes(self._train_counts)
+    @property
+    def counts(self) -> iou.Counts:
+        """The pixels of each validation image that were counted so far, (images, 1 + c, 3)."""
+        counts: iou.Counts = torch.cat(self._counts).cpu().numpy()
+        return counts
+
+    def log_scores(self) -> None:
+        train_counts = self.trainer.strategy.reduce(self.train_counts.clone(), reduce_op="sum").cpu().numpy()
         if train_counts.any():
             scores = self.training_scores(iou.summarize(train_counts[None], self.classes))
             self.sink.log_metrics({f"train/{name}": score for name, score in scores.items()}, self.global_step)
-            self._train_counts = np.zeros_like(self._train_counts)
-        if not np.concatenate(self.counts)[:, 1:, 2].any():
+            self.train_counts.zero_()
+        if not self.counts[:, 1:, 2].any():
             raise UserError(
                 f"dataset: no validation image has any of the classes {list(self.classes)}, so nothing can be scored; "
                 "choose other classes, or other validation images"
             )
-        self.log_validation({"loss": self._loss, **self.scores()})
+        self.log_validation({"loss": float(self._loss), **self.scores()})
+
+    def log_pictures(self) -> None:
         if self._examples:
             for key, figure in self.draw().items():
                 self.sink.log_image(key, figure, self.global_step)
-
-    def _sum_over_processes(self, counts: iou.Counts) -> iou.Counts:
-        total = self.trainer.strategy.reduce(torch.from_numpy(counts).to(self.device), reduce_op="sum")
-        summed: iou.Counts = total.cpu().numpy()
-        return summed
 
     def _draws_now(self) -> bool:
         is_due = self.global_step == self.total_steps or self.epochs_done % self.task.picture_every_n_epochs == 0
@@ -228,12 +243,12 @@ class SegmentationTraining(TrainingModule):
         segmenter = Segmenter(self.model, self.config, choose_device(self.config.trainer))
         counts = segmenter.evaluate(self.splits)
         size = self.config.dataset.image_size
-        masks = Masks(self.splits.val, PlainLabeledView(size), self.config.seed)
+        squares = LabeledSquares(self.splits.val, size)
         examples = []
         chosen = best_median_worst([counts], evaluated_areas(self.splits.val, size), NUM_BEST)
         for word, positions in chosen.items():
             for position in positions:
-                image, labels = masks[0, position]
+                image, labels = squares.pair(position)
                 prediction = segmenter.predict(image[None])
                 example = pictures.make_example(self.splits.val, position, image, labels, prediction, 0)
                 examples.append((f"{word}\nmIoU {float(iou.mean_iou(counts[position, 1:])):.2f}", example))
@@ -266,22 +281,3 @@ def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: 
         for name, figure in module.picture_best(run.folder / "checkpoints" / "best.ckpt").items():
             run.log_figure(figure, f"pictures/{name}.png")
     return best
-
-
-def make_encoder(config: RunConfig, start: Start) -> Encoder:
-    """Create the backbone, with its weights, as a network that returns feature maps.
-
-    Raises:
-        UserError: if the backbone does not support images of `dataset.image_size`, or the output stride.
-    """
-    task = config.task
-    assert isinstance(task, SegmentationConfig)
-    size = config.dataset.image_size
-    needs = Needs({"dataset.image_size": size}, maps=True, output_stride=task.output_stride)
-    return Encoder(create_backbone(config.backbone, choose_arguments(config.backbone, needs), start), size)
-
-
-def make_decoder(task: SegmentationConfig, low_channels: int, high_channels: int) -> nn.Module:
-    """Create the configured decoder for feature maps with these numbers of channels."""
-    decoder = DECODERS[task.decoder]
-    return decoder(low_channels, high_channels, task.decoder_channels, task.atrous_rates, task.dropout)

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from cvexp.data import load
-from cvexp.data.augment.labeled import LabeledView, PlainLabeledView
-from cvexp.data.augment.views import plain_view, view
+from cvexp.data.augment.labeled import LabeledView, fit_in_square
+from cvexp.data.batches import PendingViews
 from cvexp.data.catalog import Draft, open_catalog, write_catalog
-from cvexp.data.crops import read_crop
+from cvexp.data.crops import Crops
 from cvexp.data.files import rle
 from cvexp.data.files.components import components
-from cvexp.data.index import IGNORE, select
-from cvexp.data.masks import Masks, evaluated_areas
+from cvexp.data.index import Index, select
+from cvexp.data.kept import Images, ImagesInMemory
+from cvexp.data.masks import LabeledImages, LabeledSquares, MaskBatches, evaluated_areas
 from tests.helpers import dataset, write_coco
 
 sides = st.integers(1, 70)
@@ -33,73 +32,6 @@ few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 def label_maps(draw: st.DrawFn, values: tuple[int, ...] = (0, 1, 2, 5, 255)) -> np.ndarray[Any, Any]:
     shape = draw(sides), draw(sides)
     return draw(arrays.arrays(np.uint8, shape, elements=st.sampled_from(values)))
-
-
-def pair(labels: np.ndarray[Any, Any]) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """An image whose red channel repeats the label map, so that a shift between the two is seen."""
-    pixels = torch.from_numpy(labels).expand(3, -1, -1).clone()
-    return tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(labels))
-
-
-@few
-@given(label_maps(), st.integers(2, 64), st.integers(0, 2**31))
-def test_views_have_their_size_and_no_label_that_was_not_there(
-    labels: np.ndarray[Any, Any], size: int, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    for make in (LabeledView(size, (0.2, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8), PlainLabeledView(size)):
-        image, seen = make(*pair(labels))
-        assert image.shape == (3, size, size)
-        assert seen.shape == (size, size)
-        assert image.dtype == seen.dtype == torch.uint8
-        assert set(seen.unique().tolist()) <= set(np.unique(labels).tolist()) | {IGNORE}
-    for transform in (view(size, (0.2, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.2), plain_view(size)):
-        assert transform(torch.from_numpy(labels).expand(3, -1, -1)).shape == (3, size, size)
-
-
-@few
-@given(label_maps(values=(3,)), st.integers(2, 64), st.integers(0, 2**31))
-def test_an_image_of_one_label_keeps_it(labels: np.ndarray[Any, Any], size: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    _, seen = LabeledView(size, (0.2, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
-    assert (seen == 3).all()
-    _, seen = PlainLabeledView(size)(*pair(labels))
-    height, width = labels.shape
-    kept = max(1, round(height * size / max(height, width))), max(1, round(width * size / max(height, width)))
-    assert (seen[: kept[0], : kept[1]] == 3).all()
-    assert (seen == 3).sum() == kept[0] * kept[1]
-
-
-@few
-@given(label_maps())
-def test_at_its_own_size_a_view_changes_nothing(labels: np.ndarray[Any, Any]) -> None:
-    image, seen = PlainLabeledView(max(labels.shape))(*pair(labels))
-    height, width = labels.shape
-    assert np.array_equal(seen[:height, :width].numpy(), labels)
-    assert np.array_equal(image[0, :height, :width].numpy(), labels)
-
-
-@few
-@given(label_maps())
-def test_a_flip_undoes_itself_and_moves_image_and_labels_alike(labels: np.ndarray[Any, Any]) -> None:
-    flip = v2.RandomHorizontalFlip(1.0)
-    image, mask = flip(*pair(labels))
-    assert torch.equal(image[0].as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor))
-    image, mask = flip(image, mask)
-    assert np.array_equal(mask.numpy(), labels)
-    assert np.array_equal(image[0].numpy(), labels)
-
-
-def test_a_random_view_shows_the_same_place_of_image_and_labels() -> None:
-    """The left half is bright and labeled: it must be so in every view, but for the edge that resizing blurs."""
-    labels = np.zeros((90, 120), dtype=np.uint8)
-    labels[:, :60] = 200
-    agree = []
-    for seed in range(40):
-        torch.manual_seed(seed)
-        image, seen = LabeledView(48, (0.1, 1.0), 0.5, (0, 0, 0, 0), 0.0)(*pair(labels))
-        agree.append(((image[0] > 100) == (seen == 200)).float().mean().item())
-    assert min(agree) > 0.95
 
 
 @few
@@ -150,7 +82,7 @@ def test_a_crop_holds_its_box_as_far_as_the_image_goes(
     index = select(open_catalog(folder), "train", dataset_of_x())
     if not len(index):  # narrower than a pixel
         return
-    crop = read_crop(index, 0)
+    crop = Crops(index).picture(0)
     side = max(width, height)
     assert 1 <= crop.width <= min(image_width, side + 2)
     assert 1 <= crop.height <= min(image_height, side + 2)
@@ -169,17 +101,83 @@ def dataset_of_x() -> Any:
     return _cached[0]
 
 
+def shapes() -> Index:
+    return load(dataset("shapes", image_size=64, train_images=4, val_images=2), "segmentation").train
+
+
+def random_view() -> LabeledView:
+    return LabeledView(32, (0.3, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8)
+
+
+def made(masks: MaskBatches, keys: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    pair = masks[keys]
+    assert not isinstance(pair, PendingViews)
+    return pair
+
+
 def test_an_item_is_a_function_of_seed_epoch_and_position() -> None:
-    index = load(dataset("shapes", image_size=64, train_images=4, val_images=2), "segmentation").train
-    make = LabeledView(32, (0.3, 1.0), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8)
-    masks, same, other = (Masks(index, make, seed) for seed in (0, 0, 1))
+    images = Images(LabeledImages(shapes()))
+    masks, same, other = (MaskBatches(images, random_view(), seed) for seed in (0, 0, 1))
     assert len(masks) == 4
-    for key in [(0, 0), (0, 1), (1, 0)]:
-        torch.manual_seed(torch.seed())
-        for first, second in zip(masks[key], same[key], strict=True):
+    state = torch.get_rng_state()
+    together = made(masks, [(0, 0), (0, 1), (1, 0)])
+    for i, key in enumerate([(0, 0), (0, 1), (1, 0)]):
+        for first, second, third in zip(made(masks, [key]), made(same, [key]), together, strict=True):
             assert torch.equal(first, second)
-    assert not torch.equal(masks[0, 0][0], masks[1, 0][0])
-    assert not torch.equal(masks[0, 0][0], other[0, 0][0])
+            assert torch.equal(first[0], third[i])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(made(masks, [(0, 0)])[0], made(masks, [(1, 0)])[0])
+    assert not torch.equal(made(masks, [(0, 0)])[0], made(other, [(0, 0)])[0])
+
+
+def test_a_pending_batch_has_the_same_images_and_labels() -> None:
+    images, keys = ImagesInMemory(LabeledImages(shapes())), [(0, 2), (3, 1)]
+    pending = MaskBatches(images, random_view(), 0, is_pending=True)[keys]
+    expected = made(MaskBatches(images, random_view(), 0), keys)
+    assert isinstance(pending, PendingViews)
+    assert [values.shape for values in expected] == [(2, 3, 32, 32), (2, 32, 32)]
+    for first, second in zip(pending.make()[0], expected, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_evaluation_shows_the_square_of_each_image() -> None:
+    index = shapes()
+    squares = LabeledSquares(index, 48)
+    assert squares.sizes.tolist() == [[48, 48]] * 4
+    images, labels = made(MaskBatches(Images(squares)), [(0, 0), (0, 3)])
+    for i, position in enumerate((0, 3)):
+        expected = fit_in_square(torch.from_numpy(LabeledImages(index).read(position)), 48)
+        assert torch.equal(images[i], expected[..., :3].permute(2, 0, 1))
+        assert torch.equal(labels[i], expected[..., 3])
+        for first, second in zip(squares.pair(position), (images[i], labels[i]), strict=True):
+            assert torch.equal(first, second)
+
+
+def test_an_image_is_read_with_its_label_map_as_fourth_channel() -> None:
+    index = shapes()
+    for position, image in enumerate(index.images.tolist()):
+        pixels = LabeledImages(index).read(position)
+        assert np.array_equal(pixels[..., :3], np.asarray(Image.open(index.path(image))))
+        assert np.array_equal(pixels[..., 3], index.label_map(image))
+
+
+@pytest.mark.parametrize("resolution", [9.5, 32.0, 40.0, 10_000.0])
+def test_larger_images_are_reduced_with_their_labels_to_the_resolution(tmp_path: Path, resolution: float) -> None:
+    """The labels are bands of bright and dark pixels."""
+    settings = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1, "y": 100, "z": 200}}
+    bands = np.repeat(np.array([[1], [200], [1]], dtype=np.uint8), (32, 27, 31), 0).repeat(60, 1)
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.where(bands == 1, 0, 255).astype(np.uint8)).save(tmp_path / split / "a.jpg", quality=95)
+        Image.fromarray(bands).save(tmp_path / split / "a.png")
+    images = LabeledImages(load(dataset("folder", tmp_path, **settings), "segmentation").train, resolution)
+    scale = min(1.0, resolution / (90 * 60) ** 0.5)
+    assert images.sizes.tolist() == [[round(90 * scale), round(60 * scale)]]
+    pixels = images.read(0)
+    assert pixels.shape == (*images.sizes[0], 4)
+    assert set(np.unique(pixels[..., 3])) == {1, 3}  # x and z, and nothing in between
+    agree = (pixels[..., 0] > 128) == (pixels[..., 3] == 3)
+    assert agree.mean() > (0.99 if scale == 1 else 0.9)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000)])
@@ -190,9 +188,12 @@ def test_odd_images_come_whole(tmp_path: Path, size: tuple[int, int]) -> None:
         Image.new("L", size, 1).save(tmp_path / split / "a.png")
     keys = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
     index = load(dataset("folder", tmp_path, **keys), "segmentation").train
-    image, labels = Masks(index, PlainLabeledView(16), 0)[0, 0]
+    image, labels = LabeledSquares(index, 16).pair(0)
     assert image.shape == (3, 16, 16)
     assert (labels == 1).sum() == max(1, round(size[0] * 16 / max(size))) * max(1, round(size[1] * 16 / max(size)))
+    images, labels = made(MaskBatches(Images(LabeledImages(index)), random_view()), [(0, 0)] * 2)
+    assert images.shape == (2, 3, 32, 32)
+    assert (labels == 1).all()
 
 
 def test_the_evaluated_area_is_without_the_padding(tmp_path: Path) -> None:

@@ -56,14 +56,14 @@ def test_neighbors_and_their_precision_follow_from_the_recorded_embedding(
 def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome], pretrained: str) -> None:
     """A crop of the validation, cut out and saved, finds that crop: encoded by the same weights in the same way."""
     from cvexp import data
-    from cvexp.data.crops import read_crop
+    from cvexp.data.crops import Crops
     from cvexp.data.examples import sample
     from tests.helpers import dataset
 
     settings = dataset("shapes", train_images=12, val_images=6)
     index = data.load(settings, "pretraining").val
     positions = sample(index, 2000)
-    read_crop(index, positions[4]).save("mine.png")
+    Crops(index).picture(positions[4]).save("mine.png")
     outcome = cvexp("task=neighbors", f"run={pretrained}", "task.images=[mine.png]", "trainer.accelerator=cpu")
     assert outcome.code == 0, outcome.message
     rows = list(csv.DictReader(artifact("neighbors/neighbors.csv").read_text().splitlines()))

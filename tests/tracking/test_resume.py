@@ -68,6 +68,19 @@ def test_an_interpolation_in_a_recorded_configuration_is_refused(
     assert cvexp("task=neighbors", f"run={run.info.run_id}").code == 1
 
 
+def test_a_run_that_was_recorded_without_newer_keys_goes_on(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = killed_at(module, "make_optimizer", cvexp, monkeypatch, *TINY, "trainer.max_steps=1")
+    path = artifacts(run) / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for group, key in (("dataset", "keep"), ("trainer", "compile")):
+        del config[group][key]
+    del config["benchmark"]
+    path.write_text(yaml.safe_dump(config))
+    assert cvexp(f"resume={run.info.run_id}").code == 0
+
+
 @pytest.mark.parametrize("key", ["dataset.root", "dataset.cache"])
 def test_a_recorded_configuration_makes_no_folder_anywhere(
     cvexp: Callable[..., Outcome],

@@ -75,7 +75,10 @@ def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
     best = min(metric.value for metric in client.get_metric_history(run.info.run_id, "val/loss")[1:])
     assert run.data.metrics["best/loss"] == best
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(8))
-    assert {"speed/images_per_second", "speed/data_wait"} <= run.data.metrics.keys()
+    measured = {"images_per_second", "data_wait", "validation", "pictures"}
+    assert {f"speed/{name}" for name in measured} <= run.data.metrics.keys()
+    assert "time: training " in outcome.message
+    assert run.data.tags["data.keep"].startswith("ram (")
     for tag in ("command", "seed", "version.torch", "data.train.fingerprint"):
         assert run.data.tags[tag]
     assert run.inputs is not None

@@ -154,17 +154,17 @@ def test_a_killed_loader_worker_is_one_message(cvexp: Callable[..., Outcome], mo
     import os
     import signal
 
-    from cvexp.data.crops import Crops
+    from cvexp.data.crops import CropBatches
 
-    original = Crops.__getitem__
+    original = CropBatches.__getitem__
 
-    def killed(self: Crops, key: tuple[int, int]) -> Any:
-        if torch.utils.data.get_worker_info() is not None and key[0] == 1:
+    def killed(self: CropBatches, keys: list[tuple[int, int]]) -> Any:
+        if torch.utils.data.get_worker_info() is not None and keys[0][0] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, key)
+        return original(self, keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Crops, "__getitem__", killed)
+        patch.setattr(CropBatches, "__getitem__", killed)
         outcome = cvexp(*TINY, "loader.num_workers=1")
     assert outcome.code == 1
     assert len(outcome.message.strip().splitlines()) == 1, outcome.message

@@ -1,64 +1,104 @@
-"""Views of images together with their label maps, for segmentation."""
+"""Views of images together with their label maps, for segmentation. Labels are never interpolated.
+
+The pixels of an image have four channels: red, green, blue, and the label. Shapes: see
+:mod:`cvexp.data.augment.views`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from torch import Tensor, nn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
-from cvexp.data.augment.colors import ColorJitter
+from cvexp.data.augment.colors import ColorChange, ColorJitter, change_colors
+from cvexp.data.augment.resize import Regions, resize, take_nearest
+from cvexp.data.augment.views import NUM_OF_REGION, BatchView, draw_regions, flip
 from cvexp.data.index import IGNORE
 
 
-class LabeledView(nn.Module):
-    """A random view of an image, and the same region of its label map. Labels are never interpolated.
+class DrawnLabeledView(NamedTuple):
+    """The parameters of a :class:`LabeledView` for each image of a batch; see `DrawnView`."""
 
-    Args:
+    regions: Regions
+    is_flipped: Tensor
+    colors: ColorChange
+
+
+@dataclass
+class LabeledView(BatchView):
+    """A random view of an image, and the same region of its label map.
+
+    Attributes:
         size: Side length of the view in pixels, at least 2.
         scale: Smallest and largest share of the image's area that the view shows.
         flip: Probability of a horizontal flip.
-        jitter, jitter_probability: See :func:`cvexp.data.augment.views.view`.
+        jitter, jitter_probability: See :class:`cvexp.data.augment.views.View`.
     """
 
-    def __init__(
-        self, size: int, scale: Sequence[float], flip: float, jitter: Sequence[float], jitter_probability: float
-    ) -> None:
-        super().__init__()
-        bicubic = v2.InterpolationMode.BICUBIC  # for the image; torchvision always uses nearest for tv_tensors.Mask
-        crop = v2.RandomResizedCrop(size, tuple(scale), interpolation=bicubic, antialias=True)
-        self.crop_and_flip = v2.Compose([crop, v2.RandomHorizontalFlip(flip)])
-        self.colors = ColorJitter(jitter, jitter_probability, gray=0.0)
+    num_chances: ClassVar[int] = NUM_OF_REGION + ColorJitter.num_chances + 1
 
-    def forward(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """Map an image (3, h, w) and its labels (h, w), both uint8, to (3, size, size) and (size, size)."""
-        image, labels = self.crop_and_flip(image, labels)
-        return self.colors(image.as_subclass(Tensor)), labels.as_subclass(Tensor)
+    size: int
+    scale: Sequence[float]
+    flip: float
+    jitter: Sequence[float]
+    jitter_probability: float
+
+    def draw(self, sizes_b2: NDArray[np.int64], chances_bn: NDArray[np.float64]) -> DrawnLabeledView:
+        of_region, of_colors, of_flip = np.split(chances_bn, (NUM_OF_REGION, self.num_chances - 1), 1)
+        return DrawnLabeledView(
+            regions=draw_regions(sizes_b2, self.scale, of_region, self.size),
+            is_flipped=torch.from_numpy(of_flip[:, 0] < self.flip),
+            colors=ColorJitter(self.jitter, self.jitter_probability, gray=0.0).draw(of_colors),
+        )
+
+    def apply(self, pixels_bhwc: Tensor, drawn: DrawnLabeledView) -> tuple[Tensor, Tensor]:
+        """Make views (b, 3, s, s) and label maps (b, s, s), both uint8."""
+        images = change_colors(resize(pixels_bhwc[..., :3], drawn.regions, self.size), drawn.colors)
+        labels = take_nearest(pixels_bhwc[..., 3], drawn.regions, self.size)
+        return flip(images, drawn.is_flipped), flip(labels, drawn.is_flipped)
 
 
-class PlainLabeledView(nn.Module):
-    """The view for evaluation: the whole image and its label map in the top left corner of a square.
+class NothingDrawn(NamedTuple):
+    """The parameters of a view that has none."""
 
-    The longer side of the image fills the square. The remaining pixels are black in the view and ignored
-    in the label map.
+
+class SquareView(BatchView):
+    """All of each image, if all images are squares of the same size."""
+
+    def draw(self, sizes_b2: NDArray[np.int64], chances_bn: NDArray[np.float64]) -> NothingDrawn:
+        return NothingDrawn()
+
+    def apply(self, pixels_bhwc: Tensor, drawn: NothingDrawn) -> tuple[Tensor, Tensor]:
+        """Return images (b, 3, s, s) and label maps (b, s, s), both uint8."""
+        return pixels_bhwc[..., :3].permute(0, 3, 1, 2).contiguous(), pixels_bhwc[..., 3].contiguous()
+
+
+def fit_in_square(pixels_hwc: Tensor, size: int) -> Tensor:
+    """Make the view for evaluation: the whole image and its label map in the top left corner of a square.
+
+    The longer side of the image fills the square. The remaining pixels are black and ignored.
 
     Args:
+        pixels_hwc: (h, w, 4) uint8.
         size: Side length of the square in pixels, at least 2.
+
+    Returns:
+        (size, size, 4) uint8.
     """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """Map an image (3, h, w) and its labels (h, w), both uint8, to (3, size, size) and (size, size)."""
-        height, width = fit(image.shape[-2:], self.size)
-        padding = [0, 0, self.size - width, self.size - height]
-        image = F.resize(image, [height, width], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-        labels = F.resize(labels, [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT)
-        return F.pad(image, padding).as_subclass(Tensor), F.pad(labels, padding, fill=IGNORE).as_subclass(Tensor)
+    height, width = fit(pixels_hwc.shape[:2], size)
+    image_chw, labels_hw = pixels_hwc[..., :3].permute(2, 0, 1), pixels_hwc[..., 3]
+    out = torch.zeros(size, size, 4, dtype=torch.uint8)
+    out[..., 3] = IGNORE
+    resized = F.interpolate(image_chw[None], (height, width), mode="bicubic", antialias=True)[0]
+    out[:height, :width, :3] = resized.permute(1, 2, 0)
+    out[:height, :width, 3] = F.interpolate(labels_hw[None, None], (height, width), mode="nearest-exact")[0, 0]
+    return out
 
 
 def fit(sides: Sequence[int], size: int) -> list[int]:

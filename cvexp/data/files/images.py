@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -55,7 +56,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0
         if is_rotated and size == image.size != upright_size(image):
             is_rotated = False
         if at_least:
-            image.draft("RGB", (round(image.width * at_least), round(image.height * at_least)))
+            image.draft("RGB", (max(1, round(image.width * at_least)), max(1, round(image.height * at_least))))
         rgb = _to_rgb(image)
         if is_rotated:
             rgb.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
@@ -83,6 +84,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
     return image.convert("RGB")
+
+
+def cut(picture: Image.Image, box: Sequence[int], full_size: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Cut a box out of a picture, and resize it if it has another size.
+
+    Args:
+        picture: The picture, which may have been decoded at a smaller scale.
+        box: Left, top, right and bottom in pixels of the full picture.
+        full_size: Width and height of the full picture.
+        size: Width and height of the result.
+    """
+    left, top, right, bottom = box
+    if picture.size == full_size and (right - left, bottom - top) == size:
+        return picture if size == full_size else picture.crop((left, top, right, bottom))
+    x, y = picture.width / full_size[0], picture.height / full_size[1]
+    scaled = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+    return picture.resize(size, Image.Resampling.BICUBIC, box=scaled, reducing_gap=3.0)
 
 
 def read_mask(path: Path | str) -> NDArray[np.uint16]:

@@ -6,7 +6,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cvexp.data import load
-from cvexp.data.crops import read_crop
+from cvexp.data.crops import Crops
 from cvexp.data.sources.voc import CLASSES
 from tests.helpers import SIX, dataset, make_voc
 
@@ -57,7 +57,7 @@ def test_components_hang_together_by_sides_and_not_by_corners(tmp_path: Path) ->
     found = {(index.classes[label], *box) for label, box in zip(index.label, index.box.tolist(), strict=True)}
     assert found == {("cat", 0, 0, 50, 50), ("cat", 50, 50, 50, 50), ("dog", 50, 0, 40, 50)}
     assert ndimage.label(mask == 8)[1] == 2
-    assert read_crop(index, 0).size == (50, 50)
+    assert Crops(index).picture(0).size == (50, 50)
 
 
 def test_masks_augmented_by_sbd_are_grey_files_in_another_folder(tmp_path: Path) -> None:

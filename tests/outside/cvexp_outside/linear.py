@@ -14,7 +14,8 @@ from cvexp.metrics import iou
 from cvexp.models.backbone import Encoder
 from cvexp.models.segmenters import Prediction
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.training.segmentation import SegmentationTraining, make_encoder, train_segmenter
+from cvexp.training.parts import make_encoder
+from cvexp.training.segmentation import SegmentationTraining, train_segmenter
 from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.start import Start
 

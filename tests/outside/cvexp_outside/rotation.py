@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from omegaconf import MISSING
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from cvexp.config import RunConfig
-from cvexp.data.augment.views import view
+from cvexp.data.augment.views import BatchView, View
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
 
@@ -43,8 +42,8 @@ class Rotation(Pretraining):
     def make_networks(self, backbone: nn.Module, num_features: int) -> None:
         self.network = nn.ModuleDict({"encoder": backbone, "head": nn.Linear(num_features, 4)})
 
-    def views(self) -> list[v2.Transform]:
-        return [view(self.sizes["task.size"], (0.5, 1.0), 0.5, (0.2, 0.2, 0.2, 0.1), 0.8, 0.0, 0.0, 0.0)]
+    def views(self) -> list[BatchView]:
+        return [View(self.sizes["task.size"], (0.5, 1.0), 0.5, (0.2, 0.2, 0.2, 0.1), 0.8, 0.0, 0.0, 0.0)]
 
     def crop_resolution(self) -> float:
         return max(self.sizes.values()) * math.sqrt(2)
@@ -60,13 +59,13 @@ class Rotation(Pretraining):
         rotations = torch.arange(4, device=images.device).repeat_interleave(len(images))
         return self.network["head"](self.network["encoder"](rotated)), rotations
 
-    def evaluate(self, views: list[Tensor]) -> dict[str, Any]:
+    def evaluate(self, views: list[Tensor]) -> dict[str, Tensor]:
         logits, rotations = self._classify(views[0])
-        accuracy = (logits.argmax(1) == rotations).float().mean().item()
-        return {"loss": F.cross_entropy(logits, rotations).item(), "accuracy": accuracy}
+        accuracy = (logits.argmax(1) == rotations).float().mean()
+        return {"loss": F.cross_entropy(logits, rotations), "accuracy": accuracy}
 
-    def summarize(self, means: dict[str, Any]) -> dict[str, float]:
-        return {"rotation_accuracy": means["accuracy"]}
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, float]:
+        return {"rotation_accuracy": float(means["accuracy"])}
 
     def describe_collapse(self) -> str:
         return f"{math.log(4):.3f} if all rotations look alike"
