@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,27 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of MLflow with all tables, but without any runs."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _copies_tables(_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy the tables of each new store, because MLflow takes a second to create them."""
+
+    def copy(engine: Any) -> None:
+        with sqlite3.connect(_tables) as source, sqlite3.connect(engine.url.database) as target:
+            source.backup(target)
+
+    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", copy)
 
 
 @pytest.fixture

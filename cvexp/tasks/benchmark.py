@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from cvexp import data, plugins
 from cvexp.config import RunConfig, TaskConfig
 from cvexp.data.kept import describe
@@ -24,7 +26,6 @@ from cvexp.training.speed import measure
 
 SECONDS = 10.0  # of each measurement, at least
 GOOD_RATIO = 0.9  # of fit and step, from which the model is the limit
-SHORT_WAIT = 0.05  # share of the time
 
 
 @dataclass(kw_only=True)
@@ -61,8 +62,6 @@ def advise(speed: Mapping[str, float], config: RunConfig, draws_on_device: bool,
         keys = ["trainer.precision=bf16-mixed"] if "bf16" not in config.trainer.precision else []
         keys += [] if config.trainer.compile else ["trainer.compile=true"]
         return f"the model is the limit; try {', '.join([*keys, 'smaller images'])}, or another backbone"
-    if speed["data_wait"] < SHORT_WAIT:
-        return "the loader's processes and the model share the CPU; try fewer or smaller views"
     reads = kept.startswith("none")
     read_seconds = 1 / speed["read_images_per_second"] if reads else 0.0  # for each image, in one process
     view_seconds = 0.0 if draws_on_device else 1 / speed["view_images_per_second"]
@@ -70,8 +69,12 @@ def advise(speed: Mapping[str, float], config: RunConfig, draws_on_device: bool,
         return "reading the images is the limit; try dataset.keep=ram, or a larger loader.num_workers"
     if draws_on_device:
         return "moving the images to the device is the limit; try dataset.keep=device"
+    if torch.get_num_threads() >= (num_cores := os.cpu_count() or 1):
+        other = 0 if config.loader.num_workers else 1
+        return (
+            "the views take time on the cores that the model uses; try fewer or smaller views, or "
+            f"loader.num_workers={other}"
+        )
     num_needed = math.ceil(speed["step_images_per_second"] * (read_seconds + view_seconds))
-    num_cores = os.cpu_count() or 1
-    if config.loader.num_workers < min(num_needed, num_cores):
-        return f"making the views is the limit; try loader.num_workers={min(num_needed, num_cores)}"
-    return "making the views is the limit, and all cores are in use; try fewer or smaller views"
+    num_workers = min(max(num_needed, config.loader.num_workers + 1), num_cores)
+    return f"making the views is the limit; try loader.num_workers={num_workers}"

@@ -82,9 +82,9 @@ def test_only_tasks_that_train_are_measured(cvexp: Callable[..., Outcome], of: s
     ("speeds", "kept", "on_device", "advice"),
     [
         ({"fit_over_step": 0.95}, "ram (1 MB)", False, "the model is the limit; try trainer.precision=bf16-mixed"),
-        ({"data_wait": 0.01}, "ram (1 MB)", False, "share the CPU"),
+        ({}, "ram (1 MB)", False, "loader.num_workers=2"),
         ({"read_images_per_second": 10}, "none (they would take 1 MB)", False, "reading the images is the limit"),
-        ({"read_images_per_second": 10}, "ram (1 MB)", False, "loader.num_workers=2"),
+        ({"view_images_per_second": 2}, "ram (1 MB)", False, "loader.num_workers=8"),
         ({"view_images_per_second": 10}, "ram (1 MB)", True, "dataset.keep=device"),
     ],
 )
@@ -92,6 +92,7 @@ def test_the_advice_names_the_limit(
     monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float], kept: str, on_device: bool, advice: str
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     measured = {
         "fit_over_step": 0.5,
         "data_wait": 0.4,
@@ -100,3 +101,13 @@ def test_the_advice_names_the_limit(
         "step_images_per_second": 150.0,
     }
     assert advice in advise({**measured, **speeds}, package.compose(), on_device, kept)
+
+
+def test_a_model_that_uses_all_cores_leaves_none_for_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    speeds = {"fit_over_step": 0.5, "read_images_per_second": 1000.0, "view_images_per_second": 100.0}
+    advice = advise(speeds, package.compose(), draws_on_device=False, kept="ram (1 MB)")
+    assert advice.endswith("loader.num_workers=0")
+    advice = advise(speeds, package.compose("loader.num_workers=0"), draws_on_device=False, kept="ram (1 MB)")
+    assert advice.endswith("loader.num_workers=1")

@@ -47,12 +47,14 @@ def resize(pixels_bhwc: Tensor, regions: Regions, size: int) -> Tensor:
 
 def resize_each(pixels_bhwc: Tensor, regions: Regions, size: int) -> Tensor:
     """Resize with PyTorch's kernel, one image after another; see :func:`resize`."""
-    out = torch.empty(len(pixels_bhwc), 3, size, size, dtype=torch.uint8)
-    for i, ((top, left, height, width), resized, (y, x)) in enumerate(zip(*map(Tensor.tolist, regions), strict=True)):
-        region = pixels_bhwc[i, top : top + height, left : left + width].permute(2, 0, 1)[None]
-        whole = F.interpolate(region, resized, mode="bicubic", antialias=True)[0]
-        out[i] = whole[:, y : y + size, x : x + size]
-    return out
+    resized_1css = []
+    for image_hwc, (top, left, height, width), sides, (y, x) in zip(
+        pixels_bhwc, *map(Tensor.tolist, regions), strict=True
+    ):
+        region_1chw = image_hwc[top : top + height, left : left + width].permute(2, 0, 1)[None]
+        whole_1chw = F.interpolate(region_1chw, sides, mode="bicubic", antialias=True)
+        resized_1css.append(whole_1chw[:, :, y : y + size, x : x + size])
+    return torch.cat(resized_1css)
 
 
 def resize_all(pixels_bhwc: Tensor, regions: Regions, size: int) -> Tensor:
