@@ -4,7 +4,7 @@
 
 The script writes folders of 1 000 and of 100 000 small images, and measures for each, in a separate process: how many
 images per second DINO trains on, with and without keeping decoded images, and how long it takes from the start of
-`python -m cvexp` to the first training step, without and with the validation of the untrained network. Then it trains
+Python to the first training step, without and with the validation of the untrained network. Then it trains
 for 60 short epochs, and prints the memory of the process after each tenth.
 
 Expected (two cores): to be measured.
@@ -12,7 +12,6 @@ Expected (two cores): to be measured.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from cvexp import data
 from cvexp.tasks.dino import DINO
 from cvexp.training.callbacks import Schedule
 from cvexp.training.fit import make_trainer
+from cvexp.training.speed import measure
 
 SIZES = (1_000, 100_000)
 SIDE = 48  # pixels
@@ -55,10 +55,14 @@ def settings(root: Path) -> list[str]:
 
 
 def speed(root: Path, keep: str) -> float:
-    """Return the images per second of `task=benchmark`."""
-    command = [sys.executable, "-m", "cvexp", *settings(root), "task=benchmark", f"dataset.keep={keep}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+    """Return the images per second of training."""
+    command = [sys.executable, __file__, "train", str(root), keep]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def train(root: str, keep: str) -> None:
+    config = cvexp.compose(*settings(Path(root)), f"dataset.keep={keep}")
+    print(measure(DINO(config, data.load(config.dataset, "pretraining")), seconds=5.0)["images_per_second"])
 
 
 class FirstStep(pl.Callback):
@@ -103,7 +107,7 @@ def epochs(root: str) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        {"first-step": first_step, "epochs": epochs}[sys.argv[1]](*sys.argv[2:])
+        {"train": train, "first-step": first_step, "epochs": epochs}[sys.argv[1]](*sys.argv[2:])
         return
     with tempfile.TemporaryDirectory() as folder:
         for num_images in SIZES:

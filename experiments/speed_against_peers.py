@@ -4,7 +4,9 @@
     python experiments/speed_against_peers.py course --root PATH_OF_VOC
     python experiments/speed_against_peers.py small --rounds 3 --seconds 10 trainer.precision=bf16-mixed
 
-Expected (two cores): to be measured
+Expected (two cores, medians of four or five rounds): with `default`, fit trains 39.6 images/s, 1.25 times plain, 1.32
+times lightly, and 0.97 of the bare step. With `course`, it trains 13.0 images/s: 1.30, 1.35 and 0.98. With `small`, it
+trains 1130 images/s: 2.5, 3.1 and 0.82, because the views take a sixth as long as the step, on the same two cores.
 
 All train on a CPU, with the same crops, network, views, batch size and optimizer:
 

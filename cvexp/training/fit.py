@@ -56,8 +56,9 @@ def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: A
     # Only faulty code reads uninitialized memory, and filling it takes 10 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if config.trainer.compile:
-        for network in module.children():
-            network.compile()
+        for part in module.children():
+            if next(part.parameters(), None) is not None:  # a loss depends on numbers that change at each step
+                part.compile()
     return pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator=config.trainer.accelerator,
