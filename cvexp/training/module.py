@@ -156,6 +156,14 @@ class TrainingModule(pl.LightningModule):
         scales_gradients = self.config.trainer.precision == "16-mixed"  # Lightning can't clip them in a fused update
         return make_optimizer(self.trained_network(), self.config.optimizer, self.lr_factors(), not scales_gradients)
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, *_: Any, **__: Any
+    ) -> None:
+        """Clip the norm of the gradient, also for fused optimizers in mixed precision, which Lightning refuses."""
+        if gradient_clip_val is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         done = self.done
         super().optimizer_step(*args, **kwargs)
