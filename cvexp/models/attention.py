@@ -87,8 +87,10 @@ class ClassAttention(nn.Module):
         one_hot_bqc = F.one_hot(queries_bq, self.num_classes).to(x_bpc.dtype)
         q_bnqd, k_bnpd, v_bnpd = map(self._split_heads, (self.query(one_hot_bqc), self.key(x_bpc), self.value(x_bpc)))
         a_bnqp = self.normalize(self.compute_scores(q_bnqd, k_bnpd))
-        attended_bnqpd = a_bnqp[..., None] * v_bnpd[:, :, None]
-        attended = attended_bnqpd.permute(0, 2, 1, 4, 3).flatten(2, 3).unflatten(-1, (height, width))
+        # In this order of dimensions, the result is in channels-last format, as the layers that follow expect it.
+        a_bqpn = a_bnqp.permute(0, 2, 3, 1).contiguous()
+        attended_bqpnd = a_bqpn[..., None] * v_bnpd.transpose(1, 2)[:, None]
+        attended = attended_bqpnd.flatten(3).unflatten(2, (height, width)).movedim(-1, 2)
         return attended, a_bnqp.transpose(1, 2).unflatten(-1, (height, width))
 
     def compute_scores(self, q_bnqd: Tensor, k_bnpd: Tensor) -> Tensor:
