@@ -7,7 +7,9 @@ images per second DINO trains on, with and without keeping decoded images, and h
 Python to the first training step, without and with the validation of the untrained network. Then it trains
 for 60 short epochs, and prints the memory of the process after each tenth.
 
-Expected (two cores): to be measured.
+Expected (two cores): 1150 and 1210 images/s with 1 000 images, without and with keeping them, and 1123 and 1105 with
+100 000. The first step comes after 5.2 s (5.6 s with validation), and with 100 000 images after 7.9 s (17.3 s with
+validation, which covers 10 000 images). The memory is 747 MiB after 10 epochs and 742 MiB after 60.
 """
 
 from __future__ import annotations
@@ -113,7 +115,6 @@ def main() -> None:
         for num_images in SIZES:
             root = Path(folder) / str(num_images)
             write(root, num_images)
-            subprocess.run([sys.executable, "-m", "cvexp", *settings(root), "task=prepare"], stdout=subprocess.DEVNULL)
             speeds = ", ".join(f"keep={keep} {speed(root, keep):.0f} images/s" for keep in ("none", "ram"))
             starts = " and ".join(f"{start(root, validates):.1f} s" for validates in (False, True))
             print(f"{num_images} images: {speeds}; first step after {starts} (with validation)", flush=True)
