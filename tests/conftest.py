@@ -6,13 +6,14 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers import DATA, Outcome, write_coco
+from tests.slurm import slurm_cluster
 
 
 def _photographs(name: str) -> Path:
@@ -63,6 +64,13 @@ def _copies_tables(_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             source.backup(target)
 
     monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", copy)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment variables for sbatch and the like, while Slurm runs on this machine."""
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""Slurm on one machine, for tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+NUM_CPUS = 4  # whatever the machine has
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+
+# Times are in seconds. cred_expire is also the delay before a requeued job may start again; below 5 it means 120.
+# preempt_send_user_signal: the steps of a preempted job get the signal of sbatch --signal at least GraceTime before the
+# job ends. KillWait is the time from SIGTERM to SIGKILL. There is no accounting, so sacct fails.
+CONFIGURATION = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+SlurmdParameters=config_overrides
+SlurmctldParameters=preempt_send_user_signal
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+KillWait=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={host} NodeAddr=127.0.0.1 CPUs={num_cpus} RealMemory=1000000
+PartitionName=low Nodes={host} PriorityTier=1 GraceTime=5 Default=YES
+PartitionName=high Nodes={host} PriorityTier=2
+"""
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Poll `condition` until it is true; raise TimeoutError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still waiting after {seconds} seconds")
+        time.sleep(0.1)
+
+
+@contextmanager
+def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """Run Slurm with one node of 4 CPUs, with all of its files in `folder`.
+
+    Jobs in the partition `high` preempt those in `low`, the default, which are requeued. Yields the environment
+    variables for sbatch and the like. Skips the test unless Slurm and MUNGE are installed and the user is root.
+    """
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        pytest.skip(f"needs {', '.join(missing)}: apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, which slurmd runs as")
+    (folder / "state").mkdir()
+    (folder / "spool").mkdir()
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    (folder / "munge.key").chmod(0o600)
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("", 0))
+        second.bind(("", 0))
+        controller_port, node_port = first.getsockname()[1], second.getsockname()[1]
+    configuration = CONFIGURATION.format(
+        host=socket.gethostname().split(".")[0],
+        controller_port=controller_port,
+        node_port=node_port,
+        folder=folder,
+        num_cpus=NUM_CPUS,
+    )
+    (folder / "slurm.conf").write_text(configuration)
+    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def output(*command: str) -> str:
+        return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True).stdout.strip()
+
+    with ExitStack() as stack:
+
+        def start(*command: str) -> None:
+            log = stack.enter_context((folder / f"{command[0]}.out").open("w"))
+            process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, cwd=folder)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+        # --force, because the folders of tests are closed to other users
+        start("munged", "--foreground", "--force", *(f"--{name}={folder}/munge.{end}" for name, end in files.items()))
+        wait_until((folder / "munge.socket").exists)
+        start("slurmctld", "-D")
+        start("slurmd", "-D")
+        wait_until(lambda: output("sinfo", "--noheader", "--partition=low", "--format=%T") == "idle")
+        try:
+            yield variables
+        finally:
+            output("scancel", "--user=root")
+            wait_until(lambda: not output("squeue", "--noheader"))
