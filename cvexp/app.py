@@ -17,24 +17,34 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cvexp import arguments, completion, plugins, processes
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition
 from cvexp.config import RunConfig
-from cvexp.errors import Interrupted, UserError, explain_os_error
+from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
-from cvexp.tracking.sweep import Sweep, as_given, swept_settings
+from cvexp.sweeps.grid import Grid
+from cvexp.sweeps.search import Search
+from cvexp.tracking import description
+from cvexp.tracking.description import JOB_VARIABLE
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 USER_ERRORS = (UserError, *COMPOSITION_ERRORS)  # everything else is a bug, and its traceback is printed
 
+# What the configuration may make Hydra call, besides the launchers that are installed.
+TRUSTED = ["cvexp.redaction.Formatter", "logging.StreamHandler", "logging.FileHandler"]
+
 log = logging.getLogger("cvexp")
+
+for sweeper in (Grid, Search):
+    Plugins.instance().register(sweeper)
 
 
 def main() -> None:
@@ -56,7 +66,6 @@ def main() -> None:
         if processes.world_size() > 1:
             sys.argv += _for_torchrun(sys.argv[1:])
         _hydra_main()
-        Sweep.close(failed=False)
     except USER_ERRORS as error:
         if WANTS_TRACEBACK:
             raise
@@ -69,9 +78,6 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except Interrupted as interrupted:
         sys.exit(128 + interrupted.signal_number)
-    finally:
-        with contextlib.suppress(Exception):  # if the store is what failed, that was reported
-            Sweep.close(failed=True)
 
 
 job_started = False  # whether Hydra has called `_hydra_main`
@@ -101,12 +107,11 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal_number)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=TRUSTED)
 def _hydra_main(composed: DictConfig) -> float | None:
     """Run one job, and return its objective to the sweeper.
 
-    In a sweep, the error of a job is printed here, because Hydra goes on to the next job, and prints only the first
-    error at the end.
+    In a sweep, the error of a job is printed at once, and again in the summary at the end.
     """
     global job_started
     job_started = True
@@ -118,32 +123,45 @@ def _hydra_main(composed: DictConfig) -> float | None:
             raise
         if not is_sweep:  # Hydra would print the error once more
             _exit(error)
-        log.error("job %s failed: %s", HydraConfig.get().job.num, describe(error))
+        log.error("job %s failed: %s", os.environ.get(JOB_VARIABLE), describe(error))
         raise
     except Exception:
         if is_sweep:
-            log.exception("job %s failed", HydraConfig.get().job.num)
+            log.exception("job %s failed", os.environ.get(JOB_VARIABLE))
         raise
 
 
 def _run(composed: DictConfig) -> float | None:
     config = check(composed)
-    from cvexp.tracking import description, opening, resume, store  # import MLflow
+    from cvexp.sweeps.earlier import find_interrupted
+    from cvexp.tracking import opening, resume, store  # import MLflow
+    from cvexp.tracking.sweep import swept_settings
 
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same more clearly
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # about its own use of PyTorch
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # about its own use of PyTorch
     hydra_config = HydraConfig.get()
     overrides = as_given(hydra_config.overrides.task)
     command = description.command_line([*overrides, *as_given(hydra_config.overrides.hydra)])
-    if config.resume is not None:
-        with store.failures_explained("check it, and try again"):
+    with store.failures_explained("check it, and try again"):
+        if hydra_config.mode == RunMode.MULTIRUN:
+            composed.resume = config.resume = config.resume or find_interrupted(config)
+        if config.resume is not None:
             config = resume.saved_config(config, composed, overrides)
     _check_processes(config)
     task = plugins.load("task", config.job)
     folder = Path(hydra_config.runtime.output_dir)
-    with processes.connected(), opening.open_run(config, folder, command, swept_settings(overrides)) as run:
-        objective: float | None = task.main(config, run)
-    return objective
+    with contextlib.suppress(Pruned), processes.connected():
+        with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
+            objective: float | None = task.main(config, run)
+        return objective
+    return None
+
+
+def as_given(overrides: Any) -> list[str]:
+    """Return Hydra's overrides without resolving interpolations, one of which may be the password of the data."""
+    given = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(given, list)
+    return [str(override) for override in given]
 
 
 def _check_processes(config: RunConfig) -> None:

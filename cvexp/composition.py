@@ -43,7 +43,7 @@ def compose_yaml(overrides: Sequence[str]) -> DictConfig:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF)):
             return hydra.compose("config", overrides=list(overrides))
     finally:
         GlobalHydra.instance().hydra = outer  # Hydra replaces the instance
@@ -83,13 +83,9 @@ def keys_of(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 _PLUGINS = {  # packages with plugins of Hydra, by the option that needs them
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/launcher/ray": "hydra-ray-launcher",
     "hydra/launcher/rq": "hydra-rq-launcher",
-    "hydra/launcher/submitit": "hydra-submitit-launcher",
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
 }
 
 

@@ -1,4 +1,4 @@
-"""Errors that are not bugs: user errors and interruptions."""
+"""Errors that are not bugs: user errors, interruptions and pruning."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+
+
+class Pruned(Exception):  # noqa: N818, an ending like Interrupted
+    """A run of a search was stopped early, because other runs are better."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

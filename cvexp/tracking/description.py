@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from cvexp.config import RunConfig
+from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.redaction import hide_secrets
 
-PARENT_VARIABLE = "CVEXP_SWEEP"  # environment variable with the id of a sweep's run, for jobs on any launcher
+# Environment variables that tell a job about its sweep, whatever the launcher.
+PARENT_VARIABLE = "CVEXP_SWEEP"  # the id of the sweep's run
+JOB_VARIABLE = "CVEXP_JOB"  # the job's number in the sweep
+SWEPT_VARIABLE = "CVEXP_SWEPT"  # the keys that the jobs differ in, separated by commas
+STUDY_VARIABLE = "CVEXP_STUDY"  # the study of Optuna that the job belongs to, as JSON
+
+# Options that say where jobs run and when, not what they do.
+LAUNCHING = ("hydra/launcher=", "hydra/sweeper=", *(f"hydra.{key}." for key in ("launcher", "sweeper", "sweep", "job")))
 
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 
@@ -61,15 +71,23 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
         "seed": str(config.seed),
         "command": command,
         "cvexp.folder": str(folder.absolute()),
+        "cvexp.config": digest(config),
         "version.python": platform.python_version(),
         **{f"version.{package}": version(package) for package in LOGGED_VERSIONS},
     }
     if parent := os.environ.get(PARENT_VARIABLE):
-        tags["mlflow.parentRunId"] = parent
+        tags |= {"mlflow.parentRunId": parent, "sweep.job": os.environ.get(JOB_VARIABLE, "")}
     if commit := _git("rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = commit
         tags["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def digest(config: RunConfig) -> str:
+    """Return a digest of all settings that a run could depend on: all but where it is recorded, and what it resumes."""
+    values = flatten(without_passwords(asdict(config)))
+    settings = {key: value for key, value in values.items() if not key.startswith("tracking.") and key != "resume"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
@@ -77,9 +95,11 @@ def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
 
     Args:
         overrides: The Hydra overrides of a job or of a sweep.
-        is_sweep: Whether the overrides are those of a sweep.
+        is_sweep: Whether the overrides are those of a sweep. The command of a job does not name the launcher.
     """
     words = [word.removeprefix("++") for word in overrides if not word.startswith("hydra.mode=")]
+    if not is_sweep:
+        words = [word for word in words if not word.lstrip("+").startswith(LAUNCHING)]
     return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 

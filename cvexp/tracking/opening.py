@@ -15,11 +15,13 @@ from omegaconf import OmegaConf
 
 from cvexp import processes
 from cvexp.config import RunConfig, flatten, without_passwords
-from cvexp.errors import OUT_OF_SPACE, Interrupted, UserError, explain_os_error, opening
+from cvexp.errors import OUT_OF_SPACE, Interrupted, Pruned, UserError, explain_os_error, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
 from cvexp.tracking.run import ReadOnlyRun, Run
 from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
+
+LOCK = "run.lock"  # a file in a run's folder, which is locked while the run is open
 
 
 @contextlib.contextmanager
@@ -28,8 +30,8 @@ def open_run(
 ) -> Iterator[ReadOnlyRun]:
     """Open a new run, or the interrupted one that `config.resume` names, and close it at the end of the block.
 
-    The run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, or as FAILED after an error, whose text becomes the tag
-    `error`. Of several processes that train together, only the first one writes to the run.
+    The run ends as FINISHED, as KILLED after Ctrl-C, SIGTERM or pruning, or as FAILED after an error, whose text
+    becomes the tag `error`. Of several processes that train together, only the first one writes to the run.
 
     Args:
         config: The run's configuration.
@@ -87,7 +89,7 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Interrupted, SystemExit, Pruned):
         status = "KILLED"
         raise
     except OSError as error:
@@ -188,7 +190,7 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
     """Lock a run for this process. The system releases the lock however the process ends."""
     with opening("tracking.folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "run.lock", timeout=0)
+        lock = FileLock(folder / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:

@@ -1,30 +1,133 @@
-"""Groups the runs of a Hydra sweep under one parent run in MLflow."""
+"""The parent run of a sweep in MLflow, and what its jobs know of it."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from filelock import FileLock, Timeout
+from mlflow.entities import Param
 
+from cvexp.config import TrackingConfig
+from cvexp.errors import Interrupted, UserError, opening
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
-from cvexp.tracking.description import PARENT_VARIABLE, command_line
-
-if TYPE_CHECKING:
-    from cvexp.tracking.store import Store
-
-SWEPT_VARIABLE = "CVEXP_SWEPT"  # environment variable with the keys that the jobs differ in, separated by commas
+from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, SWEPT_VARIABLE
+from cvexp.tracking.store import Store, connect
 
 
-def as_given(overrides: Any) -> list[str]:
-    """Return Hydra's overrides without resolving interpolations, one of which may be the password of the data."""
-    given = OmegaConf.to_container(overrides, resolve=False)
-    assert isinstance(given, list)
-    return [str(override) for override in given]
+class SweepRun:
+    """The parent run of a sweep.
+
+    Attributes:
+        store: Where the sweep is recorded.
+        id: MLflow's id of the run.
+        swept: The keys that the jobs differ in.
+    """
+
+    def __init__(self, store: Store, run_id: str, swept: Sequence[str]) -> None:
+        self.store = store
+        self.id = run_id
+        self.swept = swept
+
+    def environment(self, number: int) -> dict[str, str]:
+        """Return the environment variables from which a job, on whatever machine, knows its sweep."""
+        return {PARENT_VARIABLE: self.id, JOB_VARIABLE: str(number), SWEPT_VARIABLE: ",".join(self.swept)}
+
+    def log_summary(self, rows: Sequence[Mapping[str, Any]], table: str) -> None:
+        """Record what became of the jobs, as JSON and as a Markdown table."""
+        self.store.client.log_dict(self.id, {"jobs": [dict(row) for row in rows]}, "sweep/summary.json")
+        self.store.client.log_text(self.id, table, "sweep/summary.md")
+
+    def close(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self.store.client.set_terminated(self.id, status)
+
+
+@contextlib.contextmanager
+def open_sweep(
+    tracking: TrackingConfig,
+    overrides: Sequence[str],
+    command: str,
+    swept: Sequence[str],
+    identity: str,
+    goes_on: bool,
+) -> Iterator[SweepRun]:
+    """Open the parent run of a sweep, or that of an earlier start of the same sweep, for the duration of the block.
+
+    The block may close the run. Otherwise, it ends as FINISHED, or as KILLED or FAILED after an exception.
+
+    Args:
+        tracking: Where the sweep is recorded.
+        overrides: The overrides, including those of the sweeper.
+        command: The command that repeats the sweep.
+        swept: The keys that the jobs differ in.
+        identity: What the sweep consists of, by which an earlier start of it is found.
+        goes_on: Whether to go on with the run of an earlier start.
+
+    Raises:
+        UserError: if the same sweep is running in another process.
+    """
+    store = connect(tracking)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
+        earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None) if goes_on else None
+        if earlier is None:
+            run_id = _create(store, overrides, command, key)
+        else:
+            run_id = str(earlier.info.run_id)
+            store.client.update_run(run_id, status="RUNNING")
+        status = "FINISHED"
+        try:
+            yield SweepRun(store, run_id, swept)
+        except (KeyboardInterrupt, Interrupted):
+            status = "KILLED"
+            raise
+        except BaseException:
+            status = "FAILED"
+            raise
+        finally:
+            if status != "FINISHED" or store.client.get_run(run_id).info.status == "RUNNING":
+                store.client.set_terminated(run_id, status)
+
+
+def _create(store: Store, overrides: Sequence[str], command: str, key: str) -> str:
+    """Create the run, with the overrides as its parameters."""
+    tags = {
+        "task": "sweep",
+        "role": "sweep",
+        "sweep.key": key,
+        "command": command,
+    }
+    run_id = str(store.client.create_run(store.experiment_id(), run_name="sweep", tags=tags).info.run_id)
+    values = {name: value for name, _, value in (override.lstrip("+").partition("=") for override in overrides)}
+    params = [Param(safe_name(f"sweep.{name}"), hide_secrets(value)[:6000]) for name, value in values.items()]
+    store.client.log_batch(run_id, params=params)
+    return run_id
+
+
+@contextlib.contextmanager
+def _only_process(folder: Path, key: str) -> Iterator[None]:
+    """Lock a sweep for this process. The system releases the lock however the process ends."""
+    with opening("tracking.folder"):
+        (folder / "sweeps").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "sweeps" / f"{key}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                "the same sweep is running in another process; wait for it, or stop it first; to run it twice, "
+                "add hydra.sweeper.skip_finished=false"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
@@ -34,64 +137,6 @@ def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key in swept}
 
 
-class Sweep(Callback):
-    """Opens the parent run before the first job.
-
-    Hydra calls `on_multirun_start`. The application calls `close`, because Hydra reports the end of a sweep only if no
-    job failed.
-    """
-
-    opened: ClassVar[tuple[Store, str] | None] = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from cvexp.config import TrackingConfig
-
-        tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), config.tracking))
-        assert isinstance(tracking, TrackingConfig)
-        overrides = as_given(config.hydra.overrides.task)
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
-        os.environ[SWEPT_VARIABLE] = ",".join(swept)
-        Sweep.opened = _open_sweep(tracking, overrides, as_given(config.hydra.overrides.hydra))
-        os.environ[PARENT_VARIABLE] = Sweep.opened[1]
-        if "password" in config.dataset and not OmegaConf.is_interpolation(config.dataset, "password"):
-            config.dataset.password = None  # Hydra writes this to multirun.yaml; the jobs are composed anew
-
-    @staticmethod
-    def close(*, failed: bool) -> None:
-        """End the parent run according to its jobs; do nothing if no sweep is open.
-
-        Args:
-            failed: Whether a job is known to have failed, perhaps before its run was created.
-        """
-        if Sweep.opened is not None:
-            _close_sweep(*Sweep.opened, failed=failed)
-            Sweep.opened = None
-            os.environ.pop(PARENT_VARIABLE, None)
-            os.environ.pop(SWEPT_VARIABLE, None)
-
-
-def _open_sweep(tracking: Any, overrides: list[str], hydra_overrides: list[str]) -> tuple[Store, str]:
-    """Create the parent run of a sweep, with the overrides as its parameters."""
-    from mlflow.entities import Param
-
-    from cvexp.tracking.store import connect
-
-    store = connect(tracking)
-    tags = {
-        "task": "sweep",
-        "role": "sweep",
-        "command": command_line([*overrides, *hydra_overrides], is_sweep=True),
-    }
-    run_id = str(store.client.create_run(store.experiment_id(), run_name="sweep", tags=tags).info.run_id)
-    pairs = (override.lstrip("+").partition("=") for override in overrides)
-    params = [Param(safe_name(f"sweep.{key}"), hide_secrets(value)[:6000]) for key, _, value in pairs]
-    store.client.log_batch(run_id, params=params)
-    return store, run_id
-
-
-def _close_sweep(store: Store, run_id: str, failed: bool) -> None:
-    """End the parent run, as FINISHED only if all jobs finished and none failed before its run was created."""
-    statuses = {job.info.status for job in store.search(f"tags.`mlflow.parentRunId` = '{run_id}'")}
-    status = "FINISHED" if statuses == {"FINISHED"} and not failed else "KILLED" if "KILLED" in statuses else "FAILED"
-    store.client.set_terminated(run_id, status)
+def identity_of(values: Any) -> str:
+    """Return a text that is equal for equal JSON values."""
+    return json.dumps(values, sort_keys=True)

@@ -157,9 +157,10 @@ class Interruption(pl.Callback):
     """After Ctrl-C or SIGTERM, ends a run where it can be resumed: after a step, or after the validation.
 
     A second signal ends the run at once. Resuming then starts from the end of the last epoch.
-    """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    Submitit handles SIGUSR2, with which Slurm announces that a job has to make room or that its time is up: it puts the
+    job into the queue again. Its handler is called when the run can be resumed.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -167,7 +168,8 @@ class Interruption(pl.Callback):
         self.previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        for number in self.SIGNALS:
+        is_managed = callable(signal.getsignal(signal.SIGUSR2))
+        for number in (signal.SIGINT, signal.SIGTERM, *[signal.SIGUSR2] * is_managed):
             self.previous[number] = signal.signal(number, self._note)
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
@@ -192,6 +194,10 @@ class Interruption(pl.Callback):
         return trainer.strategy.reduce_boolean_decision(self.signal_number is not None, all=False)
 
     def _stop(self) -> None:
+        if self.signal_number == signal.SIGUSR2:
+            print_line("stopped; the job goes on when the scheduler starts it again")
+            self._restore()
+            self.previous[signal.SIGUSR2](self.signal_number, None)  # exits
         print_line(f"stopped; resume with: python -m cvexp resume={self.checkpoints.run.id}")
         raise Interrupted(self.signal_number or signal.SIGTERM)
 

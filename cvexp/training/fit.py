@@ -16,6 +16,7 @@ from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
 from cvexp.training.module import TrainingModule
 from cvexp.training.progress import Progress, print_summary
+from cvexp.training.pruning import Pruning
 
 PANELS = {"loss (nats)": "val/loss", "mIoU": "val/miou", "kNN accuracy": "val/knn_top1"}  # of the figure of curves
 
@@ -33,7 +34,15 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
     """
     checkpoints = Checkpoints(run, monitor)
     trainer = make_trainer(
-        module, [Schedule(module.config), Speed(), checkpoints, Interruption(checkpoints), Progress()]
+        module,
+        [
+            Schedule(module.config),
+            Speed(),
+            checkpoints,
+            Interruption(checkpoints),
+            Pruning(run, monitor),
+            Progress(),
+        ],
     )
     last = run.last_checkpoint
     if last is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cvexp.config import RunConfig, flatten
@@ -64,6 +65,18 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
     return Location(path, path.stem, None)
 
 
+def source_run(weights: str, config: RunConfig, store: Store) -> str | None:
+    """Return the id of the run that `latest:METHOD` or `models:/...` now stands for.
+
+    Raises:
+        UserError: if there is no such run or model.
+    """
+    prefix, _, method = weights.partition(":")
+    if prefix == "latest":
+        return _latest_pretraining(store, config, method)
+    return _registered_version(weights, store).run_id or None
+
+
 def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
     """Return the id of the newest finished pretraining run with this backbone and data set.
 
@@ -102,21 +115,30 @@ def _identity(params: Mapping[str, str]) -> dict[str, str]:
     return identity
 
 
-def _locate_registered(weights: str, store: Store, folder: Path) -> Location:
-    """Find a version in MLflow's model registry: models:/NAME@ALIAS, or models:/NAME/VERSION."""
+def _registered_version(weights: str, store: Store) -> ModelVersion:
+    """Find a version in MLflow's model registry: models:/NAME@ALIAS, or models:/NAME/VERSION.
+
+    Raises:
+        UserError: if there is no such version.
+    """
     name, at, alias = weights.removeprefix("models:/").partition("@")
     try:
         if at:
-            version = store.client.get_model_version_by_alias(name, alias)
-        else:
-            version = store.client.get_model_version(*name.rsplit("/", 1))
-        source = store.client.get_model_version_download_uri(version.name, version.version)
+            return store.client.get_model_version_by_alias(name, alias)
+        return store.client.get_model_version(*name.rsplit("/", 1))
     except (MlflowException, TypeError) as error:
         raise UserError(
             f"backbone.weights: the registry has no {weights} ({first_line(error)}); `make ui` shows its models, and "
             "models:/NAME@ALIAS or models:/NAME/VERSION names one"
         ) from error
+
+
+def _locate_registered(weights: str, store: Store, folder: Path) -> Location:
+    """Find and fetch the checkpoint of a registered model."""
+    version = _registered_version(weights, store)
+    source = store.client.get_model_version_download_uri(version.name, version.version)
     run_id = version.run_id or None
+    name = version.name
     path = download(source, store, folder, key="backbone.weights")
     files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES] if path.is_dir() else [path]
     if len(files) != 1:

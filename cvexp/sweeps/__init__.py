@@ -1,0 +1,1 @@
+"""Sweeps: several jobs started by one command, with `-m`."""

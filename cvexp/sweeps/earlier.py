@@ -1,0 +1,120 @@
+"""Runs that an earlier start of a sweep left: finished ones are not repeated, interrupted ones go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from mlflow.entities import Run as MLflowRun
+
+from cvexp import data
+from cvexp.config import RunConfig, flatten
+from cvexp.errors import UserError
+from cvexp.tracking.description import PARENT_VARIABLE, digest
+from cvexp.tracking.opening import LOCK
+from cvexp.tracking.store import Store, connect
+from cvexp.weights.locate import source_run
+
+log = logging.getLogger("cvexp")
+
+Fingerprints = Callable[[RunConfig], "list[str] | None"]
+
+
+class Data:
+    """The fingerprints of data, which are opened once for all jobs of a sweep."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[str] | None] = {}
+
+    def fingerprints(self, config: RunConfig) -> list[str] | None:
+        """Return the fingerprints of both splits of a run's data, or None if the data can't be used."""
+        use = "pretraining" if config.role == "pretraining" else "segmentation"
+        key = f"{use} {flatten(asdict(config.dataset))}"
+        if key not in self._known:
+            try:
+                self._known[key] = [index.fingerprint() for index in data.open_splits(config.dataset, use)]  # type: ignore[arg-type]
+            except UserError:  # the job itself says what is wrong
+                self._known[key] = None
+        return self._known[key]
+
+    def are_those_of(self, run: MLflowRun, config: RunConfig) -> bool:
+        """Return whether a run used the data as they are now."""
+        return self.recorded(run) == self.fingerprints(config)
+
+    @staticmethod
+    def recorded(run: MLflowRun) -> list[str | None]:
+        """Return the fingerprints that a run recorded."""
+        return [run.data.tags.get(f"data.{split}.fingerprint") for split in ("train", "val")]
+
+
+def find_finished(store: Store, config: RunConfig, known: Data) -> MLflowRun | None:
+    """Return the newest finished run with the same configuration, the same data and the same initial weights.
+
+    Jobs on finished runs are always repeated, because there may be new ones.
+
+    Args:
+        store: Where runs are recorded.
+        config: The configuration of the job.
+        known: The data of the sweep.
+    """
+    if config.role == "job" or config.resume is not None:
+        return None
+    for run in store.search(f"attributes.status = 'FINISHED' and tags.`cvexp.config` = '{digest(config)}'"):
+        if known.are_those_of(run, config) and _has_same_start(run, config, store):
+            return run
+    return None
+
+
+def _has_same_start(run: MLflowRun, config: RunConfig, store: Store) -> bool:
+    """Return whether `backbone.weights` still names the weights that a run started from."""
+    weights = config.backbone.weights
+    if weights in (None, "timm") or weights.startswith("runs:/"):
+        return True
+    if weights.startswith(("latest:", "models:/")):
+        try:
+            return source_run(weights, config, store) == run.data.tags.get("weights_from")
+        except UserError:
+            return False
+    path = Path(weights)
+    return path.is_file() and path.stat().st_mtime * 1000 < run.info.start_time
+
+
+def find_interrupted(config: RunConfig) -> str | None:
+    """Return the id of the run that this job of a sweep left when it was interrupted, or None.
+
+    A job is interrupted by a signal, an error, or a scheduler that stops it and starts it again.
+
+    Raises:
+        UserError: if that run is still running in another process.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if not parent or config.role == "job" or config.resume is not None:
+        return None
+    store = connect(config.tracking)
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`cvexp.config` = '{digest(config)}'"
+    for run in store.search(f"attributes.status != 'FINISHED' and {query}"):
+        if _can_go_on(run, config, store):
+            log.info("going on with the interrupted run %s", run.info.run_id)
+            return str(run.info.run_id)
+    return None
+
+
+def _can_go_on(run: MLflowRun, config: RunConfig, store: Store) -> bool:
+    tags = run.data.tags
+    folder = Path(tags.get("cvexp.folder", ""))
+    if not folder.resolve().is_relative_to(Path(config.tracking.folder).resolve()) or not folder.is_dir():
+        return False  # of another machine
+    if "pruned" in tags or "config.yaml" not in store.files(run.info.run_id):
+        return False
+    known = Data()
+    if None not in known.recorded(run) and not known.are_those_of(run, config):
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return True
+    except Timeout as error:
+        raise UserError(f"this job is still running in another process, as run {run.info.run_id}") from error

@@ -1,0 +1,183 @@
+"""What all sweepers share: which jobs are run, on which launcher, and what became of them.
+
+PyTorch and MLflow are imported only when a sweep starts, because Hydra's `--help` imports this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins import sweeper
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cvexp.composition import check
+from cvexp.config import RunConfig, TrackingConfig
+from cvexp.errors import UserError
+from cvexp.sweeps.outcome import Job, Outcome
+
+if TYPE_CHECKING:
+    from cvexp.sweeps.earlier import Data
+    from cvexp.tracking.sweep import SweepRun
+
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # of our package
+
+log = logging.getLogger("cvexp")
+
+
+class Sweeper(sweeper.Sweeper):
+    """Runs the jobs of a sweep under one parent run, and records what became of them.
+
+    Args:
+        skip_finished: Whether a sweep that is started again goes on where it stopped: jobs that have finished are not
+            repeated, and interrupted ones are resumed.
+        params: Further overrides, by key.
+
+    Attributes:
+        master: The configuration of the sweep, which its jobs override.
+        outcomes: What became of the jobs so far.
+        further_environment: Further environment variables of the jobs.
+    """
+
+    def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None) -> None:
+        self.skip_finished = skip_finished
+        self.params = dict(params or {})
+        self.outcomes: list[Outcome] = []
+        self.further_environment: dict[str, str] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from cvexp.sweeps.earlier import Data
+
+        self.context = hydra_context
+        self.master = config
+        try:
+            self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=task_function, config=config
+            )
+        except (RuntimeError, ImportError) as error:  # Hydra does not know the class
+            name = str(config.hydra.runtime.choices.get("hydra/launcher"))
+            if name not in EXTRAS:
+                raise
+            raise UserError(
+                f"hydra/launcher={name}: this needs packages; install them with: pip install 'cvexp[{EXTRAS[name]}]'"
+            ) from error
+        self.known: Data = Data()
+
+    @abstractmethod
+    def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
+        """Run all jobs with :meth:`run_jobs`."""
+
+    @abstractmethod
+    def identity(self) -> Any:
+        """Return what this sweep is besides its overrides, as JSON."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run a sweep.
+
+        Raises:
+            UserError: at the end, if some jobs did not finish.
+        """
+        from cvexp.sweeps import summary
+        from cvexp.tracking.description import command_line
+        from cvexp.tracking.store import failures_explained
+        from cvexp.tracking.sweep import identity_of, open_sweep
+
+        tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), self.master.tracking))
+        assert isinstance(tracking, TrackingConfig)
+        overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+        hydra_overrides = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
+        assert isinstance(hydra_overrides, list)
+        command = command_line([*arguments, *map(str, hydra_overrides)], is_sweep=True)
+        identity = identity_of([sorted(overrides), self.identity()])
+        with (
+            failures_explained("once it works again, start the same command again"),
+            open_sweep(tracking, overrides, command, swept, identity, self.skip_finished) as run,
+        ):
+            try:
+                self.run_all(run, overrides)
+            finally:
+                summary.report(run, self.outcomes)
+        if unfinished := [outcome for outcome in self.outcomes if outcome.is_failure]:
+            first = unfinished[0]
+            raise UserError(
+                f"{len(unfinished)} of {len(self.outcomes)} jobs did not finish; the first is job {first.number} "
+                f"({first.error}). The same command starts only those again"
+            )
+
+    def run_jobs(self, run: SweepRun, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run some jobs on the launcher, except those that have finished before.
+
+        Args:
+            run: The parent run.
+            jobs: The jobs, all different.
+
+        Returns:
+            What became of each job.
+        """
+        from cvexp.sweeps import summary
+
+        finished = {job.number: outcome for job in jobs if (outcome := self._finished_before(run, job))}
+        waiting = [job for job in jobs if job.number not in finished]
+        if finished:
+            numbers = ", ".join(map(str, finished))
+            log.info("%d of %d jobs have finished before and are skipped: %s", len(finished), len(jobs), numbers)
+        returned: list[JobReturn | None] = [None] * len(waiting)
+        lost = "the sweep was interrupted"
+        try:
+            if waiting:
+                returned = list(self.launcher.launch([self._launched(run, job) for job in waiting], initial_job_idx=0))
+        except Exception as error:  # of the launcher, such as a job that its scheduler has lost
+            lost = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.error("the launcher failed: %s", lost)
+        finally:
+            launched = summary.collect(run, waiting, returned, lost)
+            outcomes = [finished.get(job.number) or launched[job.number] for job in jobs]
+            self.outcomes += outcomes
+        return outcomes
+
+    def compose(self, job: Job) -> RunConfig:
+        """Compose and check the configuration of a job.
+
+        Raises:
+            HydraException: if an override names an unknown key or group.
+            UserError: if a value is wrong.
+        """
+        composed = self.context.config_loader.load_sweep_config(self.master, list(job.overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        return check(composed)
+
+    def _finished_before(self, run: SweepRun, job: Job) -> Outcome | None:
+        from cvexp.sweeps import summary
+        from cvexp.sweeps.earlier import find_finished
+
+        try:
+            config = self.compose(job)
+        except UserError:  # which the job itself explains, so that the others can run
+            return None
+        earlier = find_finished(run.store, config, self.known) if self.skip_finished else None
+        return summary.outcome_of(job, earlier, "finished before", run.swept) if earlier else None
+
+    def _launched(self, run: SweepRun, job: Job) -> list[str]:
+        """Return the overrides of a job on a launcher, whose process may have another environment."""
+        environment = {**run.environment(job.number), **self.further_environment, "TTY_COMPATIBLE": "0"}
+        return [
+            *job.overrides,
+            f"hydra.sweep.dir={_quoted(str(self.master.hydra.sweep.dir))}",
+            f"hydra.sweep.subdir='{job.number}'",
+            *(f"hydra.job.env_set.{key}={_quoted(value)}" for key, value in environment.items()),
+        ]
+
+
+def _quoted(value: str) -> str:
+    """Quote a value for Hydra's command line, keeping interpolations."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
