@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -57,18 +59,19 @@ def _distribution(key: str, override: Override) -> BaseDistribution:
             choices = [str(choice) for choice in override.sweep_iterator(Transformer.encode)]
             return CategoricalDistribution(choices)
         if isinstance(value, RangeSweep):
-            start, stop, step = value.start or 0, value.stop, value.step
-            assert stop is not None
-            if all(isinstance(number, int) for number in (start, stop, step)):
-                return IntDistribution(int(start), int(stop) - 1, log=is_log, step=1 if is_log else int(step))
-            return FloatDistribution(float(start), float(stop), log=is_log, step=None if is_log else float(step))
+            numbers = (value.start or 0, value.stop, value.step)
+            start, stop, step = (Decimal(str(number)) for number in numbers)
+            last = start + step * (math.ceil((stop - start) / step) - 1)  # the end is exclusive, as in Python
+            if all(isinstance(number, int) for number in numbers):
+                return IntDistribution(int(start), int(last), log=is_log, step=1 if is_log else int(step))
+            return FloatDistribution(float(start), float(last), log=is_log, step=None if is_log else float(step))
         assert isinstance(value, IntervalSweep)
         assert value.start is not None
         assert value.end is not None
-        if isinstance(value.start, int) and isinstance(value.end, int) and "int" in value.tags:
+        if isinstance(value.start, int) and isinstance(value.end, int):
             return IntDistribution(value.start, value.end, log=is_log)
         return FloatDistribution(float(value.start), float(value.end), log=is_log)
-    except (ValueError, AssertionError, TypeError) as error:
+    except (ValueError, AssertionError, TypeError, ArithmeticError) as error:
         given = override.input_line or value
         raise UserError(f"{key}: {given} is no range to search ({error}); use {SYNTAX}") from error
 

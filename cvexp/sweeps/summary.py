@@ -56,19 +56,18 @@ def _outcome(job: Job, child: MLflowRun | None, returned: JobReturn | None, lost
     return outcome_of(job, child, "failed", swept, text)
 
 
-def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[str] = (), error: str = "") -> Outcome:
+def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[str], error: str = "") -> Outcome:
     """Return what became of a job, given the run that it recorded.
 
     Args:
         job: The job.
         child: Its run, if it opened one.
         status: The status of the job; see :class:`Outcome`.
-        swept: The keys that the jobs differ in; none means that all overrides are given.
+        swept: The keys that the jobs differ in.
         error: Why it did not finish, if the run does not say that.
     """
-    settings = " ".join(
-        word.lstrip("+") for word in job.overrides if not swept or word.lstrip("+").partition("=")[0] in swept
-    )
+    words = [word.lstrip("+") for word in job.overrides]
+    settings = " ".join(word for word in words if word.partition("=")[0] in swept)
     if child is None:
         return Outcome(job.number, hide_secrets(settings), status, error=hide_secrets(error))
     monitor = child.data.params.get("task.monitor", "").removeprefix("val/")

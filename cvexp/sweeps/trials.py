@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
@@ -58,7 +59,7 @@ class Study:
                 f"hydra.sweeper.study_name: there is already a study {name!r}; choose another name, or go on with it "
                 "by leaving out hydra.sweeper.skip_finished=false"
             ) from error
-        except (optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, ValueError) as error:
             raise UserError(f"hydra.sweeper.storage: it can't be used ({first_line(error)}); correct it") from error
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:

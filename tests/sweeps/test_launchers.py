@@ -1,0 +1,101 @@
+"""Sweeps on real launchers: processes of this machine, Slurm and Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.plugins import Plugins
+
+from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start
+from tests.slurm import wait_until
+from tests.sweeps.test_grid import jobs, parents, summary
+
+QUICK = [*TINY, "trainer.max_steps=1"]
+SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1"]
+SLURM += ["hydra.launcher.timeout_min=60"]
+
+
+def assert_complete(num_jobs: int) -> None:
+    """Fail unless the only sweep has this many finished jobs, each with everything that a run records."""
+    (parent,) = parents()
+    assert parent.info.status == "FINISHED"
+    assert [row["status"] for row in summary()] == ["finished"] * num_jobs
+    assert len(jobs()) == num_jobs
+    for run in jobs():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["command"].startswith("python -m cvexp ")
+        assert "hydra" not in run.data.tags["command"]
+        assert "-m cvexp -m" not in run.data.tags["command"]
+        assert {"best/loss", "val/knn_top1", "train/loss"} <= run.data.metrics.keys()
+        assert checkpoint(run, "best").keys() == checkpoint(run).keys()
+    assert len({run.data.tags["cvexp.folder"] for run in jobs()}) == num_jobs
+
+
+@pytest.mark.slow
+def test_jobs_in_several_processes_are_like_jobs_in_one(cvexp: Callable[..., Outcome]) -> None:
+    finish(start("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK, "seed=0,1,2"))
+    assert_complete(3)
+    by_seed = {run.data.params["seed"]: run.data.metrics["val/loss"] for run in jobs()}
+    assert cvexp(*QUICK, "seed=1", "tracking.folder=alone").code == 0
+    assert runs(Path("alone"))[0].data.metrics["val/loss"] == by_seed["1"]
+
+
+@pytest.mark.slow
+def test_the_error_of_a_job_in_another_process_is_in_the_summary() -> None:
+    process = start(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK, "optimizer.args.betas=[2,1],[0.5,0.9]"
+    )
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert [row["status"] for row in summary()] == ["failed", "finished"]
+    assert "AdamW refuses" in summary()[0]["error"]
+    assert "1 of 2 jobs did not finish" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_jobs_run_on_ray() -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'cvexp[ray]'")
+    finish(start("-m", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", *QUICK, "seed=0,1"))
+    assert_complete(2)
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_preempts_goes_on_and_ends_like_an_undisturbed_one(
+    slurm: dict[str, str], cvexp: Callable[..., Outcome]
+) -> None:
+    long = [*TINY, "trainer.max_epochs=30"]
+    sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", **slurm)
+    checkpoints = Path("slurm/artifacts")
+    wait_until(lambda: len(list(checkpoints.glob("*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
+    urgent = ["sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true"]
+    subprocess.run(urgent, check=True, env={**os.environ, **slurm}, capture_output=True)
+    finish(sweep)
+    output = "".join(path.read_text() for path in Path("slurm/sweeps").rglob("*.out"))
+    assert "going on with the interrupted run" in output
+    by_seed = {run.data.params["seed"]: run for run in runs(Path("slurm")) if run.data.tags["role"] != "sweep"}
+    assert len(by_seed) == len(runs(Path("slurm"))) - 1 == 2
+    for seed in ("0", "1"):
+        assert cvexp(*long, f"seed={seed}", f"tracking.folder=alone{seed}").code == 0
+        (alone,) = runs(Path(f"alone{seed}"))
+        assert by_seed[seed].info.status == "FINISHED"
+        assert histories(Path("slurm"), by_seed[seed]) == histories(Path(f"alone{seed}"), alone)
+        expected, got = checkpoint(alone), checkpoint(by_seed[seed])
+        assert all(expected[key].equal(got[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("joblib", "joblib"), ("submitit_local", "slurm"), ("ray", "ray")])
+def test_a_launcher_that_is_not_installed_is_named(
+    name: str, extra: str, cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Plugins.instance().class_name_to_class
+    installed = {key: value for key, value in known.items() if "hydra_plugins" not in key}
+    monkeypatch.setattr(Plugins.instance(), "class_name_to_class", installed)
+    outcome = cvexp("-m", f"hydra/launcher={name}", "seed=0,1")
+    assert outcome.code == 1
+    assert f"pip install 'cvexp[{extra}]'" in outcome.message

@@ -1,0 +1,122 @@
+"""Searching settings with Optuna, in a study that goes on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from cvexp.errors import UserError
+from cvexp.sweeps.space import as_override, split
+from tests.helpers import TINY, Outcome, start
+from tests.sweeps.test_grid import jobs, parents, summary
+
+SEARCH = ["-m", "hydra/sweeper=optuna", *TINY, "trainer.max_epochs=2", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
+
+
+def study() -> optuna.Study:
+    storage = "sqlite:///outputs/optuna.db"
+    (name,) = optuna.study.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+@pytest.mark.parametrize(
+    ("word", "distribution"),
+    [
+        ("interval(0.1,1)", FloatDistribution(0.1, 1.0)),
+        ("interval(1,2)", FloatDistribution(1.0, 2.0)),
+        ("tag(log,interval(1e-4,1))", FloatDistribution(1e-4, 1.0, log=True)),
+        ("int(interval(1,9))", IntDistribution(1, 9)),
+        ("tag(log,int(interval(1,9)))", IntDistribution(1, 9, log=True)),
+        ("range(1,10)", IntDistribution(1, 9)),
+        ("range(0,10,3)", IntDistribution(0, 9, step=3)),
+        ("range(0.5,1.5,0.25)", FloatDistribution(0.5, 1.25, step=0.25)),
+        ("choice(a,b)", CategoricalDistribution(["a", "b"])),
+        ("1,2", CategoricalDistribution(["1", "2"])),
+        ("[1,2],[3]", CategoricalDistribution(["[1,2]", "[3]"])),
+    ],
+)
+def test_search_spaces_are_written_as_hydra_writes_sweeps(word: str, distribution: object) -> None:
+    fixed, space = split(["task=dino", f"a.b={word}"])
+    assert fixed == {"task": "task=dino"}
+    assert space == {"a.b": distribution}
+
+
+def test_the_command_line_replaces_the_space_of_a_file() -> None:
+    assert split(["a=1,2", "b=1,2", "a=3"]) == ({"a": "a=3"}, {"b": CategoricalDistribution(["1", "2"])})
+    with pytest.raises(UserError, match="nothing to search"):
+        split(["a=3"])
+
+
+def test_values_survive_the_command_line() -> None:
+    assert as_override("lr", 1e-05) == "lr=1e-05"
+    assert float(as_override("lr", 0.1 + 0.2).partition("=")[2]) == 0.1 + 0.2
+    assert as_override("n", 3) == "n=3"
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_without_repeating_or_renumbering(cvexp: Callable[..., Outcome]) -> None:
+    search = [*SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.sampler=random"]
+    process = start(*search)
+    while process.poll() is None and len(list(Path("outputs/artifacts").glob("*/artifacts/checkpoints/last.ckpt"))) < 3:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = study().trials
+    assert [trial.state for trial in before] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    assert cvexp(*search).code == 0
+    trials = study().trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
+    assert [trial.params for trial in trials[:3]] == [trial.params for trial in before]
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
+    assert len(jobs()) == 5
+    assert [row["number"] for row in summary()] == list(range(5))
+    assert [row["value"] for row in summary()] == [trial.value for trial in trials]
+    assert {run.data.params["optimizer.lr"] for run in jobs()} == {str(t.params["optimizer.lr"]) for t in trials}
+    assert cvexp(*search).code == 0  # there is nothing left to do
+    assert len(jobs()) == 5
+    assert cvexp(*search[:-2], "hydra.sweeper.n_trials=6", search[-1]).code == 0  # one more
+    assert len(study().trials) == len(jobs()) == 6
+    assert len(parents()) == 1
+
+
+@pytest.mark.slow
+def test_trials_that_fall_behind_are_pruned_and_do_not_count_as_finished(cvexp: Callable[..., Outcome]) -> None:
+    pruner = ["hydra.sweeper.pruner=median", "hydra.sweeper.pruner_args={n_startup_trials: 1}"]
+    values = ["optimizer.lr=choice(1e-3,0.3)", "hydra.sweeper.sampler=qmc", "hydra.sweeper.direction=minimize"]
+    outcome = cvexp(*SEARCH, *values, *pruner, "hydra.sweeper.n_trials=6", "trainer.max_epochs=3")
+    assert outcome.code == 0, outcome.message
+    states = {trial.number: trial.state for trial in study().trials}
+    pruned = [run for run in jobs() if "pruned" in run.data.tags]
+    assert {int(run.data.tags["sweep.job"]) for run in pruned} == {
+        number for number, state in states.items() if state == TrialState.PRUNED
+    }
+    assert pruned
+    assert {run.info.status for run in pruned} == {"KILLED"}
+    assert {row["status"] for row in summary()} >= {"finished", "pruned"}
+
+
+@pytest.mark.slow
+def test_a_failed_trial_is_told_and_the_search_goes_on(cvexp: Callable[..., Outcome]) -> None:
+    space = ["optimizer.args.betas=choice([2,0.9],[0.9,0.99])", "optimizer.lr=1e-3,2e-3"]
+    search = [*SEARCH[:-1], *space, "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler=random", "trainer.max_steps=1"]
+    outcome = cvexp(*search)
+    states = [trial.state for trial in study().trials]
+    assert len(states) == 4
+    assert TrialState.FAIL in states
+    assert outcome.code == 1
+    assert "AdamW refuses" in outcome.message
+    assert cvexp(*search).code == 0  # nothing is left to do
+    assert [trial.state for trial in study().trials] == states
+
+
+def test_the_storage_has_a_clear_error(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp(*SEARCH, "hydra.sweeper.storage=nowhere://x")
+    assert outcome.code == 1
+    assert "hydra.sweeper.storage: it can't be used" in outcome.message
