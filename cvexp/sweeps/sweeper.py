@@ -6,6 +6,7 @@ PyTorch and MLflow are imported only when a sweep starts, because Hydra's `--hel
 from __future__ import annotations
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,12 +173,15 @@ class Sweeper(sweeper.Sweeper):
         environment = {**run.environment(job.number), **self.further_environment, "TTY_COMPATIBLE": "0"}
         return [
             *job.overrides,
-            f"hydra.sweep.dir={_quoted(str(self.master.hydra.sweep.dir))}",
+            f"hydra.sweep.dir={quoted(str(self.master.hydra.sweep.dir))}",
             f"hydra.sweep.subdir='{job.number}'",
-            *(f"hydra.job.env_set.{key}={_quoted(value)}" for key, value in environment.items()),
+            *(f"hydra.job.env_set.{key}={quoted(value)}" for key, value in environment.items()),
         ]
 
 
-def _quoted(value: str) -> str:
-    """Quote a value for Hydra's command line, keeping interpolations."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(value: str) -> str:
+    """Quote a value for Hydra's command line, keeping interpolations.
+
+    Hydra unescapes quotes, and backslashes only before quotes.
+    """
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + (match[2] and "\\'"), value) + "'"

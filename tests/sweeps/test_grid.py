@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from cvexp.sweeps.grid import combinations
+from cvexp.sweeps.sweeper import quoted
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, start, store
 
 QUICK = [*TINY, "trainer.max_steps=1"]
@@ -163,3 +165,9 @@ def test_the_same_sweep_cannot_run_twice_at_the_same_time(cvexp: Callable[..., O
         outcome = cvexp(*sweep)
     assert outcome.code == 1
     assert "the same sweep is running in another process" in outcome.message
+
+
+@pytest.mark.parametrize("value", ["a", "it's", "a\\b", "a\\", "a\\'b", 'say "\\"', "a b,c=d", "[x]", ""])
+def test_values_are_quoted_for_hydra(value: str) -> None:
+    override = OverridesParser.create().parse_override(f"a={quoted(value)}")
+    assert str(override.value()) == value
