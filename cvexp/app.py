@@ -26,7 +26,6 @@ from omegaconf import DictConfig
 
 from cvexp import arguments, completion, plugins, processes
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition
-from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.sweep import Sweep, as_given, swept_settings
@@ -129,6 +128,7 @@ def _hydra_main(composed: DictConfig) -> float | None:
 def _run(composed: DictConfig) -> float | None:
     config = check(composed)
     from cvexp.tracking import description, opening, resume, store  # import MLflow
+    from cvexp.training.strategy import check_processes
 
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same more clearly
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # about its own use of PyTorch
@@ -138,31 +138,12 @@ def _run(composed: DictConfig) -> float | None:
     if config.resume is not None:
         with store.failures_explained("check it, and try again"):
             config = resume.saved_config(config, composed, overrides)
-    _check_processes(config)
+    check_processes(config)
     task = plugins.load("task", config.job)
     folder = Path(hydra_config.runtime.output_dir)
     with processes.connected(), opening.open_run(config, folder, command, swept_settings(overrides)) as run:
         objective: float | None = task.main(config, run)
     return objective
-
-
-def _check_processes(config: RunConfig) -> None:
-    """Check that the number of processes suits the task and the strategy of the trainer.
-
-    Raises:
-        UserError: naming the command that starts several processes, or the missing setting.
-    """
-    num_processes, strategy = processes.world_size(), config.trainer.strategy
-    if num_processes == 1 and strategy != "auto":
-        how = f"resume={config.resume}" if config.resume else "trainer=ddp"
-        raise UserError(
-            f"trainer.strategy: got {strategy!r}, but there is one process; start several with: "
-            f"torchrun --nproc-per-node=2 -m cvexp {how}"
-        )
-    if num_processes > 1 and config.role == "job":
-        raise UserError(f"task: {config.job} runs in one process, but there are {num_processes}; leave out torchrun")
-    if num_processes > 1 and strategy == "auto":
-        raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 
 
 def describe(error: Exception) -> str:

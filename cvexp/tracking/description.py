@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from cvexp import processes
 from cvexp.config import RunConfig
 from cvexp.redaction import hide_secrets
 
@@ -59,6 +60,7 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
         "task": config.job,
         "role": config.role,
         "seed": str(config.seed),
+        "processes": str(processes.world_size()),
         "command": command,
         "cvexp.folder": str(folder.absolute()),
         "version.python": platform.python_version(),

@@ -71,6 +71,7 @@ def _reopen(run: Run, config: RunConfig) -> None:
     _log_parameters(run.store, run.id, config)
     run.remember_what_is_logged()
     client.update_run(run.id, status="RUNNING")
+    run.set_tag("processes", str(processes.world_size()))
     if "error" in run.tags():
         client.delete_tag(run.id, "error")
 

@@ -69,7 +69,7 @@ class Speed(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ready = time.perf_counter()
-        self.num_images += module.batches.batch_size * trainer.world_size
+        self.num_images += module.batches.batch_size
         if trainer.is_last_batch or trainer.global_step == module.total_steps:
             seconds = self.epoch_seconds = self.ready - self.started
             self.seconds["training"] += seconds

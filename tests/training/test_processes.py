@@ -19,8 +19,8 @@ DINO = [*TINY, "backbone.name=test_vit", "task.eval_size=32", "dataset.train_ima
 @pytest.mark.timeout(600)
 def test_two_processes_train_like_one_with_the_same_global_batch(cvexp: Callable[..., Outcome]) -> None:
     steps = ["trainer.max_steps=20", "trainer.max_epochs=20"]
-    finish(torchrun("trainer=ddp", *DINO, *steps, "loader.batch_size=4", "tracking.folder=two"), seconds=500)
-    assert cvexp(*DINO, *steps, "loader.batch_size=8", "tracking.folder=one").code == 0
+    finish(torchrun("trainer=ddp", *DINO, *steps, "tracking.folder=two"), seconds=500)
+    assert cvexp(*DINO, *steps, "tracking.folder=one").code == 0
     two, one = training_losses(Path("two")), training_losses(Path("one"))
     assert len(two) == 20
     assert two == pytest.approx(one, abs=1e-4)
@@ -34,7 +34,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(cvexp: Callable
 @pytest.mark.parametrize("task", ["multiclass", "attention"])
 def test_segmentation_trains_in_two_processes(task: str) -> None:
     settings = ["backbone=resnet_mini", "dataset.train_images=12", "dataset.val_images=6", "dataset.image_size=64"]
-    settings += ["task.decoder_channels=8", "loader.batch_size=3", "loader.num_workers=0", "trainer.max_steps=3"]
+    settings += ["task.decoder_channels=8", "loader.batch_size=6", "loader.num_workers=0", "trainer.max_steps=3"]
     finish(torchrun("trainer=ddp", f"task={task}", *settings, "tracking.system_metrics=false"), seconds=500)
     (run,) = runs()
     assert run.info.status == "FINISHED"
@@ -44,7 +44,7 @@ def test_segmentation_trains_in_two_processes(task: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_stop_at_the_same_step_and_are_resumed() -> None:
-    process = torchrun("trainer=ddp", *DINO, "loader.batch_size=4", "trainer.max_epochs=30")
+    process = torchrun("trainer=ddp", *DINO, "trainer.max_epochs=30")
     while process.poll() is None and not list(Path("outputs").glob("artifacts/*/artifacts/checkpoints/last.ckpt")):
         time.sleep(0.1)
     assert process.poll() is None
