@@ -88,8 +88,14 @@ def _for_torchrun(words: list[str]) -> list[str]:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """Exit with one message, which only the first of several processes prints."""
-    sys.exit(f"cvexp: error: {describe(error)}" if processes.rank() == 0 else 1)
+    """Exit with one message. If several processes have the same one, only one of them prints it."""
+    message = f"cvexp: error: {describe(error)}"
+    if processes.world_size() == 1:
+        sys.exit(message)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the other processes after the first error
+    if processes.is_first_with(message):
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
