@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,13 +119,23 @@ def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: 
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available() and not is_on_device,
-        worker_init_fn=_leave_group,
+        worker_init_fn=_outlive_signals,
     )
 
 
-def _leave_group(worker: int) -> None:
-    """Keep a worker process alive when torchrun or a terminal stops the training, which needs it until it has stopped.
+def _outlive_signals(worker: int) -> None:
+    """Keep a worker process alive when the training is stopped, because the training needs it until it has stopped.
 
-    They send their signal to the whole process group.
+    A terminal and torchrun send signals to the process group, which the worker leaves. Slurm sends them to all
+    processes, so on Linux the worker obeys only the process of the training.
     """
     os.setpgrp()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

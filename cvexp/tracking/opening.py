@@ -219,7 +219,10 @@ def _log_parameters(store: Store, run_id: str, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _only_process(folder: Path, run_id: str) -> Iterator[None]:
-    """Lock a run for this process. The system releases the lock however the process ends."""
+    """Lock a run for this process, and write its id to its folder, where scripts can read it.
+
+    The system releases the lock however the process ends.
+    """
     with opening("tracking.folder"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "run.lock", timeout=0)
@@ -227,6 +230,7 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise UserError(f"resume: the run {run_id} is still running in another process; stop it first") from error
+        (folder / "run_id").write_text(f"{run_id}\n")
     try:
         yield
     finally:

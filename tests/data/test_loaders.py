@@ -1,6 +1,12 @@
+import os
+import subprocess
+from typing import Any
+
+import psutil
 import pytest
 
-from cvexp.data.loaders import FixedBatches, ShuffledBatches
+from cvexp.config import LoaderConfig
+from cvexp.data.loaders import FixedBatches, ShuffledBatches, make_loader
 from cvexp.errors import UserError
 from cvexp.processes import interleave
 
@@ -72,3 +78,25 @@ def test_processes_take_turns_in_fixed_batches(length: int, world_size: int) -> 
         [batch for turn, batch in enumerate(batches) if batches.batch_number(turn) is not None] for batches in ranks
     ]
     assert interleave(parts) == whole
+
+
+class Numbers:
+    """A data set that returns its keys, and images that are read anew."""
+
+    images: Any = None
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> list[int]:
+        return [position for _, position in keys]
+
+
+def test_a_worker_outlives_the_signals_of_others() -> None:
+    loader = make_loader(Numbers(), FixedBatches(list(range(40)), 1), LoaderConfig(batch_size=1, num_workers=1))  # type: ignore[arg-type]
+    batches = iter(loader)
+    assert next(batches) == [0]
+    (worker,) = psutil.Process().children()
+    assert os.getpgid(worker.pid) != os.getpgid(0)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert list(batches) == [[i] for i in range(1, 40)]
+    assert worker.is_running()
+    worker.terminate()  # as PyTorch does at exit
+    worker.wait(timeout=10)
