@@ -27,7 +27,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvexp import arguments, completion, plugins, processes
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition
-from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.grid import Grid
@@ -95,8 +94,14 @@ def _for_torchrun(words: list[str]) -> list[str]:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """Exit with one message, which only the first of several processes prints."""
-    sys.exit(f"cvexp: error: {describe(error)}" if processes.rank() == 0 else 1)
+    """Exit with one message. If several processes have the same one, only one of them prints it."""
+    message = f"cvexp: error: {describe(error)}"
+    if processes.world_size() == 1:
+        sys.exit(message)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun stops the other processes after the first error
+    if processes.is_first_with(message):
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -136,6 +141,7 @@ def _run(composed: DictConfig) -> float | None:
     from cvexp.sweeps.earlier import find_interrupted
     from cvexp.tracking import opening, resume, store  # import MLflow
     from cvexp.tracking.sweep import swept_settings
+    from cvexp.training.strategy import check_processes
 
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same more clearly
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")  # about its own use of PyTorch
@@ -147,7 +153,7 @@ def _run(composed: DictConfig) -> float | None:
             composed.resume = config.resume = config.resume or find_interrupted(config)
         if config.resume is not None:
             config = resume.saved_config(config, composed, overrides)
-    _check_processes(config)
+    check_processes(config)
     task = plugins.load("task", config.job)
     folder = Path(hydra_config.runtime.output_dir)
     with contextlib.suppress(Pruned), processes.connected():
@@ -162,25 +168,6 @@ def as_given(overrides: Any) -> list[str]:
     given = OmegaConf.to_container(overrides, resolve=False)
     assert isinstance(given, list)
     return [str(override) for override in given]
-
-
-def _check_processes(config: RunConfig) -> None:
-    """Check that the number of processes suits the task and the strategy of the trainer.
-
-    Raises:
-        UserError: naming the command that starts several processes, or the missing setting.
-    """
-    num_processes, strategy = processes.world_size(), config.trainer.strategy
-    if num_processes == 1 and strategy != "auto":
-        how = f"resume={config.resume}" if config.resume else "trainer=ddp"
-        raise UserError(
-            f"trainer.strategy: got {strategy!r}, but there is one process; start several with: "
-            f"torchrun --nproc-per-node=2 -m cvexp {how}"
-        )
-    if num_processes > 1 and config.role == "job":
-        raise UserError(f"task: {config.job} runs in one process, but there are {num_processes}; leave out torchrun")
-    if num_processes > 1 and strategy == "auto":
-        raise UserError(f"trainer.strategy: there are {num_processes} processes; add trainer=ddp")
 
 
 def describe(error: Exception) -> str:

@@ -40,6 +40,28 @@ def require_scale(key: str, got: list[float]) -> None:
     require(fits, key, got, "two shares of the area, 0 < smallest <= largest <= 1")
 
 
+def require_equal_parts(batch_size: int, num_processes: int, num_samples: int | None = None) -> None:
+    """Raise a UserError with the nearest sizes that work, unless the processes can share a batch equally.
+
+    Args:
+        batch_size: `loader.batch_size`.
+        num_processes: Number of processes that train together.
+        num_samples: Number of training samples, to which a larger batch is reduced; None if it is unknown.
+    """
+    size = batch_size if num_samples is None else min(batch_size, num_samples)
+    rest = size % num_processes
+    if not rest:
+        return
+    few = f", with {num_samples} training samples" if size < batch_size else ""
+    sizes = [size - rest] if size > rest else []
+    sizes += [] if few else [size - rest + num_processes]
+    choices = [" or ".join(map(str, sizes)), "another number of processes"]
+    raise UserError(
+        f"loader.batch_size: got {batch_size}{few}, which {num_processes} processes can't share equally; choose "
+        + ", or ".join(choice for choice in choices if choice)
+    )
+
+
 def require_jitter(key: str, got: list[float]) -> None:
     """Raise a UserError unless a value is the strength of a color jitter."""
     fits = len(got) == 4 and min(got) >= 0 and got[3] <= 0.5
@@ -129,6 +151,7 @@ class TrainerConfig:
     strategy: str = MISSING
     precision: str = MISSING
     compile: bool = MISSING
+    sync_batchnorm: bool = MISSING
 
     def __post_init__(self) -> None:
         require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
@@ -147,7 +170,7 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class LoaderConfig:
-    batch_size: int = MISSING  # per process
+    batch_size: int = MISSING  # of all processes together
     num_workers: int = MISSING
 
     def __post_init__(self) -> None:

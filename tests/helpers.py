@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -159,9 +159,11 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    """Start `python -m cvexp` in two processes that train together."""
-    launcher = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+TWO_PROCESSES = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+
+
+def torchrun(*arguments: str, launcher: Sequence[str] = TWO_PROCESSES) -> subprocess.Popen[str]:
+    """Start `python -m cvexp` in two processes that train together, or in others that torchrun's options say."""
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "cvexp", *arguments],
         stdout=subprocess.PIPE,
@@ -177,6 +179,28 @@ def training_losses(folder: Path) -> list[float]:
     assert run.info.status == "FINISHED"
     history = store(folder).get_metric_history(run.info.run_id, "train/loss")
     return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+
+
+def assert_close_runs(first: Path, second: Path, tolerance: float = 1e-4) -> dict[str, list[tuple[int, float]]]:
+    """Fail unless the only runs of two stores measured nearly the same at the same steps, and return it by metric.
+
+    Before training, the networks are equal, so their validation must be exactly equal.
+    """
+    measured = []
+    for folder in (first, second):
+        (run,) = runs(folder)
+        assert run.info.status == "FINISHED"
+        measured.append({name: sorted(history) for name, history in histories(folder, run).items()})
+    one, other = measured
+    assert one.keys() == other.keys()
+    for name, history in one.items():
+        steps, values = zip(*history, strict=True)
+        other_steps, other_values = zip(*other[name], strict=True)
+        assert steps == other_steps, name
+        assert values == pytest.approx(other_values, abs=tolerance), name
+        if name.startswith("val/"):
+            assert history[0] == other[name][0], name
+    return one
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cvexp.config import LoaderConfig
+from cvexp.config import LoaderConfig, require_equal_parts
 from cvexp.data.batches import Batches
 from cvexp.data.kept import ImagesOnDevice
 from cvexp.seeds import mix
@@ -19,14 +22,18 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position) in an order that is shuffled anew each epoch.
 
     Batch t of a run is a pure function of the seed and t. Therefore, an interrupted run continues with the next
-    batch, even within an epoch. The positions that do not fill a batch are left out; these differ between epochs.
+    batch, even within an epoch. Several processes share each batch equally, so the batches are the same for any number
+    of processes. The positions that do not fill a batch are left out; these differ between epochs.
 
     Args:
         length: Number of positions.
-        batch_size: Number of positions per batch and process; reduced if there are fewer positions.
+        batch_size: Number of positions per batch, of all processes together; reduced if there are fewer positions.
         seed: Seed of the order.
         batches_done: Called when an epoch starts or continues; returns how many batches the run has completed.
         rank, world_size: The number of this process, and the number of processes. Each gets its own part of a batch.
+
+    Raises:
+        UserError: if the processes can't share a batch equally.
     """
 
     def __init__(
@@ -39,37 +46,57 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
     ) -> None:
         self.length = length
-        self.batch_size = min(batch_size, max(length // world_size, 1))
+        require_equal_parts(batch_size, world_size, length)
+        self.batch_size = min(batch_size, max(length, 1))
         self.seed = seed
         self.batches_done = batches_done
         self.rank = rank
         self.world_size = world_size
 
     def __len__(self) -> int:
-        return max(self.length // (self.batch_size * self.world_size), 1)
+        return max(self.length // self.batch_size, 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start = divmod(self.batches_done(), len(self))
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
+        part = self.batch_size // self.world_size
         for batch in range(start, len(self)):
-            first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, position) for position in order[first : first + self.batch_size]]
+            first = batch * self.batch_size + self.rank * part
+            yield [(epoch, position) for position in order[first : first + part]]
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of the given positions in order, always with epoch 0 so that every evaluation uses the same views."""
+    """Batches of the given positions in order, always with epoch 0 so that every evaluation uses the same views.
 
-    def __init__(self, positions: list[int], batch_size: int) -> None:
+    Several processes take turns: batch b goes to process b mod W. All need the same number of batches, because DDP
+    communicates at each, so those that have one less get the last batch once more; see `batch_number`.
+
+    Args:
+        positions: The positions.
+        batch_size: Number of positions per batch.
+        rank, world_size: The number of this process, and the number of processes, W.
+    """
+
+    def __init__(self, positions: list[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.positions = positions
         self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
-        return math.ceil(len(self.positions) / self.batch_size)
+        return math.ceil(len(self.positions) / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for first in range(0, len(self.positions), self.batch_size):
+        last = (len(self.positions) - 1) // self.batch_size
+        for turn in range(len(self)):
+            first = min(turn * self.world_size + self.rank, last) * self.batch_size
             yield [(0, position) for position in self.positions[first : first + self.batch_size]]
+
+    def batch_number(self, turn: int) -> int | None:
+        """Return the number of the batch that a process gets in a turn; None if it is the last one once more."""
+        number = turn * self.world_size + self.rank
+        return number if number * self.batch_size < len(self.positions) else None
 
 
 def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: LoaderConfig) -> DataLoader[Any]:
@@ -92,4 +119,23 @@ def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: 
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available() and not is_on_device,
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Keep a worker process alive when the training is stopped, because the training needs it until it has stopped.
+
+    A terminal and torchrun send signals to the process group, which the worker leaves. Slurm sends them to all
+    processes, so on Linux the worker obeys only the process of the training.
+    """
+    os.setpgrp()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -39,7 +39,8 @@ class NTXentLoss(nn.Module):
     """The normalized temperature-scaled cross-entropy loss (equation 1 of the paper).
 
     Two views of an image are a positive pair. The views of all other images of the batch are the negatives. In
-    training mode, the batch is that of all processes. In evaluation mode, every process has the whole data.
+    training mode, the batch is that of all processes, which have equal parts of it. In evaluation mode, it is that of
+    this process, because each process evaluates other batches.
 
     Args:
         temperature: Divides the cosine similarities.

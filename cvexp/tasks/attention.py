@@ -143,7 +143,7 @@ class Attention(SegmentationTraining):
 
     def scores(self) -> dict[str, float]:
         """Return the scores of the merged label map, and the mIoU of the separate masks."""
-        total = torch.cat(self._mask_counts).sum(dim=0).cpu().numpy()
+        total = torch.cat(processes.gather_in_order(self._mask_counts)).sum(dim=0).cpu().numpy()
         return {**super().scores(), "miou_masks": float(iou.mean_iou(total))}
 
     def draw(self) -> dict[str, Any]:

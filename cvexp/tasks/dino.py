@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
 from cvexp.data.augment.views import BatchView, View
+from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
 from cvexp.report.console import print_line
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
+from cvexp.training.strategy import in_processes, normalized_together
 
 
 @dataclass(kw_only=True)
@@ -114,6 +116,12 @@ class DINO(Pretraining):
         if task.local_size is None and self.local_size != half_size(task):
             print_line(
                 f"local views: {self.local_size} px, as {self.config.backbone.name} can't take {half_size(task)} px"
+            )
+        if task.batch_norm and task.global_crops * normalized_together(self.config, self.num_samples) < 2:
+            raise UserError(
+                f"loader.batch_size: got {self.config.loader.batch_size}{in_processes()}, but the batch norm of the "
+                "teacher's head needs at least 2 global views in each process; choose a larger batch, or "
+                "task.batch_norm=false"
             )
         head = DINOHead(num_features, task.hidden_dim, task.bottleneck_dim, task.out_dim, batch_norm=task.batch_norm)
         self.student = DINONetwork(backbone, head)

@@ -9,7 +9,6 @@ from typing import ClassVar
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from cvexp import processes
 from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
 from cvexp.data.augment.views import BatchView, View
 from cvexp.errors import UserError
@@ -17,6 +16,7 @@ from cvexp.models.backbone import forward_crops
 from cvexp.models.simclr import NTXentLoss, ProjectionHead, alignment, pair_potential
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
+from cvexp.training.strategy import in_processes, normalized_together
 
 
 @dataclass(kw_only=True)
@@ -73,10 +73,14 @@ class SimCLR(Pretraining):
 
     def make_networks(self, backbone: nn.Module, num_features: int) -> None:
         task = self.task
+        size = f"loader.batch_size: got {self.config.loader.batch_size}{in_processes()}"
+        size += f", with {self.num_samples} training crops, but "
         if min(self.config.loader.batch_size, self.num_samples) < 2:
+            raise UserError(f"{size}SimCLR needs the views of at least 2 crops in a batch, to tell them apart")
+        if task.batch_norm and normalized_together(self.config, self.num_samples) < 2:
             raise UserError(
-                f"loader.batch_size: got {self.config.loader.batch_size}, with {self.num_samples} training crops, but "
-                "SimCLR needs the views of at least 2 crops in a batch, to tell them apart"
+                f"{size}the head's batch norm needs at least 2 crops in the batch of each process; choose a larger "
+                "batch, or task.batch_norm=false"
             )
         self.backbone = backbone
         self.head = ProjectionHead(num_features, task.hidden_dim, task.out_dim, task.batch_norm)
@@ -131,7 +135,7 @@ class SimCLR(Pretraining):
         ]
 
     def describe_collapse(self) -> str:
-        num_views = 2 * min(self.config.loader.batch_size, self.num_samples) * processes.world_size()
+        num_views = 2 * min(self.config.loader.batch_size, self.num_samples)
         return f"{math.log(num_views - 1):.3f} for a full training batch if all images have the same projection"
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from cvexp import processes
 from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.redaction import hide_secrets
 
@@ -69,6 +70,7 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
         "task": config.job,
         "role": config.role,
         "seed": str(config.seed),
+        "processes": str(processes.world_size()),
         "command": command,
         "cvexp.folder": str(folder.absolute()),
         "cvexp.config": digest(config),

@@ -20,6 +20,7 @@ from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
 from cvexp.tracking.run import ReadOnlyRun, Run
 from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
+from cvexp.tracking.watchdog import failure_recorded, watched
 
 LOCK = "run.lock"  # a file in a run's folder, which is locked while the run is open
 
@@ -31,7 +32,8 @@ def open_run(
     """Open a new run, or the interrupted one that `config.resume` names, and close it at the end of the block.
 
     The run ends as FINISHED, as KILLED after Ctrl-C, SIGTERM or pruning, or as FAILED after an error, whose text
-    becomes the tag `error`. Of several processes that train together, only the first one writes to the run.
+    becomes the tag `error`. Of several processes that train together, only the first one writes to the run, but each
+    records its own failure, because that may be the cause of the first one's, or the first one may have been killed.
 
     Args:
         config: The run's configuration.
@@ -41,11 +43,11 @@ def open_run(
 
     Raises:
         UserError: if the run can't be opened, or later if the store fails, the disk is full, or a worker process of a
-            loader is killed.
+            loader or another process of the training is killed.
     """
     if processes.rank() > 0:
-        run_id, folder = processes.from_first(("", folder))
-        yield ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
+        with _open_another_process(config, folder) as run:
+            yield run
         return
     store = connect(config.tracking)
     if config.resume is None:
@@ -58,13 +60,31 @@ def open_run(
     with (
         _only_process(folder, run_id),
         failures_explained(f"once it works again, resume the run with: python -m cvexp resume={run_id}"),
-        _killed_worker_explained(run_id),
     ):
         run = Run(store, run_id, folder, config.tracking)
-        if config.resume is not None:
-            _reopen(run, config)
-        with _closing(run, config):
-            yield run
+        with watched(run):
+            if config.resume is not None:
+                _reopen(run, config)
+            with _closing(run, config), _lost_processes_explained(run_id):
+                yield run
+
+
+@contextlib.contextmanager
+def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyRun]:
+    """Open the run of the first process in another one, which records only its own failure.
+
+    Raises:
+        UserError: if this process does not find the run where the first one has recorded it.
+    """
+    with _lost_processes_explained():
+        run_id, folder = processes.from_first(("", folder))
+    with failures_explained(
+        f"process {processes.rank()} needs the run {run_id}: choose a tracking.folder on a file system that all "
+        "machines share, or name a server with MLFLOW_TRACKING_URI"
+    ):
+        run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
+    with watched(run), failure_recorded(run), _lost_processes_explained(run_id):
+        yield run
 
 
 def _reopen(run: Run, config: RunConfig) -> None:
@@ -73,6 +93,7 @@ def _reopen(run: Run, config: RunConfig) -> None:
     _log_parameters(run.store, run.id, config)
     run.remember_what_is_logged()
     client.update_run(run.id, status="RUNNING")
+    run.set_tag("processes", str(processes.world_size()))
     if "error" in run.tags():
         client.delete_tag(run.id, "error")
 
@@ -122,7 +143,7 @@ def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMe
     if monitor is not None:
         steps.insert(0, monitor.finish)
     if error is not None:
-        steps.insert(0, lambda: run.set_tag("error", f"{type(error).__name__}: {error}"))
+        steps.insert(0, lambda: run.set_tag("error", _error_text(run, error)))
     terminated = run.store.client.set_terminated
     steps.append(lambda: terminated(run.id, "FAILED" if failures and status == "FINISHED" else status))
     for step in steps:
@@ -136,18 +157,31 @@ def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMe
         raise failures[0]
 
 
+def _error_text(run: Run, error: BaseException) -> str:
+    """Return the tag of an error, which keeps the error that another process has recorded before."""
+    text = f"{type(error).__name__}: {error}"
+    earlier = run.tags().get("error", "")
+    return f"{earlier}; process 0: {text}" if earlier and text not in earlier else text
+
+
 @contextlib.contextmanager
-def _killed_worker_explained(run_id: str) -> Iterator[None]:
+def _lost_processes_explained(run_id: str | None = None) -> Iterator[None]:
+    """Explain the errors that follow if a worker process of a loader, or another process of the training, is gone."""
+    advice = f"resume the run with: python -m cvexp resume={run_id}" if run_id else "start again"
     try:
         yield
     except RuntimeError as error:
-        match = re.search(r"DataLoader worker \(pid.*\) (.*)", str(error))
-        if match is None:
-            raise
-        raise UserError(
-            f"loader: a worker process {match[1].rstrip('. ')}; if the machine ran out of memory, lower "
-            f"loader.num_workers or loader.batch_size. Resume the run with: python -m cvexp resume={run_id}"
-        ) from error
+        if match := re.search(r"DataLoader worker \(pid.*\) (.*)", str(error)):
+            raise UserError(
+                f"loader: a worker process {match[1].rstrip('. ')}; if the machine ran out of memory, lower "
+                f"loader.num_workers or loader.batch_size, and {advice}"
+            ) from error
+        if processes.is_lost_connection(error):
+            raise UserError(
+                "another process of the run ended, or can't be reached any more; if it printed an error, solve that "
+                f"first, and {advice}"
+            ) from error
+        raise
 
 
 def _recorded_folder(store: Store, config: RunConfig) -> Path:
@@ -187,7 +221,10 @@ def _log_parameters(store: Store, run_id: str, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _only_process(folder: Path, run_id: str) -> Iterator[None]:
-    """Lock a run for this process. The system releases the lock however the process ends."""
+    """Lock a run for this process, and write its id to its folder, where scripts can read it.
+
+    The system releases the lock however the process ends.
+    """
     with opening("tracking.folder"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
@@ -195,6 +232,7 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise UserError(f"resume: the run {run_id} is still running in another process; stop it first") from error
+        (folder / "run_id").write_text(f"{run_id}\n")
     try:
         yield
     finally:

@@ -114,7 +114,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved = {"run": None, "runs": None, "benchmark": False, **saved}
     saved["dataset"].setdefault("keep", "auto")
     if isinstance(saved.get("trainer"), dict):
-        saved["trainer"].setdefault("compile", False)
+        saved["trainer"] = {"compile": False, "sync_batchnorm": False, **saved["trainer"]}
     return saved
 
 

@@ -31,11 +31,13 @@ class ReadOnlyRun(Sink):
         artifacts: The address of the run's artifacts.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
             otherwise Hydra's run folder, from which they are uploaded at the end.
+        noted_signal: The first signal that asked this process to stop; None until there is one.
     """
 
     def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
         self.store = store
         self.id = run_id
+        self.noted_signal: int | None = None
         self.log_every_n_steps = tracking.log_every_n_steps
         self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
         address = urlparse(self.artifacts)

@@ -69,7 +69,7 @@ class Speed(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ready = time.perf_counter()
-        self.num_images += module.batches.batch_size * trainer.world_size
+        self.num_images += module.batches.batch_size
         if trainer.is_last_batch or trainer.global_step == module.total_steps:
             seconds = self.epoch_seconds = self.ready - self.started
             self.seconds["training"] += seconds
@@ -156,7 +156,8 @@ class Checkpoints(pl.Callback):
 class Interruption(pl.Callback):
     """After Ctrl-C or SIGTERM, ends a run where it can be resumed: after a step, or after the validation.
 
-    A second signal ends the run at once. Resuming then starts from the end of the last epoch.
+    A second signal ends the run at once. Resuming then starts from the end of the last epoch. Several processes ignore
+    a second signal, because torchrun and Slurm may both send one; `cvexp.tracking.watchdog` ends those that go on.
 
     Submitit handles SIGUSR2, with which Slurm announces that a job has to make room or that its time is up: it puts the
     job into the queue again. Its handler is called when the run can be resumed.
@@ -164,19 +165,30 @@ class Interruption(pl.Callback):
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self.signal_number: int | None = None
+        self.run = checkpoints.run
         self.previous: dict[signal.Signals, Any] = {}
 
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if trainer.state.fn == "validate" and trainer.world_size > 1:  # Lightning's own handler would communicate
+            self._listen()
+            if self._is_noted(trainer):
+                self._stop()
+
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
         is_managed = callable(signal.getsignal(signal.SIGUSR2))
         for number in (signal.SIGINT, signal.SIGTERM, *[signal.SIGUSR2] * is_managed):
             self.previous[number] = signal.signal(number, self._note)
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.run.noted_signal is None:
+            self.run.noted_signal = signal_number
+            again = "; interrupt again to stop at once" if processes.world_size() == 1 else ""
+            print_line(f"stopping after this step or validation{again}", style="bold yellow")
+        elif processes.world_size() == 1:
             raise Interrupted(signal_number)
-        self.signal_number = signal_number
-        print_line("stopping after this step or validation; interrupt again to stop at once", style="bold yellow")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Several processes must stop at the same step, so they agree on it, but not at every step, which would be slow.
@@ -191,15 +203,15 @@ class Interruption(pl.Callback):
 
     def _is_noted(self, trainer: pl.Trainer) -> bool:
         """Return whether any of the processes has received a signal."""
-        return trainer.strategy.reduce_boolean_decision(self.signal_number is not None, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.run.noted_signal is not None, all=False)
 
     def _stop(self) -> None:
-        if self.signal_number == signal.SIGUSR2:
+        if self.run.noted_signal == signal.SIGUSR2:
             print_line("stopped; the job goes on when the scheduler starts it again")
             self._restore()
-            self.previous[signal.SIGUSR2](self.signal_number, None)  # exits
-        print_line(f"stopped; resume with: python -m cvexp resume={self.checkpoints.run.id}")
-        raise Interrupted(self.signal_number or signal.SIGTERM)
+            self.previous[signal.SIGUSR2](signal.SIGUSR2, None)  # exits
+        print_line(f"stopped; resume with: python -m cvexp resume={self.run.id}")
+        raise Interrupted(self.run.noted_signal or signal.SIGTERM)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         self._restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ import torch
 
 from cvexp import processes
 from cvexp.config import TrainerConfig
+from cvexp.errors import UserError
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import curves
 from cvexp.tracking.run import ReadOnlyRun
@@ -17,6 +19,7 @@ from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
 from cvexp.training.module import TrainingModule
 from cvexp.training.progress import Progress, print_summary
 from cvexp.training.pruning import Pruning
+from cvexp.training.strategy import is_on_gpu, parallelism
 
 PANELS = {"loss (nats)": "val/loss", "mIoU": "val/miou", "kNN accuracy": "val/knn_top1"}  # of the figure of curves
 
@@ -31,6 +34,9 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
 
     Returns:
         The monitored metric at the best epoch.
+
+    Raises:
+        UserError: if one of several processes can't see the checkpoint.
     """
     checkpoints = Checkpoints(run, monitor)
     trainer = make_trainer(
@@ -44,13 +50,28 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             Progress(),
         ],
     )
-    last = run.last_checkpoint
+    last = _shared_checkpoint(run)
     if last is None:
         trainer.validate(module, verbose=False)  # before it has learned anything
     trainer.fit(module, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         _summarize(run, checkpoints.best, len(module.batches))
     return checkpoints.best[monitor]
+
+
+def _shared_checkpoint(run: ReadOnlyRun) -> Path | None:
+    """Return the first process's last checkpoint, from which all processes start.
+
+    Raises:
+        UserError: in all processes, if one of them can't see it.
+    """
+    last = processes.from_first(run.last_checkpoint)
+    if processes.in_any(last is not None and not last.exists()):
+        raise UserError(
+            f"tracking.folder: not all processes can see {last}; choose a folder on a file system that all machines "
+            "share"
+        )
+    return last
 
 
 def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: Any) -> pl.Trainer:
@@ -71,8 +92,7 @@ def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: A
     return pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator=config.trainer.accelerator,
-        **_devices(config.trainer),
-        strategy=config.trainer.strategy,
+        **parallelism(config.trainer),
         precision=_precision(config.trainer),  # type: ignore[arg-type]
         gradient_clip_val=config.optimizer.clip_norm,
         deterministic="warn",  # equal seeds give equal losses; operations that can't be deterministic warn
@@ -113,16 +133,7 @@ def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str |
     return warning
 
 
-def _devices(config: TrainerConfig) -> dict[str, Any]:
-    """Return Lightning's `devices` and `num_nodes`: what torchrun started, or else what the configuration says."""
-    if processes.world_size() == 1:
-        return {"devices": 1 if config.devices == "auto" else config.devices, "num_nodes": 1}
-    local = processes.local_world_size()
-    return {"devices": local, "num_nodes": processes.world_size() // local}
-
-
 def _precision(config: TrainerConfig) -> str:
     if config.precision != "auto":
         return config.precision
-    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if is_on_gpu(config) and torch.cuda.is_bf16_supported() else "32-true"

@@ -17,7 +17,7 @@ from cvexp.config import RunConfig
 from cvexp.data import kept
 from cvexp.data.augment.normalization import Normalization
 from cvexp.data.index import Splits
-from cvexp.data.loaders import ShuffledBatches
+from cvexp.data.loaders import FixedBatches, ShuffledBatches
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
 from cvexp.tracking.sink import Sink
@@ -94,7 +94,10 @@ class TrainingModule(pl.LightningModule):
         """Update what gradients do not update. `done` is the fraction of the run that was done before the step."""
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the networks, for :meth:`load_extra_state`."""
+        """Return what a checkpoint holds besides the networks, for :meth:`load_extra_state`.
+
+        All processes call this at the same time, and the first one's answer is saved.
+        """
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +135,11 @@ class TrainingModule(pl.LightningModule):
         trainer = self.config.trainer
         steps = trainer.max_epochs * len(self.batches)
         self.total_steps = steps if trainer.max_steps is None else min(steps, trainer.max_steps)
+
+    def fixed_batches(self, positions: list[int]) -> FixedBatches:
+        """Return batches for the validation, in which several processes take turns."""
+        batch_size = self.config.loader.batch_size
+        return FixedBatches(positions, batch_size, self.trainer.global_rank, self.trainer.world_size)
 
     # Training
 

@@ -21,7 +21,7 @@ from cvexp.data.crops import CropBatches, Crops
 from cvexp.data.enlargement import crop_advice
 from cvexp.data.examples import sample
 from cvexp.data.kept import Source
-from cvexp.data.loaders import FixedBatches, make_loader
+from cvexp.data.loaders import make_loader
 from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
@@ -173,14 +173,13 @@ class Pretraining(TrainingModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return loaders of the validation crops, in a plain view and in random ones, and of the kNN bank."""
-        plain, seed, batch_size = CenterView(self.task.eval_size), self.config.seed, self.config.loader.batch_size
+        plain, seed = CenterView(self.task.eval_size), self.config.seed
         val = CropBatches(self.splits.val, self.images[1], [plain, *self.views()], seed, self.draws_on_device)
         bank = CropBatches(self.splits.train, self.images[0], [plain], seed, self.draws_on_device)
         chosen = sample(self.splits.train, self.task.knn_bank)
-        return [
-            make_loader(val, FixedBatches(list(range(len(val))), batch_size), self.config.loader),
-            make_loader(bank, FixedBatches(chosen, batch_size), self.config.loader),
-        ]
+        self._evaluated = [self.fixed_batches(positions) for positions in (list(range(len(val))), chosen)]
+        loaders = zip((val, bank), self._evaluated, strict=True)
+        return [make_loader(crops, keys, self.config.loader) for crops, keys in loaders]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[list[Tensor], Tensor]:
         """Make the views on the device, if the loader did not, and normalize them."""
@@ -192,28 +191,31 @@ class Pretraining(TrainingModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._means: dict[str, Tensor] = {}
+        # Lists with an entry for each batch, so that those of all processes can be put in order.
+        self._means: list[dict[str, Tensor]] = []
         self._features: list[list[Tensor]] = [[], []]
         self._labels: list[list[Tensor]] = [[], []]
 
     def validation_step(self, batch: tuple[list[Tensor], Tensor], batch_idx: int, dataloader_idx: int) -> None:
+        if self._evaluated[dataloader_idx].batch_number(batch_idx) is None:
+            return
         (plain, *views), labels = batch
         self._features[dataloader_idx].append(self.encoder(plain).float())
         self._labels[dataloader_idx].append(labels)
         if views:
             share = len(labels) / len(self.splits.val)
-            for name, mean in self.evaluate(views).items():
-                self._means[name] = share * mean + self._means.get(name, 0.0)
+            self._means.append({name: share * mean for name, mean in self.evaluate(views).items()})
 
     def log_scores(self) -> None:
-        loss = float(self._means.pop("loss"))
+        means = self._sum_means()
+        loss = float(means.pop("loss"))
         self.check_loss(loss)
-        features, bank = (torch.cat(values) for values in self._features)
+        features, bank = (torch.cat(processes.gather_in_order(values, self.device)) for values in self._features)
         self.features = features
-        labels, bank_labels = (torch.cat(values) for values in self._labels)
+        labels, bank_labels = (torch.cat(processes.gather_in_order(values, self.device)) for values in self._labels)
         num_classes = len(self.splits.val.classes)
         measures = {
-            **self.summarize(self._means),
+            **self.summarize(means),
             "feature_std": collapse.feature_std(features),
             "feature_rank": collapse.effective_rank(features),
         }
@@ -225,6 +227,11 @@ class Pretraining(TrainingModule):
             warnings = [*self.collapse_warnings(measures), *collapse.feature_warnings(measures, features.shape[1])]
             if warnings:
                 self.warn(f"collapse: {'; '.join(warnings)}")
+
+    def _sum_means(self) -> dict[str, Tensor]:
+        """Sum the weighted means of the batches of all processes, in the order in which one process would do it."""
+        parts = processes.gather_in_order(self._means, self.device)
+        return {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in parts[0]}
 
     def log_pictures(self) -> None:
         is_due = self.global_step == self.total_steps or self.epochs_done % self.task.embed_every_n_epochs == 0

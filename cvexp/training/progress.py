@@ -42,7 +42,7 @@ class Progress(pl.callbacks.ProgressBar):
             self.row = self.bar.add_task("training", total=module.total_steps, completed=trainer.global_step, status="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.num_images += module.batches.batch_size * trainer.world_size
+        self.num_images += module.batches.batch_size
         if self.bar is None:
             return
         if module.logs_now:

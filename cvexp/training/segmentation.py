@@ -19,7 +19,7 @@ from cvexp.data.enlargement import image_advice
 from cvexp.data.examples import choose_images
 from cvexp.data.index import IGNORE
 from cvexp.data.kept import Source
-from cvexp.data.loaders import FixedBatches, make_loader
+from cvexp.data.loaders import make_loader
 from cvexp.data.masks import LabeledImages, LabeledSquares, MaskBatches, evaluated_areas
 from cvexp.errors import UserError
 from cvexp.inference import Segmenter, choose_device
@@ -34,7 +34,7 @@ from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.fit import fit
 from cvexp.training.module import TrainingModule
-from cvexp.training.segmentation_config import SegmentationConfig
+from cvexp.training.segmentation_config import SegmentationConfig, require_large_batch
 from cvexp.weights.read import read_checkpoint
 from cvexp.weights.start import Start, open_start, record_start
 
@@ -48,7 +48,7 @@ class SegmentationTraining(TrainingModule):
     the background.
 
     Attributes:
-        train_counts: The pixels counted in the epoch so far; see `cvexp.metrics.iou`.
+        train_counts: The pixels that this process counted in the epoch so far; see `cvexp.metrics.iou`.
         model: The network, with an `encoder`, and methods `label` and `predict` that map images to label maps and to a
             `Prediction`.
         classes: Class names, without the background.
@@ -66,6 +66,7 @@ class SegmentationTraining(TrainingModule):
         self.train()  # Lightning trains in the mode that it finds
         counts = torch.zeros(1 + len(self.classes), 3, dtype=torch.int64)  # of the epoch so far
         self.register_buffer("train_counts", counts, persistent=False)
+        self._ddp_params_and_buffers_to_ignore = ["train_counts"]  # or DDP would replace them by the first process's
         self._pictured = choose_images(self.splits.val, self.task.pictured_images)
 
     @property
@@ -136,8 +137,8 @@ class SegmentationTraining(TrainingModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         masks = MaskBatches(self.images[1], is_pending=self.draws_on_device)
-        keys = FixedBatches(list(range(len(masks))), self.config.loader.batch_size)
-        return make_loader(masks, keys, self.config.loader)
+        self._evaluated = self.fixed_batches(list(range(len(masks))))
+        return make_loader(masks, self._evaluated, self.config.loader)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Make the views on the device, if the loader did not, and normalize the images."""
@@ -164,30 +165,43 @@ class SegmentationTraining(TrainingModule):
         return loss
 
     def extra_state(self) -> dict[str, Any]:
-        return {"trained": self.train_counts}
+        return {"trained": self._sum_train_counts()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.train_counts.copy_(state["trained"])
+        self.train_counts.zero_()
+        if processes.rank() == 0:  # which saved the counts of all processes
+            self.train_counts.copy_(state["trained"])
+
+    def _sum_train_counts(self) -> Tensor:
+        """Return the pixels that all processes counted."""
+        total: Tensor = self.trainer.strategy.reduce(self.train_counts.clone(), reduce_op="sum")
+        return total
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        # Lists with an entry for each batch, so that those of all processes can be put in order.
+        self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
-        self._examples: list[pictures.Example] = []
+        self._examples_of_batches: list[list[pictures.Example]] = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        number = self._evaluated.batch_number(batch_idx)
+        if number is None:
+            return
         images, labels = batch
         prediction, loss = self.predict(images, labels)
-        self._loss += loss.sum() / len(self.splits.val.images)
+        self._losses.append(loss.sum() / len(self.splits.val.images))
         self.count(prediction, labels)
         if self._draws_now():
-            first = batch_idx * self.config.loader.batch_size
+            first = number * self.config.loader.batch_size
             pixels = self.normalize.invert(images)
-            for i in range(len(labels)):
-                if first + i in self._pictured:
-                    example = pictures.make_example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
-                    self._examples.append(example)
+            examples = [
+                pictures.make_example(self.splits.val, first + i, pixels[i], labels[i], prediction, i)
+                for i in range(len(labels))
+                if first + i in self._pictured
+            ]
+            self._examples_of_batches.append(examples)
 
     def count(self, prediction: Prediction, labels: Tensor) -> None:
         """Count the pixels of a validation batch, without waiting for the device."""
@@ -195,31 +209,33 @@ class SegmentationTraining(TrainingModule):
 
     @property
     def counts(self) -> iou.Counts:
-        """The pixels of each validation image that were counted so far, (images, 1 + c, 3)."""
+        """The pixels of each validation image, (images, 1 + c, 3)."""
         counts: iou.Counts = torch.cat(self._counts).cpu().numpy()
         return counts
 
     def log_scores(self) -> None:
-        train_counts = self.trainer.strategy.reduce(self.train_counts.clone(), reduce_op="sum").cpu().numpy()
+        train_counts = self._sum_train_counts().cpu().numpy()
         if train_counts.any():
             scores = self.training_scores(iou.summarize(train_counts[None], self.classes))
             self.sink.log_metrics({f"train/{name}": score for name, score in scores.items()}, self.global_step)
             self.train_counts.zero_()
+        self._counts = processes.gather_in_order(self._counts)
         if not self.counts[:, 1:, 2].any():
             raise UserError(
                 f"dataset: no validation image has any of the classes {list(self.classes)}, so nothing can be scored; "
                 "choose other classes, or other validation images"
             )
-        self.log_validation({"loss": float(self._loss), **self.scores()})
+        loss = float(sum(processes.gather_in_order(self._losses)))
+        self.log_validation({"loss": loss, **self.scores()})
 
     def log_pictures(self) -> None:
-        if self._examples:
+        self._examples = [e for examples in processes.gather_in_order(self._examples_of_batches) for e in examples]
+        if self._examples and processes.rank() == 0:
             for key, figure in self.draw().items():
                 self.sink.log_image(key, figure, self.global_step)
 
     def _draws_now(self) -> bool:
-        is_due = self.global_step == self.total_steps or self.epochs_done % self.task.picture_every_n_epochs == 0
-        return is_due and processes.rank() == 0
+        return self.global_step == self.total_steps or self.epochs_done % self.task.picture_every_n_epochs == 0
 
     def _state(self) -> str:
         return state_of(self.epochs_done)
@@ -264,12 +280,7 @@ def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: 
     task = config.task
     assert isinstance(task, SegmentationConfig)
     splits = data.load(config.dataset, "segmentation")
-    if min(config.loader.batch_size, len(splits.train.images)) < 2:
-        raise UserError(
-            f"loader.batch_size: got {config.loader.batch_size}, with {len(splits.train.images)} training images, but "
-            "the decoder's batch norm needs at least 2 images in a batch"
-            + ("; choose a larger dataset.limit=" if config.dataset.limit == 1 else "")
-        )
+    require_large_batch(config, len(splits.train.images))
     record_data(run, config.dataset.name, splits)
     if config.resume is None and (advice := image_advice(splits.train, config.dataset.image_size)):
         print_line(advice, style="bold yellow")

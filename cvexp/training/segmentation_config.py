@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from cvexp.config import TaskConfig, require, require_fraction, require_jitter, require_one_of, require_scale
+from cvexp.config import RunConfig, TaskConfig, require, require_fraction, require_jitter, require_one_of, require_scale
+from cvexp.errors import UserError
 from cvexp.models.deeplab import DECODERS
+from cvexp.training.strategy import in_processes, normalized_together
 
 MEASURES = ("miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1")
 
@@ -56,3 +58,18 @@ class SegmentationConfig(TaskConfig):
         require(self.backbone_lr_factor >= 0, "task.backbone_lr_factor", self.backbone_lr_factor, "at least 0")
         require(self.pictured_images >= 0, "task.pictured_images", self.pictured_images, "at least 0")
         require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *MEASURES)])
+
+
+def require_large_batch(config: RunConfig, num_images: int) -> None:
+    """Raise a UserError unless a batch is large enough for the decoder's batch norm.
+
+    Args:
+        config: The run's configuration.
+        num_images: Number of training images.
+    """
+    if normalized_together(config, num_images) < 2:
+        raise UserError(
+            f"loader.batch_size: got {config.loader.batch_size}{in_processes()}, with {num_images} training images, "
+            "but the decoder's batch norm needs at least 2 images in the batch of each process"
+            + ("; choose a larger dataset.limit=" if config.dataset.limit == 1 else "")
+        )

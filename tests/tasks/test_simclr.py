@@ -6,9 +6,10 @@ import torch
 
 import cvexp as package
 from cvexp import data
+from cvexp.errors import UserError
 from cvexp.tasks.simclr import SimCLR
 from cvexp.tracking.sink import Memory
-from tests.helpers import Outcome, finish, runs, store, torchrun, training_losses
+from tests.helpers import Outcome, assert_close_runs, finish, runs, store, torchrun
 
 TINY = [
     "task=simclr",
@@ -77,6 +78,16 @@ def test_one_crop_in_a_batch_is_refused(cvexp: Callable[..., Outcome]) -> None:
     assert "loader.batch_size: got 1" in outcome.message
 
 
+def test_batch_norm_needs_two_crops_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = package.compose(*TINY, "loader.batch_size=2")
+    splits = data.load(config.dataset, "pretraining")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"got 2 in 2 processes, with \d+ training crops, but the head"):
+        SimCLR(config, splits)
+    without = package.compose(*TINY, "loader.batch_size=2", "task.batch_norm=false")
+    assert SimCLR(without, splits).describe_collapse().startswith("1.099 ")  # each of 4 views has 3 others
+
+
 @pytest.mark.parametrize("uniformity", [-0.05, -2.0])
 def test_collapse_is_recognized(uniformity: float) -> None:
     config = package.compose(*TINY)
@@ -95,7 +106,10 @@ def test_two_processes_compare_the_images_of_both(cvexp: Callable[..., Outcome])
         "trainer.max_steps=20",
         "trainer.max_epochs=30",
     ]
-    finish(torchrun("trainer=ddp", *settings, "loader.batch_size=4", "tracking.folder=two"), seconds=500)
-    outcome = cvexp(*settings, "loader.batch_size=8", "tracking.folder=one")
+    finish(torchrun("trainer=ddp", *settings, "tracking.folder=two"), seconds=500)
+    outcome = cvexp(*settings, "tracking.folder=one")
     assert outcome.code == 0, outcome.message
-    assert training_losses(Path("two")) == pytest.approx(training_losses(Path("one")), abs=1e-4)
+    measured = assert_close_runs(Path("two"), Path("one"))
+    assert len(measured["train/loss"]) == 20
+    assert {"val/loss", "val/knn_top1", "val/alignment", "val/uniformity"} <= measured.keys()
+    assert runs(Path("two"))[0].data.tags["collapse"] == runs(Path("one"))[0].data.tags["collapse"]

@@ -1,0 +1,46 @@
+#!/bin/bash
+# Train one model on several machines with Slurm, recorded as a single run.
+#
+# Start it in the environment that has cvexp, from a folder that all machines share. The arguments are those of
+# `python -m cvexp`. All processes, one for each GPU of each machine, share each batch of loader.batch_size images:
+#     sbatch --nodes=2 --gpus-per-node=4 experiments/slurm_ddp.sh dataset=coco dataset.root=PATH loader.batch_size=256
+#
+# If Slurm requeues the job, because of a job with priority or a broken machine, the run goes on by itself: its folder is
+# named after the job, and contains its id. Before the time limit, the run stops after a step. Go on with it, on any
+# number of machines, with:
+#     sbatch --nodes=1 --gpus-per-node=4 experiments/slurm_ddp.sh resume=RUN_ID
+#
+#SBATCH --job-name=cvexp
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+outputs=outputs
+is_new=true
+for argument in "$@"; do
+    case $argument in
+        tracking.folder=*) outputs=${argument#*=} ;;
+        resume=*) is_new=false ;;
+    esac
+done
+if $is_new; then
+    folder=$outputs/runs/slurm-$SLURM_JOB_ID
+    set -- trainer=ddp "hydra.run.dir=$folder" "$@"
+    if [ -f "$folder/run_id" ]; then # the job was requeued
+        set -- "$@" "resume=$(cat "$folder/run_id")"
+    fi
+fi
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+srun torchrun \
+    --nnodes="$SLURM_NNODES" \
+    --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
+    --rdzv-backend=c10d \
+    --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" \
+    -m cvexp "$@"
