@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from cvexp.tracking.store import Store, connect
 from cvexp.weights.locate import source_run
 
 log = logging.getLogger("cvexp")
-
-Fingerprints = Callable[[RunConfig], "list[str] | None"]
 
 
 class Data:

@@ -170,7 +170,9 @@ class Sweeper(sweeper.Sweeper):
 
     def _launched(self, run: SweepRun, job: Job) -> list[str]:
         """Return the overrides of a job on a launcher, whose process may have another environment."""
-        environment = {**run.environment(job.number), **self.further_environment, "TTY_COMPATIBLE": "0"}
+        environment = {**run.environment(job.number), **self.further_environment}
+        if self.master.hydra.runtime.choices.get("hydra/launcher") != "basic":
+            environment["TTY_COMPATIBLE"] = "0"
         return [
             *job.overrides,
             f"hydra.sweep.dir={quoted(str(self.master.hydra.sweep.dir))}",
