@@ -19,6 +19,7 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from types import ModuleType
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -64,7 +65,9 @@ class SearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for entry_point in entry_points(group="cvexp.searchpath"):
-            search_path.append(provider=entry_point.name, path=f"pkg://{entry_point.value}")
+            spec = find_spec(entry_point.value)
+            for folder in (spec and spec.submodule_search_locations) or ():  # pkg:// would need an __init__.py
+                search_path.append(provider=entry_point.name, path=f"file://{folder}")
 
 
 Plugins.instance().register(SearchPath)
