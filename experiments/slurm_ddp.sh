@@ -4,6 +4,7 @@
 # Start it in the environment that has cvexp, from a folder that all machines share. The arguments are those of
 # `python -m cvexp`. All processes, one for each GPU of each machine, share each batch of loader.batch_size images:
 #     sbatch --nodes=2 --gpus-per-node=4 experiments/slurm_ddp.sh dataset=coco dataset.root=PATH loader.batch_size=256
+# PROCESSES_PER_NODE=2 sbatch ... starts another number of processes on each machine, such as on machines without a GPU.
 #
 # If Slurm requeues the job, because of a job with priority or a broken machine, the run goes on by itself: its folder is
 # named after the job, and contains its id. Before the time limit, the run stops after a step. Go on with it, on any
@@ -39,7 +40,7 @@ fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 srun torchrun \
     --nnodes="$SLURM_NNODES" \
-    --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
+    --nproc-per-node="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" \
     --rdzv-backend=c10d \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" \
