@@ -7,8 +7,8 @@
 # PROCESSES_PER_NODE=2 sbatch ... starts another number of processes on each machine, such as on machines without a GPU.
 #
 # If Slurm requeues the job, because of a job with priority or a broken machine, the run goes on by itself: its folder is
-# named after the job, and contains its id. Before the time limit, the run stops after a step. Go on with it, on any
-# number of machines, with:
+# named after the job, and contains its id. Before the time limit, the run stops after a step, and the job requeues itself.
+# Go on with a run that has failed, on any number of machines, with:
 #     sbatch --nodes=1 --gpus-per-node=4 experiments/slurm_ddp.sh resume=RUN_ID
 #
 #SBATCH --job-name=cvexp
@@ -38,10 +38,16 @@ if $is_new; then
 fi
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+status=0
 srun torchrun \
     --nnodes="$SLURM_NNODES" \
     --nproc-per-node="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" \
     --rdzv-backend=c10d \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" \
-    -m cvexp "$@"
+    -m cvexp "$@" || status=$?
+# A run that was told to stop, and did so before Slurm stopped the job, would count as failed.
+if [ "$status" != 0 ] && $is_new && [ -f "$folder/stopped" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -221,9 +221,9 @@ def _log_parameters(store: Store, run_id: str, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _only_process(folder: Path, run_id: str) -> Iterator[None]:
-    """Lock a run for this process, and write its id to its folder, where scripts can read it.
+    """Lock a run for this process. The system releases the lock however the process ends.
 
-    The system releases the lock however the process ends.
+    The run's folder tells scripts its id (`run_id`), and whether it was stopped by a signal (`stopped`).
     """
     with opening("tracking.folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,11 @@ def _only_process(folder: Path, run_id: str) -> Iterator[None]:
         except Timeout as error:
             raise UserError(f"resume: the run {run_id} is still running in another process; stop it first") from error
         (folder / "run_id").write_text(f"{run_id}\n")
+        (folder / "stopped").unlink(missing_ok=True)
     try:
         yield
+    except Interrupted:
+        (folder / "stopped").touch()
+        raise
     finally:
         lock.release()

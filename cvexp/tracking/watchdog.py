@@ -61,8 +61,8 @@ def _watch(run: ReadOnlyRun, reader: socket.socket, has_ended: threading.Event) 
         while numbers := reader.recv(64):
             if set(numbers) & set(SIGNALS):
                 break
-    if has_ended.wait(PATIENCE if numbers else None):
-        return
+        if has_ended.wait(PATIENCE if numbers else None):
+            return
     error = f"did not stop within {PATIENCE:.0f} seconds of a signal; another process may have died"
     record_end(run, "FAILED", error)
     sys.stderr.write(f"cvexp: error: process {processes.rank()} {error}; resume with: resume={run.id}\n")
