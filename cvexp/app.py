@@ -30,6 +30,7 @@ from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_compositi
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.grid import Grid
+from cvexp.sweeps.preemption import wait_for_slurm
 from cvexp.sweeps.search import Search
 from cvexp.tracking import description
 from cvexp.tracking.description import JOB_VARIABLE
@@ -129,6 +130,10 @@ def _hydra_main(composed: DictConfig) -> float | None:
         if not is_sweep:  # Hydra would print the error once more
             _exit(error)
         log.error("job %s failed: %s", os.environ.get(JOB_VARIABLE), describe(error))
+        raise
+    except Interrupted:
+        if is_sweep:
+            wait_for_slurm()
         raise
     except Exception:
         if is_sweep:

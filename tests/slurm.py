@@ -62,8 +62,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
+def slurm_cluster(folder: Path, signals_first: bool = True) -> Iterator[dict[str, str]]:
     """Run Slurm with one node of 4 CPUs, with all of its files in `folder`.
+
+    If `signals_first`, preempted jobs first get the signal of `sbatch --signal`; otherwise SIGTERM, as is Slurm's default.
 
     Jobs in the partition `high` preempt those in `low`, the default, which are requeued. Yields the environment
     variables for sbatch and the like. Skips the test unless Slurm and MUNGE are installed and the user is root.
@@ -87,6 +89,8 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
         folder=folder,
         num_cpus=NUM_CPUS,
     )
+    if not signals_first:
+        configuration = configuration.replace("SlurmctldParameters=preempt_send_user_signal\n", "")
     (folder / "slurm.conf").write_text(configuration)
     variables = {"SLURM_CONF": str(folder / "slurm.conf")}
 
