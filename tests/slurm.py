@@ -65,7 +65,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 def slurm_cluster(folder: Path, signals_first: bool = True) -> Iterator[dict[str, str]]:
     """Run Slurm with one node of 4 CPUs, with all of its files in `folder`.
 
-    If `signals_first`, preempted jobs first get the signal of `sbatch --signal`; otherwise SIGTERM, as is Slurm's default.
+    If `signals_first`, preempted jobs first get the signal of `sbatch --signal`; otherwise SIGTERM, Slurm's default.
 
     Jobs in the partition `high` preempt those in `low`, the default, which are requeued. Yields the environment
     variables for sbatch and the like. Skips the test unless Slurm and MUNGE are installed and the user is root.

@@ -11,7 +11,7 @@ import pytest
 from hydra.core.plugins import Plugins
 
 from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start
-from tests.slurm import wait_until
+from tests.slurm import slurm_cluster, wait_until
 from tests.sweeps.test_grid import jobs, parents, summary
 
 QUICK = [*TINY, "trainer.max_steps=1"]
@@ -66,16 +66,20 @@ def test_jobs_run_on_ray() -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_slurm_preempts_goes_on_and_ends_like_an_undisturbed_one(
-    slurm: dict[str, str], cvexp: Callable[..., Outcome]
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("signals_first", [True, False])
+def test_jobs_that_slurm_preempts_go_on_and_end_like_undisturbed_ones(
+    signals_first: bool, tmp_path: Path, cvexp: Callable[..., Outcome]
 ) -> None:
     long = [*TINY, "trainer.max_epochs=30"]
-    sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", **slurm)
-    checkpoints = Path("slurm/artifacts")
-    wait_until(lambda: len(list(checkpoints.glob("*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
-    urgent = ["sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true"]
-    subprocess.run(urgent, check=True, env={**os.environ, **slurm}, capture_output=True)
-    finish(sweep)
+    (tmp_path / "cluster").mkdir()
+    with slurm_cluster(tmp_path / "cluster", signals_first) as slurm:
+        sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", **slurm)
+        checkpoints = Path("slurm/artifacts")
+        wait_until(lambda: len(list(checkpoints.glob("*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
+        urgent = ["sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true"]
+        subprocess.run(urgent, check=True, env={**os.environ, **slurm}, capture_output=True)
+        finish(sweep)
     output = "".join(path.read_text() for path in Path("slurm/sweeps").rglob("*.out"))
     assert "going on with the interrupted run" in output
     by_seed = {run.data.params["seed"]: run for run in runs(Path("slurm")) if run.data.tags["role"] != "sweep"}
