@@ -44,7 +44,7 @@ class Config(DatasetConfig):
         require(self.local_gb > 0, "dataset.local_gb", self.local_gb, "positive (GB)")
         require(self.shuffle_shards >= 1, "dataset.shuffle_shards", self.shuffle_shards, "at least 1")
         if "://" in self.root:
-            hidden = hide_secrets(self.root)
+            hidden = re.sub(r"[?#].*", f"?{HIDDEN}", hide_secrets(self.root))
             is_known = re.fullmatch(r"(https?://[^/?#\s]+[^?#\s]*|s3://[^/?#\s]+[^?#\s]*)", self.root) is not None
             is_known = is_known and HIDDEN not in hidden
             require(
