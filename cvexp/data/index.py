@@ -161,7 +161,7 @@ class Index:
         return digest.hexdigest()
 
     def file_digests(self) -> dict[str, str]:
-        """Return, by file name, a digest of the bytes and all objects of each selected image; for shards, of each."""
+        """Return a digest of the bytes and all objects of each selected image, or a digest of each shard, by name."""
         catalog = self.catalog
         if catalog.members is not None:
             return {shard.name: shard.sha256[:16] for shard in catalog.members.shards}

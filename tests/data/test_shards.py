@@ -61,6 +61,7 @@ def folder(files: Splits, tmp_path: Path) -> Path:
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # keeps connections open, which forked processes must not share
     requests: list[str]
 
     def do_GET(self) -> None:
@@ -342,6 +343,15 @@ def test_images_that_do_not_fit_into_memory_are_not_kept(folder: Path, monkeypat
         assert isinstance(images[0], kept.ImagesInMemory) == is_kept
 
 
+def test_a_data_set_may_have_no_training_split(coco_root: Path, tmp_path: Path) -> None:
+    settings = dataset("coco", coco_root, train_annotations=None, train_images=None)
+    write(load(settings, "pretraining", needs_training=False), tmp_path / "shards")
+    settings = dataset("shards", tmp_path / "shards")
+    assert len(load(settings, "pretraining", needs_training=False).val) == 4
+    with pytest.raises(UserError, match=r"the train split of .* has no object"):
+        load(settings, "pretraining")
+
+
 def test_classes_and_limits_select_from_shards(files: Splits, folder: Path) -> None:
     cats = open_shards(folder, classes=["cat"]).train
     assert cats.counts() == {"cat": 20}
@@ -491,7 +501,7 @@ def test_shards_that_change_while_they_are_used_are_reported(folder: Path) -> No
     with pytest.raises(UserError, match=r"the shard ends at byte \d+, but \d+ bytes are expected"):
         train.read_image(image)
     (folder / "train-00002.tar").unlink()
-    with pytest.raises(UserError, match="there is no such shard, but one of"):
+    with pytest.raises(UserError, match=r"there is no such shard, but one of \d+ bytes is expected; restore it"):
         train.read_image(image)
 
 
@@ -556,6 +566,14 @@ def test_addresses_with_secrets_are_refused_and_hidden(root: str) -> None:
     assert "secret" not in str(error.value)
 
 
+def test_a_place_for_copies_that_can_not_be_written_is_reported(folder: Path, address: str) -> None:
+    train = open_shards(f"{address}/shards", local="copies").train
+    shutil.rmtree("copies")
+    Path("copies").write_text("in the way")
+    with pytest.raises(UserError, match=r"copies/.*; .*dataset\.local=PATH"):
+        train.read_bytes(0)
+
+
 def test_a_server_that_is_not_there_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF", 0.01)
     with pytest.raises(UserError, match=r"http://127.0.0.1:9/x/index.json: the server can't be reached"):
@@ -605,6 +623,18 @@ def test_an_interrupted_epoch_over_several_windows_ends_bit_equal(
     outcome = cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}")
     assert outcome.code == 0, outcome.message
     assert_equal_runs(Path("undisturbed"), Path("interrupted"))
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_a_run_with_one_line(cvexp: Callable[..., Outcome]) -> None:
+    pack_shapes(cvexp)
+    path = Path("shards/train-00001.tar")
+    flip(path, 1000)
+    outcome = cvexp(*SHARDS, "dataset.root=shards", "loader.num_workers=1", "dataset.keep=none")
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.message.splitlines() if "CRC-32" in line]
+    assert line.startswith(f"cvexp: error: {path.absolute()}: sample 0000000")
+    assert runs()[0].info.status == "FAILED"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from cvexp.data.files import fetch, s3
 from cvexp.data.members import File, Place
-from cvexp.errors import UserError
+from cvexp.errors import UserError, opening
 
 _COPY = re.compile(r"[0-9a-f]{64}\.(tar|reserved)")  # the only files that are counted or removed
 
@@ -26,22 +26,29 @@ def copy_shard(shard: File, place: Place) -> None:
     """Fetch a shard, unless another process does so first. Least recently used copies make room for it.
 
     Raises:
-        UserError: if the shard is missing, or not the one that is expected.
+        UserError: if the shard is missing or not the one that is expected, or its copy can't be written.
     """
     path = path_of_copy(shard, place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            return
-        # Counts as a copy until there is one. If this process is killed, others notice by the lock that it is over.
-        reserved = path.with_suffix(".reserved")
-        while not _reserve(reserved, shard.num_bytes, place.max_bytes):
-            time.sleep(0.1)  # other processes are using the space for fetching
-        fetched = path.with_suffix(".fetched")
-        fetch_file(shard, place, fetched)
-        with _folder_lock(path.parent):
-            fetched.rename(path)
-            reserved.unlink()
+    with opening("dataset.local"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _fetch_copy(shard, place, path)
+
+
+def _fetch_copy(shard: File, place: Place, path: Path) -> None:
+    """Reserve space for a copy, and fetch it. The caller holds the lock of the copy.
+
+    The reserved space counts as a copy until there is one. If this process is killed, others notice by the lock that
+    the reservation is void.
+    """
+    reserved, fetched = path.with_suffix(".reserved"), path.with_suffix(".fetched")
+    while not _reserve(reserved, shard.num_bytes, place.max_bytes):
+        time.sleep(0.1)  # other processes are using the space for fetching
+    fetch_file(shard, place, fetched)
+    with _folder_lock(path.parent):
+        fetched.rename(path)
+        reserved.unlink()
 
 
 def fetch_file(file: File, place: Place, path: Path) -> None:
@@ -110,7 +117,7 @@ def _reserve(reserved: Path, num_bytes: int, max_bytes: int) -> bool:
         excess = sum(state.st_size for _, state in entries) + num_bytes - max_bytes
         entries.sort(key=lambda entry: (entry[0].suffix != ".reserved", entry[1].st_mtime_ns))
         for path, state in entries:  # remains of killed processes first
-            if excess > 0 and (path.suffix == ".tar" or _is_over(path)):
+            if excess > 0 and (path.suffix == ".tar" or _is_void(path)):
                 path.unlink()
                 excess -= state.st_size
         if excess > 0:
@@ -120,8 +127,8 @@ def _reserve(reserved: Path, num_bytes: int, max_bytes: int) -> bool:
         return True
 
 
-def _is_over(reserved: Path) -> bool:
-    """Return whether the process that reserved space is gone, and remove what it has fetched."""
+def _is_void(reserved: Path) -> bool:
+    """Return whether the process that reserved space is gone. If so, remove what it has fetched."""
     try:
         with FileLock(reserved.with_suffix(".lock"), timeout=0):
             for path in reserved.parent.glob(f"{reserved.stem}.fetched*"):

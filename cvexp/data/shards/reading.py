@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from cvexp.data.files.images import decode_checked, explain
 from cvexp.data.members import Members
 from cvexp.data.shards.copies import copy_shard, path_of_copy
-from cvexp.errors import UserError
+from cvexp.errors import UserError, opening
 
 
 def read_bytes(members: Members, image: int) -> bytes:
@@ -27,10 +28,11 @@ def read_bytes(members: Members, image: int) -> bytes:
     shard, place = members.shards[int(members.shard[image])], members.place
     offset, length = int(members.offset[image]), int(members.length[image])
     path = path_of_copy(shard, place) if place.is_remote else Path(place.address(shard.name))
-    data = _read(path, offset, length, place.is_remote)
-    while data is None and place.is_remote:  # again if another process needs the space at once
-        copy_shard(shard, place)
-        data = _read(path, offset, length, is_copy=True)
+    with opening("dataset.local" if place.is_remote else "dataset.root"):
+        data = _read(path, offset, length, place.is_remote)
+        while data is None and place.is_remote:  # again if another process needs the space at once
+            copy_shard(shard, place)
+            data = _read(path, offset, length, is_copy=True)
     remedy = f"delete {path} to fetch it again" if place.is_remote else "restore it, or write the shards again"
     where = f"{place.address(shard.name)}: sample {image:09}"
     if data is None:
@@ -52,7 +54,8 @@ def _read(path: Path, offset: int, length: int, is_copy: bool) -> bytes | None:
         return None
     try:
         if is_copy:
-            os.utime(file)
+            with contextlib.suppress(PermissionError):  # the copy of another user
+                os.utime(file)
         return os.pread(file, length, offset)
     finally:
         os.close(file)

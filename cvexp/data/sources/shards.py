@@ -29,7 +29,7 @@ from cvexp.data.shards.format import (
     read_arrays,
     read_listing,
 )
-from cvexp.errors import UserError
+from cvexp.errors import UserError, opening
 from cvexp.redaction import HIDDEN, hide_secrets
 
 
@@ -51,8 +51,8 @@ class Config(DatasetConfig):
                 is_known,
                 "dataset.root",
                 hidden,
-                "a folder, or an address http://HOST/PATH, https://HOST/PATH or s3://BUCKET/PREFIX without a password, "
-                "which belongs into ~/.netrc or AWS_SECRET_ACCESS_KEY",
+                "a folder, or an address http://HOST/PATH, https://HOST/PATH or s3://BUCKET/PREFIX without a password; "
+                "put that into ~/.netrc, or into AWS_SECRET_ACCESS_KEY for S3",
             )
 
 
@@ -86,7 +86,7 @@ def _fetch_listing(place: Place) -> Path:
     """Fetch the index of remote shards, and return the path of the copy, which is written only if it changes."""
     local = Path(place.local)
     path = local / (re.sub(r"[^A-Za-z0-9]+", "-", place.root)[-150:] + f"-{LISTING}")
-    with lock_folder(local):
+    with opening("dataset.local"), lock_folder(local):
         fetched = path.with_suffix(".fetched")
         fetched.unlink(missing_ok=True)
         fetch_address(place.address(LISTING), fetched, MAX_LISTING_BYTES)
@@ -101,7 +101,7 @@ def _check_space(listing: Listing, place: Place, config: Config) -> None:
     """Raise a UserError if the local copies may not take enough space for the shards that are needed at once."""
     shards = [shard for part in listing.splits.values() for shard in part.shards]
     largest = max((shard.num_bytes for shard in shards), default=0)
-    num_needed = min(config.shuffle_shards + 2, len(shards))  # those shuffled together, and the next ones
+    num_needed = min(2 * config.shuffle_shards, len(shards))  # some workers are ahead, in the next window
     if place.max_bytes < num_needed * largest:
         raise UserError(
             f"dataset.local_gb: got {config.local_gb:g}, but {num_needed} shards of {largest / 1e9:.3g} GB are needed "
