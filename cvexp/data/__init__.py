@@ -8,9 +8,9 @@ from typing import get_args
 
 from cvexp import plugins
 from cvexp.config import DatasetConfig
-from cvexp.data.catalog import grouped
 from cvexp.data.index import Index, Splits, select
 from cvexp.data.prepare import Use, make_splits
+from cvexp.data.problems import grouped
 from cvexp.data.split import null_training_key
 from cvexp.errors import UserError, opening
 
@@ -74,7 +74,7 @@ def _check_index(index: Index, config: DatasetConfig, use: Use) -> None:
     if use == "segmentation":
         if not index.catalog.has_masks:
             raise UserError(
-                f"dataset: the {index.split} split of {index.root} has no masks, so only pretraining can use it"
+                f"dataset: the {index.split} split of {index.place} has no masks, so only pretraining can use it"
             )
         if len(index.classes) > 254:
             raise UserError(
@@ -120,14 +120,14 @@ def _without_limit(index: Index, config: DatasetConfig) -> Index:
 def _why_empty(index: Index, config: DatasetConfig, use: Use) -> str:
     """Return a message that explains why a split has nothing to use, and how to fix this."""
     objects = "object" + (f" of the classes {', '.join(index.classes)}" if index.classes else "")
-    where = f"the {index.split} split of {index.root} has no"
+    where = f"the {index.split} split of {index.place} has no"
     if use == "segmentation":
         return f"dataset: {where} image with an {objects}; choose other dataset.classes=[...]"
     objects += f" whose smaller side is at least {config.min_crop_size} px"
     if len(_without_limit(index, config)):
         return (
-            f"dataset.limit: the {len(index.images)} images drawn from the {index.split} split of {index.root} have no "
-            f"{objects}; choose a larger dataset.limit="
+            f"dataset.limit: the {len(index.images)} images drawn from the {index.split} split of {index.place} have "
+            f"no {objects}; choose a larger dataset.limit="
         )
     return f"dataset: {where} {objects}; choose other dataset.classes=[...] or a smaller dataset.min_crop_size="
 

@@ -19,46 +19,29 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from cvexp.data.blobs import Blobs
+from cvexp.data.members import Members
+from cvexp.data.problems import Problem
 
 UNLABELED = -1
 
 
-class Problem(NamedTuple):
-    """A file or annotation that is left out because something is wrong with it.
+class Content(NamedTuple):
+    """What a catalog holds, as it is written.
 
     Attributes:
-        where: A file, or a position in it.
-        what: What is wrong, and the remedy. If there are `numbers`, this text applies to each of them and contains the
-            placeholder `{number}`.
-        numbers: The numbers in a mask that do not stand for a class.
+        root, classes, mask_values, ignore_value, problems: See :class:`Draft`.
+        arrays: The arrays of :class:`Catalog`, by name; `NAME.offsets` and `NAME.content` for :class:`Blobs`.
+        members: Everything but the arrays of :class:`Members`, if the images are members of shards. `arrays` then has
+            its arrays too.
     """
 
-    where: str
-    what: str
-    numbers: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        if not self.numbers:
-            return f"{self.where}: {self.what}"
-        others = f" (and {len(self.numbers) - 1} more such numbers)" if len(self.numbers) > 1 else ""
-        return f"{self.where}: the mask has {self.what.replace('{number}', str(self.numbers[0]))}{others}"
-
-
-def grouped(problems: Sequence[Problem]) -> list[str]:
-    """Return the lines to print. Masks that contain the same unknown class number share one line."""
-    masks_of: dict[int, list[str]] = {}
-    for problem in problems:
-        for number in problem.numbers:
-            masks_of.setdefault(number, []).append(problem.where)
-    lines: dict[str, None] = {}  # an ordered set
-    for problem in problems:
-        if not problem.numbers:
-            lines[str(problem)] = None
-        for number in problem.numbers:
-            masks = masks_of[number]
-            subject = f"{len(masks)} masks, such as {masks[0]}, have" if len(masks) > 1 else f"{masks[0]}: the mask has"
-            lines[f"{subject} {problem.what.replace('{number}', str(number))}"] = None
-    return list(lines)
+    root: str
+    classes: list[str]
+    mask_values: list[int]
+    ignore_value: int
+    problems: list[Problem]
+    arrays: dict[str, NDArray[Any]]
+    members: dict[str, Any] | None = None
 
 
 @dataclass
@@ -130,6 +113,32 @@ class Draft:
                 subset.add_object(new_position[image], *values)
         return subset
 
+    def content(self) -> Content:
+        """Return what the catalog will hold."""
+        image = np.asarray(self.images, dtype=np.int32)
+        order = np.argsort(image, kind="stable")
+        arrays: dict[str, NDArray[Any]] = {
+            "size": np.asarray(self.sizes, dtype=np.int32).reshape(-1, 2),
+            "first": np.searchsorted(image[order], np.arange(len(self.files) + 1)).astype(np.int64),
+            "image": image[order],
+            "label": np.asarray(self.labels, dtype=np.int16)[order],
+            "box": np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)[order],
+            "crowd": np.asarray(self.crowds, dtype=np.bool_)[order],
+            "area": np.asarray(self.areas, dtype=np.int64)[order],
+        }
+        blobs: dict[str, Iterable[bytes]] = {
+            "files": (os.fsencode(text) for text in self.files),
+            "mask_files": (os.fsencode(text) for text in self.mask_files),
+            "urls": (text.encode() for text in self.urls),
+            "runs": (self.runs[i] for i in order.tolist()),
+        }
+        for name, values in blobs.items():
+            parts = list(values)
+            arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+            arrays[f"{name}.content"] = np.frombuffer(b"".join(parts), dtype=np.uint8)
+        classes, mask_values = list(self.classes), list(self.mask_values)
+        return Content(str(self.root), classes, mask_values, self.ignore_value, self.problems, arrays)
+
     def add_problem(self, where: object, what: str) -> None:
         """Record that a file or annotation is left out; see :class:`Problem`."""
         self.problems.append(Problem(str(where), what))
@@ -154,6 +163,7 @@ class Catalog:
         crowd: (n,) bool, whether the object is a region of several objects that were not annotated separately.
         area: (n,) int64, area of each object in pixels.
         runs: (n,) each object's mask as compressed run lengths; empty if the mask is a file or missing.
+        members: Where the bytes of the images are, if they are members of shards; None if they are files.
     """
 
     folder: Path
@@ -174,6 +184,7 @@ class Catalog:
     crowd: NDArray[np.bool_]
     area: NDArray[np.int64]
     runs: Blobs
+    members: Members | None = None
 
     def __reduce__(self) -> Any:  # a spawned worker maps the files itself instead of receiving a copy
         return open_catalog, (self.folder,)
@@ -190,47 +201,32 @@ class Catalog:
         return [root + os.fsdecode(self.files[image]) for image in images.tolist()]
 
     @property
+    def place(self) -> str:
+        """Where the images are, for messages and records: a folder, or an address."""
+        return str(self.root) if self.members is None else self.members.place.root
+
+    @property
     def has_masks(self) -> bool:
         """Whether any image or object has a mask."""
         return len(self.mask_files.content) > 0 or len(self.runs.content) > 0
 
 
-def write_catalog(draft: Draft, folder: Path) -> None:
-    """Write a draft as a catalog to a new folder."""
+def write_catalog(draft: Draft | Content, folder: Path) -> None:
+    """Write a catalog to a new folder."""
+    content = draft.content() if isinstance(draft, Draft) else draft
     folder.mkdir(parents=True)
-    image = np.asarray(draft.images, dtype=np.int32)
-    order = np.argsort(image, kind="stable")
-    arrays: dict[str, NDArray[Any]] = {
-        "size": np.asarray(draft.sizes, dtype=np.int32).reshape(-1, 2),
-        "first": np.searchsorted(image[order], np.arange(len(draft.files) + 1)).astype(np.int64),
-        "image": image[order],
-        "label": np.asarray(draft.labels, dtype=np.int16)[order],
-        "box": np.asarray(draft.boxes, dtype=np.float32).reshape(-1, 4)[order],
-        "crowd": np.asarray(draft.crowds, dtype=np.bool_)[order],
-        "area": np.asarray(draft.areas, dtype=np.int64)[order],
-    }
-    blobs: dict[str, Iterable[bytes]] = {
-        "files": (os.fsencode(text) for text in draft.files),
-        "mask_files": (os.fsencode(text) for text in draft.mask_files),
-        "urls": (text.encode() for text in draft.urls),
-        "runs": (draft.runs[i] for i in order.tolist()),
-    }
-    for name, values in blobs.items():
-        parts = list(values)
-        arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        arrays[f"{name}.content"] = np.frombuffer(b"".join(parts), dtype=np.uint8)
-    classes, mask_values = list(draft.classes), list(draft.mask_values)
-    digest = hashlib.sha256(json.dumps([classes, mask_values, draft.ignore_value]).encode())
-    for name, array in sorted(arrays.items()):
+    digest = hashlib.sha256(json.dumps([content.classes, content.mask_values, content.ignore_value]).encode())
+    for name, array in sorted(content.arrays.items()):
         write_array(array, folder / f"{name}.npy")
         if not name.startswith("urls"):
             digest.update(array.tobytes())
     header = {
-        "classes": classes,
-        "mask_values": mask_values,
-        "ignore_value": draft.ignore_value,
-        "problems": draft.problems,
-        "root": str(draft.root),
+        "classes": content.classes,
+        "mask_values": content.mask_values,
+        "ignore_value": content.ignore_value,
+        "problems": content.problems,
+        "root": content.root,
+        "members": content.members,
         "digest": digest.hexdigest(),
     }
     (folder / "catalog.json").write_text(json.dumps(header))
@@ -256,6 +252,7 @@ def open_catalog(folder: Path) -> Catalog:
     def blobs(name: str) -> Blobs:
         return Blobs(array(f"{name}.offsets"), array(f"{name}.content"))
 
+    members = header.get("members")
     return Catalog(
         folder=folder,
         root=Path(header["root"]),
@@ -275,4 +272,5 @@ def open_catalog(folder: Path) -> Catalog:
         crowd=array("crowd"),
         area=array("area"),
         runs=blobs("runs"),
+        members=members and Members.from_header(members, {name: array(name) for name in Members.ARRAYS}),
     )

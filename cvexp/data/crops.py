@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cvexp.data.augment.views import BatchView
 from cvexp.data.batches import Batches, PendingViews
-from cvexp.data.files.images import cut, read_image
+from cvexp.data.files.images import cut
 from cvexp.data.index import Index
 from cvexp.data.kept import Images
 
@@ -59,7 +59,7 @@ class Crops:
         """
         image = int(self.index.image[position])
         size = self.index.size(image)
-        picture = read_image(self.index.path(image), size, at_least=float(self.scale[position]))
+        picture = self.index.read_image(image, at_least=float(self.scale[position]))
         height, width = self.sizes[position].tolist()
         return cut(picture, self.boxes[position].tolist(), size, (width, height))
 

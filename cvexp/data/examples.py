@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvexp.data.index import BACKGROUND, IGNORE, Index
 from cvexp.seeds import mix
@@ -10,8 +11,27 @@ from cvexp.seeds import mix
 
 def sample(index: Index, max_objects: int) -> list[int]:
     """Return the positions of at most `max_objects` objects of an index, in ascending order."""
-    order = np.random.RandomState(mix(0, len(index)) % 2**32).permutation(len(index))
-    return sorted(order[:max_objects].tolist())
+    return sorted(_permutation(len(index))[:max_objects].tolist())
+
+
+def sample_from_few_shards(index: Index, max_objects: int) -> list[int]:
+    """Return the positions of at most `max_objects` objects of an index, in ascending order.
+
+    If the images are members of shards, the objects are taken from as few shards as have enough of them. The shards are
+    drawn at random. This does not distort the sample, because each shard is a random part of the data.
+    """
+    if (members := index.catalog.members) is None or max_objects >= len(index):
+        return sample(index, max_objects)
+    shard = members.shard[index.image]
+    shards = _permutation(len(members.shards))
+    enough = np.searchsorted(np.bincount(shard, minlength=len(shards))[shards].cumsum(), max_objects) + 1
+    positions = np.flatnonzero(np.isin(shard, shards[:enough]))
+    return sorted(positions[_permutation(len(positions))[:max_objects]].tolist())
+
+
+def _permutation(length: int) -> NDArray[np.int64]:
+    """Return a permutation of 0 to length - 1, always the same one for the same length."""
+    return np.random.RandomState(mix(0, length) % 2**32).permutation(length)
 
 
 def choose_images(index: Index, num_images: int) -> set[int]:

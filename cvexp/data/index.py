@@ -11,12 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cvexp.config import DatasetConfig
-from cvexp.data.catalog import Catalog, Problem
+from cvexp.data.catalog import Catalog
 from cvexp.data.draw import draw_images, random_keys
-from cvexp.data.files.images import read_mask
+from cvexp.data.files.images import read_image, read_mask
 from cvexp.data.files.rle import decode
+from cvexp.data.problems import Problem
+from cvexp.data.shards import reading
 from cvexp.errors import UserError
 
 BACKGROUND = 0  # in a label map; class i has the value i + 1
@@ -60,9 +63,38 @@ class Index:
         """The folder that file names are relative to."""
         return self.catalog.root
 
+    @property
+    def place(self) -> str:
+        """Where the images are, for messages and records: a folder, or an address."""
+        return self.catalog.place
+
     def path(self, image: int) -> Path:
-        """Return the path of an image, given its position in the catalog."""
+        """Return the path of an image that is a file, given its position in the catalog."""
         return self.root / self.catalog.file(image)
+
+    def read_image(self, image: int, at_least: float = 0) -> Image.Image:
+        """Read an image as RGB, given its position in the catalog, from its file or shard.
+
+        Args:
+            image: The position.
+            at_least: Minimum scale; see `cvexp.data.files.images.read_image`.
+
+        Raises:
+            UserError: if the file or the shard is missing or broken. The message names it.
+        """
+        size, members = self.size(image), self.catalog.members
+        if members is None:
+            return read_image(self.path(image), size, at_least)
+        return reading.read_image(members, image, size, at_least)
+
+    def read_bytes(self, image: int) -> bytes:
+        """Return the bytes of the file of an image, given its position in the catalog.
+
+        Raises:
+            UserError: if the shard that contains it is missing or broken.
+        """
+        members = self.catalog.members
+        return self.path(image).read_bytes() if members is None else reading.read_bytes(members, image)
 
     def size(self, image: int) -> tuple[int, int]:
         """Return the width and height of an image, given its position in the catalog."""
@@ -129,8 +161,10 @@ class Index:
         return digest.hexdigest()
 
     def file_digests(self) -> dict[str, str]:
-        """Return, by file name, a digest of the bytes and all objects of each selected image."""
+        """Return a digest of the bytes and all objects of each selected image, or a digest of each shard, by name."""
         catalog = self.catalog
+        if catalog.members is not None:
+            return {shard.name: shard.sha256[:16] for shard in catalog.members.shards}
         values = self.value_of[catalog.label] if len(self.value_of) else catalog.label
         ends = catalog.runs.offsets
         digests = {}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from cvexp.config import LoaderConfig, require_equal_parts
 from cvexp.data.batches import Batches
 from cvexp.data.kept import ImagesOnDevice
-from cvexp.seeds import mix
+from cvexp.data.order import Groups, epoch_order
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -31,6 +31,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         batches_done: Called when an epoch starts or continues; returns how many batches the run has completed.
         rank, world_size: The number of this process, and the number of processes. Each gets its own part of a batch.
+        groups: The shards that are shuffled together; None shuffles all positions.
 
     Raises:
         UserError: if the processes can't share a batch equally.
@@ -44,6 +45,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         batches_done: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
+        groups: Groups | None = None,
     ) -> None:
         self.length = length
         require_equal_parts(batch_size, world_size, length)
@@ -52,14 +54,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.batches_done = batches_done
         self.rank = rank
         self.world_size = world_size
+        self.groups = groups
 
     def __len__(self) -> int:
         return max(self.length // self.batch_size, 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start = divmod(self.batches_done(), len(self))
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = epoch_order(self.length, self.seed, epoch, self.groups)
         part = self.batch_size // self.world_size
         for batch in range(start, len(self)):
             first = batch * self.batch_size + self.rank * part

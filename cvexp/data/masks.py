@@ -14,7 +14,7 @@ from torch import Tensor
 from cvexp.data.augment.labeled import SquareView, fit, fit_in_square
 from cvexp.data.augment.views import BatchView
 from cvexp.data.batches import Batches, PendingViews
-from cvexp.data.files.images import cut, read_image
+from cvexp.data.files.images import cut
 from cvexp.data.index import Index
 from cvexp.data.kept import Images
 
@@ -45,7 +45,7 @@ class LabeledImages:
         image = int(self.index.images[position])
         size = self.index.size(image)
         height, width = self.sizes[position].tolist()
-        picture = read_image(self.index.path(image), size, at_least=float(self.scale[position]))
+        picture = self.index.read_image(image, at_least=float(self.scale[position]))
         labels = self.index.label_map(image)
         if labels.shape != (height, width):
             labels_11hw = torch.from_numpy(labels)[None, None]

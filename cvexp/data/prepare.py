@@ -21,11 +21,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from cvexp.config import DatasetConfig
-from cvexp.data.catalog import Catalog, Draft, Problem, grouped, open_catalog, write_catalog
+from cvexp.data.catalog import Catalog, Content, Draft, open_catalog, write_catalog
 from cvexp.data.files import fetch
 from cvexp.data.files.images import decode, explain
 from cvexp.data.files.progress import in_parallel
 from cvexp.data.index import Index, Splits, select
+from cvexp.data.problems import Problem, grouped
 from cvexp.errors import UserError, nearest, opening
 
 Use = Literal["pretraining", "segmentation"]
@@ -47,7 +48,7 @@ class Recipe(NamedTuple):
 
     settings: Sequence[object]
     inputs: Sequence[Path]
-    make_draft: Callable[[], Draft]
+    make_draft: Callable[[], Draft | Content]
     fetches: bool = False
 
 
@@ -140,11 +141,13 @@ def _check_classes(config: DatasetConfig, train: Catalog, val: Catalog) -> None:
     known = {*train.classes, *val.classes}
     for name in config.classes or ():
         if known and name not in known:
-            raise UserError(f"dataset.classes: {val.root} has no class {name!r}; {nearest(name, known)}")
+            raise UserError(f"dataset.classes: {val.place} has no class {name!r}; {nearest(name, known)}")
 
 
 def _check_disjoint(train: Catalog, val: Catalog) -> None:
     """Raise a UserError if an image is in both splits."""
+    if train.members is not None:  # the splits have shards of their own
+        return
     if shared := set(train.paths()) & set(val.paths()):
         raise UserError(
             f"dataset: {len(shared)} images are in both the training and the validation split, such as {min(shared)}; "
@@ -154,6 +157,9 @@ def _check_disjoint(train: Catalog, val: Catalog) -> None:
 
 def _checked_index(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:
     """Return the index of a split after checking its images. If `fetches` is set, fetch missing images first."""
+    if (members := catalog.members) is not None:  # each read verifies its image, so none is decoded now
+        index = select(catalog, split, config)
+        return replace(index, checksums=members.crc32[index.images])
     problem_of: dict[int, Problem] = {}
     is_broken = np.zeros(len(catalog.files), dtype=np.bool_)
     while True:  # with dataset.limit, other images replace the broken ones

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import MISSING
 
 from cvexp.config import DatasetConfig, require
-from cvexp.data.catalog import Draft
+from cvexp.data.catalog import Content, Draft
 from cvexp.data.draw import name_fraction
 from cvexp.data.prepare import Recipe
 from cvexp.errors import UserError
@@ -65,9 +65,10 @@ def split_recipes(config: SplitDataset, make_recipe: Callable[[str], Recipe]) ->
     return parts[0], parts[1]
 
 
-def _part(make_draft: Callable[[], Draft], val_fraction: float, is_val: bool) -> Draft:
+def _part(make_draft: Callable[[], Draft | Content], val_fraction: float, is_val: bool) -> Draft:
     """Return the images of one split. The validation split gets at least one image, the training split all problems."""
     whole = make_draft()
+    assert isinstance(whole, Draft)
     fractions = np.array([name_fraction(os.fsencode(file)) for file in whole.files])
     held_out = fractions <= max(val_fraction, fractions.min(initial=1.0))
     part = whole.subset((held_out if is_val else ~held_out).tolist())

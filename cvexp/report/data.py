@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cvexp.config import DatasetConfig
-from cvexp.data.catalog import grouped
 from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
+from cvexp.data.problems import grouped
 from cvexp.data.split import null_training_key
 from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
@@ -42,7 +42,7 @@ def describe(index: Index) -> dict[str, Any]:
     is_class = ~np.isin(index.value_of, (BACKGROUND, IGNORE))
     crowds = is_used[catalog.image] & catalog.crowd
     return {
-        "root": str(index.root),
+        "root": index.place,
         "fingerprint": index.fingerprint(),
         "images": len(index.images),
         "images_in_all": len(catalog.files),
@@ -67,7 +67,7 @@ def print_data(config: DatasetConfig, splits: Splits) -> None:
     """Print a table of the splits, a line about each, and the first problems."""
     null_key = null_training_key(config)
     summaries = {index.split: describe(index) for index in ([splits.val] if null_key else splits)}
-    table = Table(title=f"{config.name}: {splits.val.root}", title_justify="left")
+    table = Table(title=f"{config.name}: {splits.val.place}", title_justify="left")
     for column in ("split", "class", "images", "instances", "crops", "pixels"):
         table.add_column(column, justify="left" if column in ("split", "class") else "right")
     for split, summary in summaries.items():

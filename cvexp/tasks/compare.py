@@ -67,7 +67,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     splits = data.load(settings.dataset, "segmentation", needs_training=False)
     if splits.val.fingerprint() != runs[0].tags["data.val.fingerprint"]:
         raise UserError(
-            f"dataset: the validation images or labels in {splits.val.root} have changed since the run {runs[0].id}; "
+            f"dataset: the validation images or labels in {splits.val.place} have changed since the run {runs[0].id}; "
             "restore the old ones, or train again"
         )
     record_data(run, settings.dataset.name, splits)

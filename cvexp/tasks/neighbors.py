@@ -146,7 +146,7 @@ def embedded_crops(finished: FinishedRun) -> tuple[Index, list[int]]:
         raise UserError(f"run: {finished.id} did not record its data, so its crops are unknown; pretrain again")
     if index.fingerprint() != recorded:
         raise UserError(
-            f"dataset: the validation images or objects in {index.root} have changed since the run {finished.id}; "
+            f"dataset: the validation images or objects in {index.place} have changed since the run {finished.id}; "
             "restore the old ones, or pretrain again"
         )
     return index, sample(index, finished.config.task.embed_crops)  # type: ignore[attr-defined]

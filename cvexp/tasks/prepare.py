@@ -1,28 +1,47 @@
-"""`task=prepare`: fetch, unpack and check a data set, as training does, and report what the data set contains."""
+"""`task=prepare`: fetch, unpack and check a data set, as training does, and report what the data set contains.
+
+With `task.shards`, also write its crops into shards.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from cvexp import data
-from cvexp.config import RunConfig, TaskConfig
-from cvexp.errors import UserError
+from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.data import packing
+from cvexp.data.split import null_training_key
+from cvexp.errors import UserError, opening
+from cvexp.report.console import print_line
 from cvexp.report.data import describe, print_data
 from cvexp.tracking.run import ReadOnlyRun
 
 
 @dataclass(kw_only=True)
 class Config(TaskConfig):
-    pass
+    shards: str | None = MISSING
+    shard_mb: float = MISSING
+    quality: int | None = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.shard_mb > 0, "task.shard_mb", self.shard_mb, "positive (MB)")
+        require(self.quality is None or 1 <= self.quality <= 95, "task.quality", self.quality, "null, or from 1 to 95")
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Prepare the data for all their uses, and record the report `data/report.json` in `run`.
 
     Raises:
-        UserError: after the report, if something is broken and `dataset.strict` is set.
+        UserError: after the report, if something is broken and `dataset.strict` is set, or the shards can't be written.
     """
+    task = config.task
+    assert isinstance(task, Config)
+    if task.shards is not None:
+        packing.check_new(Path(task.shards))
     lenient = replace(config.dataset, strict=False)  # to report everything that is wrong
     report: dict[str, Any] = {}
     num_problems, seen = 0, set()
@@ -43,3 +62,15 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
             f"dataset: {num_problems} things are broken, listed above and in data/report.json of the run {run.id}; "
             "repair them, or leave them out with dataset.strict=false"
         )
+    if task.shards is not None:
+        _write_shards(config, task, Path(task.shards))
+
+
+def _write_shards(config: RunConfig, task: Config, folder: Path) -> None:
+    splits = data.load(config.dataset, "pretraining", needs_training=null_training_key(config.dataset) is None)
+    settings = packing.Settings(int(task.shard_mb * 1e6), task.quality)
+    with opening("task.shards"):
+        listing = packing.write_shards(splits, config.dataset.name, folder, settings)
+    for line in packing.describe(listing):
+        print_line(line)
+    print_line(f"pretrain on them with: python -m cvexp dataset=shards dataset.root={folder}")

@@ -39,7 +39,7 @@ def record_data(run: ReadOnlyRun, name: str, splits: Splits) -> None:
         return
     if any(old not in (None, new) for old, new in zip(recorded, fingerprints, strict=True)):
         raise UserError(
-            f"dataset: the data in {splits.val.root} have changed since the run {run.id} began"
+            f"dataset: the data in {splits.val.place} have changed since the run {run.id} began"
             f"{_changed_files(run, splits)}; restore them, or start a new run"
         )
     if isinstance(run, Run):
@@ -71,7 +71,7 @@ def _describe(name: str, index: Index, fingerprint: str) -> MLflowDataset:
         name=f"{name}-{index.split}",
         digest=fingerprint[:36],  # MLflow's limit
         source_type="local",
-        source=json.dumps({"uri": str(index.root.absolute())}),
+        source=json.dumps({"uri": index.place if "://" in index.place else str(index.root.absolute())}),
         profile=json.dumps({"images": len(index.images), "objects": len(index), "classes": index.counts()}),
     )
 

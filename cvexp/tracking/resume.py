@@ -13,7 +13,7 @@ from cvexp.config import RunConfig, flatten
 from cvexp.errors import UserError
 from cvexp.tracking.store import Store, connect
 
-FOLDERS = ("root", "cache")  # keys of `dataset` that name folders which a run may create
+FOLDERS = ("root", "cache", "local")  # keys of `dataset` that name folders which a run may create
 
 
 def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -88,6 +88,8 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
     former, saved["tracking"]["folder"] = saved["tracking"]["folder"], local.tracking.folder
     for key in FOLDERS:
         folder = str(saved["dataset"].get(key))
+        if key not in saved["dataset"] or folder.startswith(("http://", "https://", "s3://")):
+            continue
         if Path(folder).is_relative_to(former):  # which may have been moved since
             folder = saved["dataset"][key] = str(Path(local.tracking.folder) / Path(folder).relative_to(former))
         allowed = (Path.cwd(), Path(local.tracking.folder).resolve())

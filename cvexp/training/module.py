@@ -18,6 +18,7 @@ from cvexp.data import kept
 from cvexp.data.augment.normalization import Normalization
 from cvexp.data.index import Splits
 from cvexp.data.loaders import FixedBatches, ShuffledBatches
+from cvexp.data.order import Groups
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
 from cvexp.tracking.sink import Sink
@@ -82,6 +83,10 @@ class TrainingModule(pl.LightningModule):
     def sources(self) -> list[kept.Source]:
         """Return the training images and the validation images."""
 
+    def shards(self) -> Groups | None:
+        """Return the shards that the training samples are in, or None if they are not in shards."""
+        return None
+
     def trained_network(self) -> nn.Module:
         """Return what the optimizer trains."""
         return self
@@ -128,6 +133,7 @@ class TrainingModule(pl.LightningModule):
             batches_done=lambda: self.global_step,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            groups=self.shards(),
         )
         if not self.images:  # or else the validation before the training has opened them
             self.images = kept.keep(self.sources(), self.config.dataset.keep, self.trainer.strategy.root_device)

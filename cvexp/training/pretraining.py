@@ -19,9 +19,10 @@ from cvexp.data.augment.views import BatchView, CenterView
 from cvexp.data.batches import PendingViews
 from cvexp.data.crops import CropBatches, Crops
 from cvexp.data.enlargement import crop_advice
-from cvexp.data.examples import sample
+from cvexp.data.examples import sample, sample_from_few_shards
 from cvexp.data.kept import Source
 from cvexp.data.loaders import make_loader
+from cvexp.data.order import Groups, group_by_shard
 from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.metrics.knn import knn_top1
@@ -167,6 +168,12 @@ class Pretraining(TrainingModule):
     def sources(self) -> list[Source]:
         return [Crops(index, self.crop_resolution()) for index in self.splits]
 
+    def shards(self) -> Groups | None:
+        train = self.splits.train
+        if (members := train.catalog.members) is None:
+            return None
+        return group_by_shard(members.shard[train.image], len(members.shards), members.shuffle_shards)
+
     def train_dataloader(self) -> DataLoader[Any]:
         crops = CropBatches(self.splits.train, self.images[0], self.views(), self.config.seed, self.draws_on_device)
         return make_loader(crops, self.batches, self.config.loader)
@@ -176,7 +183,7 @@ class Pretraining(TrainingModule):
         plain, seed = CenterView(self.task.eval_size), self.config.seed
         val = CropBatches(self.splits.val, self.images[1], [plain, *self.views()], seed, self.draws_on_device)
         bank = CropBatches(self.splits.train, self.images[0], [plain], seed, self.draws_on_device)
-        chosen = sample(self.splits.train, self.task.knn_bank)
+        chosen = sample_from_few_shards(self.splits.train, self.task.knn_bank)
         self._evaluated = [self.fixed_batches(positions) for positions in (list(range(len(val))), chosen)]
         loaders = zip((val, bank), self._evaluated, strict=True)
         return [make_loader(crops, keys, self.config.loader) for crops, keys in loaders]
@@ -268,7 +275,7 @@ def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> 
     splits = data.load(config.dataset, "pretraining")
     if task.monitor == "val/knn_top1" and not splits.val.classes:
         raise UserError(
-            f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.root} has none; choose val/loss"
+            f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.place} has none; choose val/loss"
         )
     record_data(run, config.dataset.name, splits)
     start = open_start(config, run)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvexp.data.batches import Batches
 from cvexp.data.kept import Images
+from cvexp.data.loaders import ShuffledBatches
 from cvexp.training.fit import make_trainer
 from cvexp.training.module import TrainingModule
 
@@ -109,7 +109,7 @@ class Stopwatch(pl.Callback):
             "step_images_per_second": step,
             "fit_over_step": fit / step,
             "data_wait": self.waited / self.fit_seconds,
-            "read_images_per_second": time_reading(batches.images, self.seconds),
+            "read_images_per_second": time_reading(batches.images, module.batches, self.seconds),
             "view_images_per_second": time_views(batches, next(iter(module.batches)), module.device, self.seconds),
             "peak_memory_bytes": peak_memory(module.device),
             "model_flops": flops * step / batch_size,
@@ -131,9 +131,9 @@ def bare_step(trainer: pl.Trainer, module: TrainingModule, batch: Any) -> None:
     module.after_optimizer_step(module.done)
 
 
-def time_reading(images: Images, seconds: float) -> float:
-    """Measure how many images one process decodes per second."""
-    order = itertools.cycle(np.random.RandomState(0).permutation(len(images)).tolist())
+def time_reading(images: Images, batches: ShuffledBatches, seconds: float) -> float:
+    """Measure how many images one process decodes per second, in the order of the training."""
+    order = (position for _ in itertools.count() for batch in batches for _, position in batch)
     duration, num_images = _time(lambda: images.source.read(next(order)), seconds, torch.device("cpu"))
     return num_images / duration
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cvexp.data import load
-from cvexp.data.catalog import Problem, grouped
+from cvexp.data.problems import Problem, grouped
 from cvexp.errors import UserError
 from tests.helpers import TINY_SEGMENTATION, Outcome, dataset, make_voc, runs, save_image, save_mask, store
 

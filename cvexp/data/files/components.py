@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cvexp.data.catalog import Draft, Problem
+from cvexp.data.catalog import Draft
 from cvexp.data.files.images import read_mask
 from cvexp.data.files.progress import in_parallel
+from cvexp.data.problems import Problem
 from cvexp.errors import UserError
 
 Component = tuple[int, tuple[int, int, int, int], int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import threading
@@ -279,9 +280,9 @@ def _check_content(remote: Remote, part: Path) -> None:
 
 
 def _session() -> requests.Session:
-    """Return the session of this thread."""
-    if not hasattr(_local, "session"):
-        _local.session = requests.Session()
+    """Return the session of this thread. A forked process gets its own, because it must not share connections."""
+    if getattr(_local, "process", None) != os.getpid():
+        _local.process, _local.session = os.getpid(), requests.Session()
     session: requests.Session = _local.session
     return session
 

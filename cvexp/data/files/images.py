@@ -64,6 +64,18 @@ def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0
         return rgb
 
 
+def decode_checked(data: bytes, size: tuple[int, int], at_least: float = 0) -> Image.Image:
+    """Decode the bytes of an image file that was not checked before; see :func:`read_image`.
+
+    Raises:
+        ValueError: before anything is decoded, if the image does not have the width and height `size`.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if size not in (image.size, upright_size(image)):
+            raise ValueError(f"it has {image.width} x {image.height} px, but {size[0]} x {size[1]} px are expected")
+    return decode(data, size, at_least)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the width and height of an opened image after applying its EXIF orientation."""
     is_sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
