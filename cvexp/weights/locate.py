@@ -110,7 +110,8 @@ def _identity(params: Mapping[str, str]) -> dict[str, str]:
     """Return what a pretraining run shares with runs that start from it: the network, and where the data are."""
     keys = [key for key in params if key.startswith("backbone.args")]
     identity = {key: params[key] for key in ("backbone.name", "dataset.name", "dataset.root", *keys) if key in params}
-    if identity.get("dataset.root", "null") != "null":
+    root = identity.get("dataset.root", "null")
+    if root != "null" and "://" not in root:
         identity["dataset.root"] = os.path.realpath(identity["dataset.root"])
     return identity
 
