@@ -137,7 +137,7 @@ class Sweeper(sweeper.Sweeper):
             if waiting:
                 returned = list(self.launcher.launch([self._launched(run, job) for job in waiting], initial_job_idx=0))
         except Exception as error:  # of the launcher, such as a job that its scheduler has lost
-            lost = f"{type(error).__name__}: {error}".splitlines()[0]
+            lost = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
             log.error("the launcher failed: %s", lost)
         finally:
             launched = summary.collect(run, waiting, returned, lost)
