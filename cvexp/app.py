@@ -32,6 +32,7 @@ from cvexp.redaction import hide_secrets
 from cvexp.sweeps.grid import Grid
 from cvexp.sweeps.preemption import wait_for_slurm
 from cvexp.sweeps.search import Search
+from cvexp.sweeps.stopping import raise_if_stopped, stop_job
 from cvexp.tracking import description
 from cvexp.tracking.description import JOB_VARIABLE
 
@@ -121,6 +122,7 @@ def _hydra_main(composed: DictConfig) -> float | None:
     """
     global job_started
     job_started = True
+    raise_if_stopped()
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         return _run(composed)
@@ -131,9 +133,11 @@ def _hydra_main(composed: DictConfig) -> float | None:
             _exit(error)
         log.error("job %s failed: %s", os.environ.get(JOB_VARIABLE), describe(error))
         raise
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt) as error:
         if is_sweep:
             wait_for_slurm()
+        if is_sweep and HydraConfig.get().runtime.choices["hydra/launcher"] == "joblib":
+            stop_job(error)
         raise
     except Exception:
         if is_sweep:

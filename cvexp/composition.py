@@ -105,7 +105,10 @@ def explain_composition(error: Exception, overrides: Iterable[str]) -> str:
     for cause in (error, error.__cause__):
         if isinstance(cause, OmegaConfBaseException):
             return _explain(cause, _known_keys(overrides))
-    return str(error).splitlines()[0] + "; see python -m cvexp --help"
+    first_line = str(error).strip().splitlines()[0]
+    if first_line.startswith("Ambiguous value"):
+        return f"{first_line}; to run a sweep over several values, add -m"
+    return f"{first_line}; see python -m cvexp --help"
 
 
 def _explain(error: OmegaConfBaseException, keys: Iterable[str], got: str = "") -> str:

@@ -20,6 +20,10 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+class JobStopped(Exception):  # noqa: N818, an ending like Interrupted
+    """A job of a sweep was stopped by a signal. An `Exception`, so that launchers return it like any other result."""
+
+
 class Pruned(Exception):  # noqa: N818, an ending like Interrupted
     """A run of a search was stopped early, because other runs are better."""
 

@@ -21,6 +21,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
+per_node=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 outputs=outputs
 is_new=true
 for argument in "$@"; do
@@ -31,7 +32,10 @@ for argument in "$@"; do
 done
 if $is_new; then
     folder=$outputs/runs/slurm-$SLURM_JOB_ID
-    set -- trainer=ddp "hydra.run.dir=$folder" "$@"
+    set -- "hydra.run.dir=$folder" "$@"
+    if [ "$((SLURM_NNODES * per_node))" -gt 1 ]; then
+        set -- trainer=ddp "$@"
+    fi
     if [ -f "$folder/run_id" ]; then # the job was requeued
         set -- "$@" "resume=$(cat "$folder/run_id")"
     fi
@@ -41,7 +45,7 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 status=0
 srun torchrun \
     --nnodes="$SLURM_NNODES" \
-    --nproc-per-node="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}" \
+    --nproc-per-node="$per_node" \
     --rdzv-backend=c10d \
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" \

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -148,14 +148,17 @@ class Outcome(NamedTuple):
     message: str
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `python -m cvexp` in a process of its own."""
+def start(
+    *arguments: str, is_group: bool = False, environment: Mapping[str, str] | None = None, **variables: str
+) -> subprocess.Popen[str]:
+    """Start `python -m cvexp` in a process of its own, which can lead a group of processes as in a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "cvexp", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {}), **variables},
+        start_new_session=is_group,
     )
 
 

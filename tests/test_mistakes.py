@@ -42,6 +42,8 @@ ON_COMMAND_LINE: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "launcher not installed": (["-m", "hydra/launcher=rq", "seed=0,1"], "pip install hydra-rq-launcher"),
     "sweeper not installed": (["-m", "hydra/sweeper=ax", "seed=0,1"], "pip install hydra-ax-sweeper"),
     "interval without a search": (["-m", "optimizer.lr=interval(0.1,1)"], "optimizer.lr", "hydra/sweeper=optuna"),
+    "key of another sweeper": (["-m", "hydra.sweeper.n_trials=3", "seed=0"], "n_trials", "hydra/sweeper=optuna"),
+    "values without a sweep": (["seed=0,1"], "Ambiguous value", "add -m"),
     "search of nothing": (["-m", "hydra/sweeper=optuna", "seed=0"], "nothing to search", "+search="),
     "unknown sampler": (["-m", "+search=dino", "hydra.sweeper.sampler=tbe"], "'tbe'", "tpe"),
     "range of nothing": (["-m", "hydra/sweeper=optuna", "optimizer.lr=interval(1,0)"], "optimizer.lr", "no range"),

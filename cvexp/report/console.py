@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 
 from cvexp import processes
@@ -12,5 +14,7 @@ console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, qu
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """Print a line, with secrets hidden."""
-    console.print(hide_secrets(text), style=style)
+    """Print a line, with secrets hidden. If several jobs print at once, their lines start with their numbers."""
+    is_one_of_many = os.environ.get("TTY_COMPATIBLE") == "0" and os.environ.get("CVEXP_JOB")
+    prefix = f"job {os.environ['CVEXP_JOB']}: " if is_one_of_many else ""
+    console.print(hide_secrets(prefix + text), style=style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mlflow.entities import Run as MLflowRun
 from cvexp import data
 from cvexp.config import RunConfig, flatten
 from cvexp.errors import UserError
-from cvexp.tracking.description import PARENT_VARIABLE, digest
+from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, digest
 from cvexp.tracking.opening import LOCK
 from cvexp.tracking.store import Store, connect
 from cvexp.weights.locate import source_run
@@ -80,10 +81,16 @@ def _has_same_start(run: MLflowRun, config: RunConfig, store: Store) -> bool:
     return path.is_file() and path.stat().st_mtime * 1000 < run.info.start_time
 
 
+def find_running(store: Store, config: RunConfig) -> MLflowRun | None:
+    """Return the run of a sweep with this configuration that another process is working on, or None."""
+    return next((run for run in _unfinished(store, config) if is_locked(run, config.tracking.folder)), None)
+
+
 def find_interrupted(config: RunConfig) -> str | None:
     """Return the id of the run that this job of a sweep left when it was interrupted, or None.
 
-    A job is interrupted by a signal, an error, or a scheduler that stops it and starts it again.
+    A job is interrupted by a signal, an error, or a scheduler that stops it and starts it again. The run may belong to
+    an earlier sweep with fewer jobs; it then becomes a run of this one.
 
     Raises:
         UserError: if that run is still running in another process.
@@ -92,26 +99,42 @@ def find_interrupted(config: RunConfig) -> str | None:
     if not parent or config.role == "job" or config.resume is not None:
         return None
     store = connect(config.tracking)
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`cvexp.config` = '{digest(config)}'"
-    for run in store.search(f"attributes.status != 'FINISHED' and {query}"):
+    for run in _unfinished(store, config):
+        if is_locked(run, config.tracking.folder):
+            raise UserError(f"this job is still running in another process, as run {run.info.run_id}")
         if _can_go_on(run, config, store):
             log.info("going on with the interrupted run %s", run.info.run_id)
+            tags = {"mlflow.parentRunId": parent, "sweep.job": os.environ.get(JOB_VARIABLE, "")}
+            for key, value in tags.items():
+                store.client.set_tag(run.info.run_id, key, value)
             return str(run.info.run_id)
     return None
 
 
-def _can_go_on(run: MLflowRun, config: RunConfig, store: Store) -> bool:
-    tags = run.data.tags
-    folder = Path(tags.get("cvexp.folder", ""))
-    if not folder.resolve().is_relative_to(Path(config.tracking.folder).resolve()) or not folder.is_dir():
-        return False  # of another machine
-    if "pruned" in tags or "config.yaml" not in store.files(run.info.run_id):
-        return False
-    known = Data()
-    if None not in known.recorded(run) and not known.are_those_of(run, config):
+def _unfinished(store: Store, config: RunConfig) -> Iterator[MLflowRun]:
+    """Yield the runs of sweeps with a configuration that did not finish, and are on this machine, newest first."""
+    tracking = Path(config.tracking.folder).resolve()
+    for run in store.search(f"attributes.status != 'FINISHED' and tags.`cvexp.config` = '{digest(config)}'"):
+        folder = Path(run.data.tags.get("cvexp.folder", "")).resolve()
+        if "sweep.job" in run.data.tags and folder.is_relative_to(tracking) and folder.is_dir():
+            yield run
+
+
+def is_locked(run: MLflowRun, tracking_folder: str) -> bool:
+    """Return whether a process is working on a run."""
+    folder = Path(run.data.tags.get("cvexp.folder", "")).resolve()
+    if not folder.is_relative_to(Path(tracking_folder).resolve()) or not folder.is_dir():
         return False
     try:
         with FileLock(folder / LOCK, timeout=0):
-            return True
-    except Timeout as error:
-        raise UserError(f"this job is still running in another process, as run {run.info.run_id}") from error
+            return False
+    except Timeout:
+        return True
+
+
+def _can_go_on(run: MLflowRun, config: RunConfig, store: Store) -> bool:
+    """Return whether a run can be resumed, and has the data as they are now."""
+    if "pruned" in run.data.tags or "config.yaml" not in store.files(run.info.run_id):
+        return False
+    known = Data()
+    return None in known.recorded(run) or known.are_those_of(run, config)

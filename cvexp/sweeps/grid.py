@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cvexp.errors import UserError
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.sweeper import Sweeper
 
@@ -24,8 +25,15 @@ class Grid(Sweeper):
         max_batch_size: The largest number of jobs given to the launcher at a time; None gives it all.
     """
 
-    def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None, max_batch_size: int | None) -> None:
+    def __init__(
+        self, skip_finished: bool, params: Mapping[str, Any] | None, max_batch_size: int | None, **unknown: Any
+    ) -> None:
         super().__init__(skip_finished, params)
+        for key in unknown:
+            raise UserError(
+                f"hydra.sweeper.{key}: this sweeper tries every combination and has no such key; a search with Optuna "
+                "may have it: add hydra/sweeper=optuna, or +search=NAME"
+            )
         self.max_batch_size = max_batch_size
 
     def identity(self) -> str:

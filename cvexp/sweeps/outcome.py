@@ -26,7 +26,7 @@ class Outcome:
         number: The number of the job in its sweep, from 0.
         settings: The overrides that distinguish it from the other jobs.
         status: ``"finished"``, ``"finished before"``, ``"pruned"``, ``"failed"``, ``"failed before"``, ``"stopped"``,
-            ``"lost"`` if its process has disappeared, or ``"not run"``.
+            ``"running"`` if another process works on it, ``"lost"`` if its process has disappeared, or ``"not run"``.
         run_id: MLflow's id of its run; empty if there is none.
         metric: The metric that selects its best epoch; empty if there is none.
         value: The metric at the best epoch.
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def is_failure(self) -> bool:
-        return self.status in ("failed", "stopped", "lost", "not run")
+        return self.status in ("failed", "stopped", "running", "lost", "not run")
 
     def row(self) -> dict[str, Any]:
         """Return all attributes as JSON."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from hydra.core.utils import JobReturn, JobStatus
 from mlflow.entities import Run as MLflowRun
-from rich.table import Table
 
 from cvexp.composition import COMPOSITION_ERRORS, explain_composition
+from cvexp.errors import JobStopped
 from cvexp.redaction import hide_secrets
-from cvexp.report.console import console, print_line
+from cvexp.report.console import print_line
 from cvexp.report.style import shorten
+from cvexp.sweeps.earlier import is_locked
 from cvexp.sweeps.outcome import Job, Outcome
 from cvexp.tracking.sweep import SweepRun
 
 STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "lost"}
+
+DONE = ("finished", "finished before", "pruned", "failed before")
+
+HEADINGS = ("job", "status", "best", "run", "settings")
 
 
 def collect(run: SweepRun, jobs: Sequence[Job], returned: Sequence[JobReturn | None], lost: str) -> dict[int, Outcome]:
@@ -29,7 +35,7 @@ def collect(run: SweepRun, jobs: Sequence[Job], returned: Sequence[JobReturn | N
     """
     recorded = children(run)
     return {
-        job.number: _outcome(job, recorded.get(job.number), result, lost, run.swept)
+        job.number: _outcome(job, recorded.get(job.number), result, lost, run)
         for job, result in zip(jobs, returned, strict=True)
     }
 
@@ -43,17 +49,31 @@ def children(run: SweepRun) -> dict[int, MLflowRun]:
     return recorded
 
 
-def _outcome(job: Job, child: MLflowRun | None, returned: JobReturn | None, lost: str, swept: Sequence[str]) -> Outcome:
+def _outcome(job: Job, child: MLflowRun | None, returned: JobReturn | None, lost: str, run: SweepRun) -> Outcome:
     if returned is None:
-        status = STATUSES.get(child.info.status, "lost") if child else "not run"
-        return outcome_of(job, child, status, swept, "" if status == "finished" else lost)
+        status = _status_without_launcher(child, run)
+        return outcome_of(job, child, status, run.swept, "" if status in ("finished", "running") else lost)
     if returned.status == JobStatus.COMPLETED:
         is_pruned = child is not None and "pruned" in child.data.tags
-        return outcome_of(job, child, "pruned" if is_pruned else "finished", swept)
+        return outcome_of(job, child, "pruned" if is_pruned else "finished", run.swept)
     error = returned._return_value
+    if isinstance(error, JobStopped):
+        return outcome_of(job, child, "stopped" if child else "not run", run.swept)
     is_composition = isinstance(error, COMPOSITION_ERRORS)
     text = explain_composition(error, job.overrides) if is_composition else str(error) or type(error).__name__
-    return outcome_of(job, child, "failed", swept, text)
+    return outcome_of(job, child, "failed", run.swept, text)
+
+
+def _status_without_launcher(child: MLflowRun | None, run: SweepRun) -> str:
+    """Return the status of a job whose launcher failed, and end its run if its process has disappeared."""
+    if child is None:
+        return "not run"
+    if child.info.status == "RUNNING" and is_locked(child, run.folder):
+        return "running"
+    if child.info.status == "RUNNING":
+        with contextlib.suppress(Exception):  # if the store is what failed, that is reported
+            run.store.client.set_terminated(child.info.run_id, "KILLED")
+    return STATUSES.get(child.info.status, "lost")
 
 
 def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[str], error: str = "") -> Outcome:
@@ -72,7 +92,7 @@ def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[s
         return Outcome(job.number, hide_secrets(settings), status, error=hide_secrets(error))
     monitor = child.data.params.get("task.monitor", "").removeprefix("val/")
     value = child.data.metrics.get(f"best/{monitor}")
-    recorded = child.data.tags.get("error", "").removeprefix("UserError: ") if status not in DONE else ""
+    recorded = child.data.tags.get("error", "").removeprefix("UserError: ") if status == "failed" else ""
     return Outcome(
         number=job.number,
         settings=hide_secrets(settings),
@@ -84,33 +104,41 @@ def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[s
     )
 
 
-HEADINGS = ("job", "settings", "status", "best", "run")
-
-DONE = ("finished", "finished before", "pruned", "failed before")
-
-
 def report(run: SweepRun, outcomes: Sequence[Outcome]) -> None:
     """Print what became of the jobs, record it in the sweep's run, and close that."""
     if not outcomes:
         return
-    table = Table(title=f"sweep {run.id}", title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for outcome in outcomes:
-        table.add_row(*_cells(outcome))
-    console.print(table)
-    for outcome in outcomes:
-        if outcome.error:
-            print_line(f"job {outcome.number}: {outcome.error}", style="bold yellow")
+    rows = [HEADINGS, *(_cells(outcome) for outcome in outcomes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    print_line(f"sweep {run.id}")
+    for i, row in enumerate(rows):  # lines rather than a table, whose narrow columns would break the ids of the runs
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print_line("  ".join(cells).rstrip(), style=None if i else "bold")
+    for error in dict.fromkeys(outcome.error for outcome in outcomes if outcome.error):
+        numbers = ", ".join(str(outcome.number) for outcome in outcomes if outcome.error == error)
+        print_line(f"job {numbers}: {error}", style="bold yellow")
     lines = [[*HEADINGS, "error"], ["---"] * (len(HEADINGS) + 1)]
     lines += [[*_cells(outcome), outcome.error] for outcome in outcomes]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    markdown = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
     run.log_summary([outcome.row() for outcome in outcomes], markdown)
     statuses = {outcome.status for outcome in outcomes}
-    run.close("FINISHED" if statuses <= set(DONE) else "KILLED" if "stopped" in statuses else "FAILED")
+    run.stays_open = "running" in statuses
+    if not run.stays_open:
+        run.close("FINISHED" if statuses <= set(DONE) else "KILLED" if "stopped" in statuses else "FAILED")
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     best = "" if outcome.value is None else f"{shorten(outcome.metric)} {outcome.value:.4f}"
-    return str(outcome.number), outcome.settings, outcome.status, best, outcome.run_id
+    return str(outcome.number), outcome.status, best, outcome.run_id, _short(outcome.settings)
+
+
+def _short(settings: str) -> str:
+    """Shorten keys to their last part, and numbers to four digits, as far as the settings stay different."""
+    words = []
+    for word in settings.split(" "):
+        key, equals, value = word.partition("=")
+        with contextlib.suppress(ValueError):
+            value = f"{float(value):.4g}" if "." in value else value
+        words.append(f"{key.rpartition('.')[2]}{equals}{value}")
+    return " ".join(words)

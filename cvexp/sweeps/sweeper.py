@@ -5,6 +5,7 @@ PyTorch and MLflow are imported only when a sweep starts, because Hydra's `--hel
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from abc import abstractmethod
@@ -22,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cvexp.composition import check
 from cvexp.config import RunConfig, TrackingConfig
 from cvexp.errors import UserError
+from cvexp.report.console import print_line
 from cvexp.sweeps.outcome import Job, Outcome
+from cvexp.sweeps.stopping import stopping_jobs
 
 if TYPE_CHECKING:
     from cvexp.sweeps.earlier import Data
@@ -107,15 +110,29 @@ class Sweeper(sweeper.Sweeper):
                 self.run_all(run, overrides)
             finally:
                 summary.report(run, self.outcomes)
-        if unfinished := [outcome for outcome in self.outcomes if outcome.is_failure]:
-            first = unfinished[0]
+                if any(outcome.is_failure for outcome in self.outcomes):
+                    print_line("the same command goes on: it skips the jobs that have finished")
+        self._raise_unless_done()
+
+    def _raise_unless_done(self) -> None:
+        """Raise a UserError that says what to do, unless all jobs are done."""
+        unfinished = [outcome for outcome in self.outcomes if outcome.is_failure]
+        if not unfinished:
+            return
+        running = [outcome for outcome in unfinished if outcome.status == "running"]
+        if len(running) == len(unfinished):
             raise UserError(
-                f"{len(unfinished)} of {len(self.outcomes)} jobs did not finish; the first is job {first.number} "
-                f"({first.error}). The same command starts only those again"
+                f"{len(running)} of {len(self.outcomes)} jobs are still running in other processes; start the same "
+                "command again when they have ended"
             )
+        first = next(outcome for outcome in unfinished if outcome.status != "running")
+        raise UserError(
+            f"{len(unfinished)} of {len(self.outcomes)} jobs did not finish, such as job {first.number} "
+            f"({first.error or first.status}); if something is wrong, correct it, and start the sweep again"
+        )
 
     def run_jobs(self, run: SweepRun, jobs: Sequence[Job]) -> list[Outcome]:
-        """Run some jobs on the launcher, except those that have finished before.
+        """Run some jobs on the launcher, except those that have finished before, or that are running or wrong.
 
         Args:
             run: The parent run.
@@ -126,24 +143,36 @@ class Sweeper(sweeper.Sweeper):
         """
         from cvexp.sweeps import summary
 
-        finished = {job.number: outcome for job in jobs if (outcome := self._finished_before(run, job))}
-        waiting = [job for job in jobs if job.number not in finished]
-        if finished:
-            numbers = ", ".join(map(str, finished))
-            log.info("%d of %d jobs have finished before and are skipped: %s", len(finished), len(jobs), numbers)
+        settled = {job.number: outcome for job in jobs if (outcome := self._settle(run, job))}
+        waiting = [job for job in jobs if job.number not in settled]
+        if finished := [str(n) for n, outcome in settled.items() if outcome.status == "finished before"]:
+            log.info("%d of %d jobs have finished before: %s", len(finished), len(jobs), ", ".join(finished))
         returned: list[JobReturn | None] = [None] * len(waiting)
         lost = "the sweep was interrupted"
         try:
             if waiting:
-                returned = list(self.launcher.launch([self._launched(run, job) for job in waiting], initial_job_idx=0))
+                returned = self._launch([self._launched(run, job) for job in waiting])
         except Exception as error:  # of the launcher, such as a job that its scheduler has lost
             lost = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
             log.error("the launcher failed: %s", lost)
         finally:
             launched = summary.collect(run, waiting, returned, lost)
-            outcomes = [finished.get(job.number) or launched[job.number] for job in jobs]
+            outcomes = [settled.get(job.number) or launched[job.number] for job in jobs]
             self.outcomes += outcomes
         return outcomes
+
+    def _launch(self, jobs: Sequence[Sequence[str]]) -> list[JobReturn | None]:
+        """Run jobs on the launcher."""
+        name = self._launcher_name()
+        if name == "submitit_slurm":
+            logging.getLogger("submitit").setLevel(logging.ERROR)  # without accounting, it warns at each poll
+            slurm_name = self.master.hydra.launcher.name
+            print_line(f"see the jobs with: squeue --name={slurm_name}; stop them with: scancel --name={slurm_name}")
+        with stopping_jobs() if name == "joblib" else contextlib.nullcontext():
+            return list(self.launcher.launch(jobs, initial_job_idx=0))
+
+    def _launcher_name(self) -> str:
+        return str(self.master.hydra.runtime.choices.get("hydra/launcher"))
 
     def compose(self, job: Job) -> RunConfig:
         """Compose and check the configuration of a job.
@@ -157,21 +186,28 @@ class Sweeper(sweeper.Sweeper):
             del composed["hydra"]
         return check(composed)
 
-    def _finished_before(self, run: SweepRun, job: Job) -> Outcome | None:
+    def _settle(self, run: SweepRun, job: Job) -> Outcome | None:
+        """Return what became of a job if it need not run, or can't."""
         from cvexp.sweeps import summary
-        from cvexp.sweeps.earlier import find_finished
+        from cvexp.sweeps.earlier import find_finished, find_running
 
         try:
             config = self.compose(job)
-        except UserError:  # which the job itself explains, so that the others can run
+        except UserError as error:
+            log.error("job %s can't run: %s", job.number, error)
+            return summary.outcome_of(job, None, "failed", run.swept, str(error))
+        if not self.skip_finished:
             return None
-        earlier = find_finished(run.store, config, self.known) if self.skip_finished else None
-        return summary.outcome_of(job, earlier, "finished before", run.swept) if earlier else None
+        if finished := find_finished(run.store, config, self.known):
+            return summary.outcome_of(job, finished, "finished before", run.swept)
+        if running := find_running(run.store, config):
+            return summary.outcome_of(job, running, "running", run.swept)
+        return None
 
     def _launched(self, run: SweepRun, job: Job) -> list[str]:
         """Return the overrides of a job on a launcher, whose process may have another environment."""
         environment = {**run.environment(job.number), **self.further_environment}
-        if self.master.hydra.runtime.choices.get("hydra/launcher") != "basic":
+        if self._launcher_name() != "basic":
             environment["TTY_COMPATIBLE"] = "0"
         return [
             *job.overrides,

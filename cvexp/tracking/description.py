@@ -25,7 +25,8 @@ SWEPT_VARIABLE = "CVEXP_SWEPT"  # the keys that the jobs differ in, separated by
 STUDY_VARIABLE = "CVEXP_STUDY"  # the study of Optuna that the job belongs to, as JSON
 
 # Options that say where jobs run and when, not what they do.
-LAUNCHING = ("hydra/launcher=", "hydra/sweeper=", *(f"hydra.{key}." for key in ("launcher", "sweeper", "sweep", "job")))
+_LAUNCHING_KEYS = ("launcher", "sweeper", "sweep", "run", "job")
+LAUNCHING = ("hydra/launcher=", "hydra/sweeper=", *(f"hydra.{key}." for key in _LAUNCHING_KEYS))
 
 LOGGED_VERSIONS = ("cvexp", "torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "mlflow", "numpy")
 
@@ -102,7 +103,12 @@ def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
     words = [word.removeprefix("++") for word in overrides if not word.startswith("hydra.mode=")]
     if not is_sweep:
         words = [word for word in words if not word.lstrip("+").startswith(LAUNCHING)]
-    return hide_secrets(" ".join(["python -m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
+    launcher = ["python"]
+    if (num_processes := processes.world_size()) > 1:
+        local = processes.local_world_size()
+        nodes = [f"--nnodes={num_processes // local}"] if num_processes > local else []
+        launcher = ["torchrun", *nodes, f"--nproc-per-node={local}"]
+    return hide_secrets(" ".join([*launcher, "-m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 
 def _git(*arguments: str) -> str:

@@ -18,7 +18,7 @@ from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.errors import OUT_OF_SPACE, Interrupted, Pruned, UserError, explain_os_error, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
-from cvexp.tracking.run import ReadOnlyRun, Run
+from cvexp.tracking.run import ReadOnlyRun, Run, resume_command
 from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
 from cvexp.tracking.watchdog import failure_recorded, watched
 
@@ -59,7 +59,9 @@ def open_run(
     processes.from_first((run_id, folder))
     with (
         _only_process(folder, run_id),
-        failures_explained(f"once it works again, resume the run with: python -m cvexp resume={run_id}"),
+        failures_explained(
+            f"once it works again, resume the run with: {resume_command(run_id, config.tracking.folder)}"
+        ),
     ):
         run = Run(store, run_id, folder, config.tracking)
         with watched(run):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 5.0  # a write takes a few milliseconds, however many metrics it contains
 
 
+def resume_command(run_id: str, tracking_folder: str) -> str:
+    """Return the command that resumes a run."""
+    words = ["python -m cvexp", f"resume={run_id}"]
+    if tracking_folder != "outputs" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        words.append(shlex.quote(f"tracking.folder={tracking_folder}"))
+    return " ".join(words)
+
+
 class ReadOnlyRun(Sink):
     """An open run of MLflow for all but the first of several processes that train together: it writes nothing.
 
@@ -29,6 +39,7 @@ class ReadOnlyRun(Sink):
         id: MLflow's id of the run.
         store: Where the run is recorded.
         artifacts: The address of the run's artifacts.
+        resume_command: The command that resumes the run.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
             otherwise Hydra's run folder, from which they are uploaded at the end.
         noted_signal: The first signal that asked this process to stop; None until there is one.
@@ -39,6 +50,7 @@ class ReadOnlyRun(Sink):
         self.id = run_id
         self.noted_signal: int | None = None
         self.log_every_n_steps = tracking.log_every_n_steps
+        self.resume_command = resume_command(run_id, tracking.folder)
         self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
         address = urlparse(self.artifacts)
         self._is_local = address.scheme in ("", "file")

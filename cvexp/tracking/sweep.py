@@ -28,10 +28,14 @@ class SweepRun:
         store: Where the sweep is recorded.
         id: MLflow's id of the run.
         swept: The keys that the jobs differ in.
+        folder: The tracking folder.
+        stays_open: Whether jobs go on in other processes when this one ends.
     """
 
-    def __init__(self, store: Store, run_id: str, swept: Sequence[str]) -> None:
+    def __init__(self, store: Store, run_id: str, swept: Sequence[str], folder: str) -> None:
         self.store = store
+        self.folder = folder
+        self.stays_open = False
         self.id = run_id
         self.swept = swept
 
@@ -78,13 +82,15 @@ def open_sweep(
     with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
         earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None) if goes_on else None
         if earlier is None:
-            run_id = _create(store, overrides, command, key)
+            run_id = _create(store, overrides, command, key, swept)
         else:
             run_id = str(earlier.info.run_id)
             store.client.update_run(run_id, status="RUNNING")
+            store.client.set_tag(run_id, "command", command)
         status = "FINISHED"
+        sweep = SweepRun(store, run_id, swept, tracking.folder)
         try:
-            yield SweepRun(store, run_id, swept)
+            yield sweep
         except (KeyboardInterrupt, Interrupted):
             status = "KILLED"
             raise
@@ -92,20 +98,23 @@ def open_sweep(
             status = "FAILED"
             raise
         finally:
-            if status != "FINISHED" or store.client.get_run(run_id).info.status == "RUNNING":
+            is_closed = status == "FINISHED" and store.client.get_run(run_id).info.status != "RUNNING"
+            if not is_closed and not sweep.stays_open:
                 store.client.set_terminated(run_id, status)
 
 
-def _create(store: Store, overrides: Sequence[str], command: str, key: str) -> str:
-    """Create the run, with the overrides as its parameters."""
+def _create(store: Store, overrides: Sequence[str], command: str, key: str, swept: Sequence[str]) -> str:
+    """Create the run, with the overrides as its parameters, and the swept ones in its name."""
     tags = {
         "task": "sweep",
         "role": "sweep",
         "sweep.key": key,
         "command": command,
     }
-    run_id = str(store.client.create_run(store.experiment_id(), run_name="sweep", tags=tags).info.run_id)
     values = {name: value for name, _, value in (override.lstrip("+").partition("=") for override in overrides)}
+    words = [f"{name.rpartition('.')[2]}={value}" for name, value in values.items() if name in swept]
+    name = hide_secrets(" ".join(["sweep", *words]))[:250]
+    run_id = str(store.client.create_run(store.experiment_id(), run_name=name, tags=tags).info.run_id)
     params = [Param(safe_name(f"sweep.{name}"), hide_secrets(value)[:6000]) for name, value in values.items()]
     store.client.log_batch(run_id, params=params)
     return run_id

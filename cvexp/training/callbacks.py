@@ -210,7 +210,7 @@ class Interruption(pl.Callback):
             print_line("stopped; the job goes on when the scheduler starts it again")
             self._restore()
             self.previous[signal.SIGUSR2](signal.SIGUSR2, None)  # exits
-        print_line(f"stopped; resume with: python -m cvexp resume={self.run.id}")
+        print_line(f"stopped; resume with: {self.run.resume_command}")
         raise Interrupted(self.run.noted_signal or signal.SIGTERM)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:

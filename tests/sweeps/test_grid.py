@@ -152,8 +152,12 @@ def test_a_job_that_is_still_running_elsewhere_is_not_started_twice(cvexp: Calla
     with FileLock(Path(failed.data.tags["cvexp.folder"]) / "run.lock"):
         outcome = cvexp(*sweep)
     assert outcome.code == 1
-    assert f"still running in another process, as run {failed.info.run_id}" in outcome.message
+    assert "1 of 2 jobs are still running in other processes" in outcome.message
+    assert {row["status"]: row["run_id"] for row in summary()}["running"] == failed.info.run_id
     assert len(jobs()) == 2
+    assert parents()[0].info.status == "RUNNING"
+    assert cvexp(*sweep).code == 1  # now it runs again, and fails again
+    assert sorted(row["status"] for row in summary()) == ["failed", "finished before"]
 
 
 @pytest.mark.slow

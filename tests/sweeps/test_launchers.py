@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start
+from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start, store
 from tests.slurm import slurm_cluster, wait_until
 from tests.sweeps.test_grid import jobs, parents, summary
 
@@ -59,6 +60,30 @@ def test_the_error_of_a_job_in_another_process_is_in_the_summary() -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_stops_all_jobs_where_they_can_go_on() -> None:
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, "trainer.max_epochs=40", "seed=0,1,2"]
+    process = start(*sweep, is_group=True)
+    wait_until(lambda: len(list(Path().glob("outputs/artifacts/*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert [row["status"] for row in summary()] == ["stopped", "stopped", "not run"]
+    assert [run.info.status for run in jobs()] == ["KILLED"] * 2
+    assert parents()[0].info.status == "KILLED"
+    assert "job 0: stopped; resume with" in output
+    steps = [max(m.step for m in store().get_metric_history(run.info.run_id, "train/loss")) for run in jobs()]
+    output = finish(start(*sweep[:-1], "seed=0,1"))  # a smaller sweep goes on with them
+    assert output.count("going on with the interrupted run") == 2
+    assert [row["status"] for row in summary()] == ["finished"] * 2
+    assert len(jobs()) == 2
+    for run, step in zip(jobs(), steps, strict=True):
+        assert run.data.tags["mlflow.parentRunId"] == parents()[0].info.run_id
+        logged = [m.step for m in store().get_metric_history(run.info.run_id, "train/loss")]
+        assert sorted(logged) == list(range(len(logged)))
+        assert len(logged) > step
+
+
+@pytest.mark.slow
 def test_jobs_run_on_ray() -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'cvexp[ray]'")
     finish(start("-m", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1", *QUICK, "seed=0,1"))
@@ -74,7 +99,7 @@ def test_jobs_that_slurm_preempts_go_on_and_end_like_undisturbed_ones(
     long = [*TINY, "trainer.max_epochs=30"]
     (tmp_path / "cluster").mkdir()
     with slurm_cluster(tmp_path / "cluster", signals_first) as slurm:
-        sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", **slurm)
+        sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", environment=slurm)
         checkpoints = Path("slurm/artifacts")
         wait_until(lambda: len(list(checkpoints.glob("*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
         urgent = ["sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true"]
