@@ -92,7 +92,7 @@ class Search(Sweeper):
             ran = {outcome.number: outcome for outcome in self.run_jobs(run, [jobs[i] for i in alike.values()])}
             for number in jobs:
                 trials.tell(number, ran[alike[jobs[number].overrides]])
-        trials.print_best()
+        trials.report_best(run)
 
     def _direction(self, fixed: Mapping[str, str]) -> str:
         if self.direction:

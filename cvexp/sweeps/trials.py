@@ -112,12 +112,14 @@ class Study:
         else:
             self.study.tell(number, outcome.value)
 
-    def print_best(self) -> None:
-        """Print the number of trials, and the best one."""
+    def report_best(self, run: SweepRun) -> None:
+        """Print the number of trials and the best one, which is also recorded as the tag `best`."""
         counts = {state: len(self._trials(state)) for state in TrialState}
         numbers = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count)
         print_line(f"study {self.name}: {numbers}")
         if counts[TrialState.COMPLETE]:
             best = self.study.best_trial
             settings = " ".join(f"{key}={value}" for key, value in best.params.items())
-            print_line(f"best: job {best.number}, {best.value:.4f}, with {settings}")
+            text = f"job {best.number}, {best.value:.4f}, with {settings}"
+            print_line(f"best: {text}")
+            run.store.client.set_tag(run.id, "best", text[:5000])

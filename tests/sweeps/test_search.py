@@ -84,6 +84,8 @@ def test_a_killed_search_goes_on_without_repeating_or_renumbering(cvexp: Callabl
     assert cvexp(*search[:-2], "hydra.sweeper.n_trials=6", search[-1]).code == 0  # one more
     assert len(study().trials) == len(jobs()) == 6
     assert len(parents()) == 1
+    best = study().best_trial
+    assert parents()[0].data.tags["best"].startswith(f"job {best.number}, {best.value:.4f}, with optimizer.lr=")
 
 
 @pytest.mark.slow
