@@ -158,8 +158,9 @@ def _run(composed: DictConfig) -> float | None:
     overrides = as_given(hydra_config.overrides.task)
     command = description.command_line([*overrides, *as_given(hydra_config.overrides.hydra)])
     with store.failures_explained("check it, and try again"):
-        if hydra_config.mode == RunMode.MULTIRUN:
-            composed.resume = config.resume = config.resume or find_interrupted(config)
+        if hydra_config.mode == RunMode.MULTIRUN and config.resume is None:
+            goes_on = hydra_config.sweeper.get("skip_finished", True)
+            composed.resume = config.resume = find_interrupted(config, of_any_sweep=goes_on)
         if config.resume is not None:
             config = resume.saved_config(config, composed, overrides)
     check_processes(config)

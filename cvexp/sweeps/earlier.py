@@ -86,11 +86,15 @@ def find_running(store: Store, config: RunConfig) -> MLflowRun | None:
     return next((run for run in _unfinished(store, config) if is_locked(run, config.tracking.folder)), None)
 
 
-def find_interrupted(config: RunConfig) -> str | None:
+def find_interrupted(config: RunConfig, of_any_sweep: bool) -> str | None:
     """Return the id of the run that this job of a sweep left when it was interrupted, or None.
 
-    A job is interrupted by a signal, an error, or a scheduler that stops it and starts it again. The run may belong to
-    an earlier sweep with fewer jobs; it then becomes a run of this one.
+    A job is interrupted by a signal, an error, or a scheduler that stops it and starts it again.
+
+    Args:
+        config: The configuration of the job.
+        of_any_sweep: Whether the run may belong to another sweep, such as one with fewer jobs. It then becomes a run of
+            this one.
 
     Raises:
         UserError: if that run is still running in another process.
@@ -100,6 +104,8 @@ def find_interrupted(config: RunConfig) -> str | None:
         return None
     store = connect(config.tracking)
     for run in _unfinished(store, config):
+        if not of_any_sweep and run.data.tags.get("mlflow.parentRunId") != parent:
+            continue
         if is_locked(run, config.tracking.folder):
             raise UserError(f"this job is still running in another process, as run {run.info.run_id}")
         if _can_go_on(run, config, store):
@@ -133,8 +139,11 @@ def is_locked(run: MLflowRun, tracking_folder: str) -> bool:
 
 
 def _can_go_on(run: MLflowRun, config: RunConfig, store: Store) -> bool:
-    """Return whether a run can be resumed, and has the data as they are now."""
-    if "pruned" in run.data.tags or "config.yaml" not in store.files(run.info.run_id):
+    """Return whether a run can be resumed, and has the data and the initial weights as they are now."""
+    tags = run.data.tags
+    if "pruned" in tags or "config.yaml" not in store.files(run.info.run_id):
+        return False
+    if "start" in tags and not _has_same_start(run, config, store):
         return False
     known = Data()
     return None in known.recorded(run) or known.are_those_of(run, config)

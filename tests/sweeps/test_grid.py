@@ -158,6 +158,9 @@ def test_a_job_that_is_still_running_elsewhere_is_not_started_twice(cvexp: Calla
     assert parents()[0].info.status == "RUNNING"
     assert cvexp(*sweep).code == 1  # now it runs again, and fails again
     assert sorted(row["status"] for row in summary()) == ["failed", "finished before"]
+    assert len(jobs()) == 2
+    assert cvexp(*sweep, "hydra.sweeper.skip_finished=false").code == 1
+    assert len(jobs()) == 4  # neither of them is an earlier one
 
 
 @pytest.mark.slow
