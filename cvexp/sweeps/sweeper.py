@@ -169,7 +169,14 @@ class Sweeper(sweeper.Sweeper):
             slurm_name = self.master.hydra.launcher.name
             print_line(f"see the jobs with: squeue --name={slurm_name}; stop them with: scancel --name={slurm_name}")
         with stopping_jobs() if name == "joblib" else contextlib.nullcontext():
-            return list(self.launcher.launch(jobs, initial_job_idx=0))
+            try:
+                return list(self.launcher.launch(jobs, initial_job_idx=0))
+            except BaseException:
+                if name == "ray":
+                    import ray
+
+                    ray.shutdown()  # or else jobs would go on until this process ends
+                raise
 
     def _launcher_name(self) -> str:
         return str(self.master.hydra.runtime.choices.get("hydra/launcher"))
