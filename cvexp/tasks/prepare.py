@@ -5,6 +5,8 @@ With `task.shards`, also write its crops into shards.
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,4 +75,5 @@ def _write_shards(config: RunConfig, task: Config, folder: Path) -> None:
         listing = packing.write_shards(splits, config.dataset.name, folder, settings)
     for line in packing.describe(listing):
         print_line(line)
-    print_line(f"pretrain on them with: python -m cvexp dataset=shards dataset.root={folder}")
+    root = str(folder) if re.fullmatch(r"[\w./-]+", str(folder)) else f"'{folder}'"  # Hydra's quotes
+    print_line(f"pretrain on them with: python -m cvexp dataset=shards {shlex.quote(f'dataset.root={root}')}")
