@@ -6,6 +6,7 @@ PyTorch and MLflow are imported only when a sweep starts, because Hydra's `--hel
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 from abc import abstractmethod
@@ -91,7 +92,7 @@ class Sweeper(sweeper.Sweeper):
         from cvexp.sweeps import summary
         from cvexp.tracking.description import command_line
         from cvexp.tracking.store import failures_explained
-        from cvexp.tracking.sweep import identity_of, open_sweep
+        from cvexp.tracking.sweep import open_sweep
 
         tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), self.master.tracking))
         assert isinstance(tracking, TrackingConfig)
@@ -101,7 +102,7 @@ class Sweeper(sweeper.Sweeper):
         hydra_overrides = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
         assert isinstance(hydra_overrides, list)
         command = command_line([*arguments, *map(str, hydra_overrides)], is_sweep=True)
-        identity = identity_of([sorted(overrides), self.identity()])
+        identity = json.dumps([sorted(overrides), self.identity()])
         with (
             failures_explained("once it works again, start the same command again"),
             open_sweep(tracking, overrides, command, swept, identity, self.skip_finished) as run,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,8 +143,3 @@ def swept_settings(overrides: Sequence[str]) -> dict[str, str]:
     swept = os.environ.get(SWEPT_VARIABLE, "").split(",")
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if key in swept}
-
-
-def identity_of(values: Any) -> str:
-    """Return a text that is equal for equal JSON values."""
-    return json.dumps(values, sort_keys=True)
