@@ -19,7 +19,7 @@ from cvexp import plugins
 from cvexp.config import RunConfig, TrainerConfig
 from cvexp.data.augment.normalization import Normalization
 from cvexp.data.augment.views import CenterView
-from cvexp.data.index import IGNORE, Splits
+from cvexp.data.index import IGNORE, Index
 from cvexp.data.kept import Images
 from cvexp.data.loaders import FixedBatches, make_loader
 from cvexp.data.masks import LabeledSquares, MaskBatches
@@ -63,13 +63,13 @@ class Segmenter:
         prediction: Prediction = self.model.predict(self.normalize(images.to(self.device)))  # type: ignore[operator]
         return prediction
 
-    def evaluate(self, splits: Splits) -> iou.Counts:
-        """Count the pixels of every validation image, (images, 1 + c, 3); see `cvexp.metrics.iou`."""
-        num_classes = len(splits.val.classes)
+    def evaluate(self, index: Index) -> iou.Counts:
+        """Count the pixels of every image of a split, (images, 1 + c, 3); see `cvexp.metrics.iou`."""
+        num_classes = len(index.classes)
         return np.concatenate(
             [
                 iou.count_labels(self.label(images), labels, num_classes, IGNORE).numpy()
-                for images, labels in validation_loader(self.config, splits)
+                for images, labels in whole_images(self.config, index)
             ]
         )
 
@@ -91,9 +91,9 @@ def load_segmenter(run: FinishedRun, num_classes: int, device: torch.device) -> 
     return Segmenter(model, run.config, device)
 
 
-def validation_loader(config: RunConfig, splits: Splits) -> DataLoader[Any]:
-    """Return a loader of all validation images, whole and in order, with their label maps."""
-    masks = MaskBatches(Images(LabeledSquares(splits.val, config.dataset.image_size)))
+def whole_images(config: RunConfig, index: Index) -> DataLoader[Any]:
+    """Return a loader of all images of a split, whole and in order, with their label maps."""
+    masks = MaskBatches(Images(LabeledSquares(index, config.dataset.image_size)))
     return make_loader(masks, FixedBatches(list(range(len(masks))), config.loader.batch_size), config.loader)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Index:
     """The selected part of a split: m images with their label maps, and n objects to crop from them.
 
     Attributes:
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"``, ``"val"`` or ``"test"``.
         catalog: All images and objects of the split.
         classes: Names of the selected classes. Empty if there are no labels.
         images: (m,) int32, positions in the catalog.
@@ -177,11 +177,28 @@ class Index:
         return digests
 
 
-class Splits(NamedTuple):
-    """The two splits of a data set; no image is in both."""
+@dataclass(frozen=True)
+class Splits:
+    """The splits of a data set; no image is in two of them.
+
+    Attributes:
+        train: What is trained on.
+        val: What selects checkpoints.
+        test: What is only scored, after everything has been chosen; None if there is no such split.
+    """
 
     train: Index
     val: Index
+    test: Index | None = None
+
+    def __iter__(self) -> Iterator[Index]:
+        """Iterate over the splits that exist."""
+        return iter((self.train, self.val) if self.test is None else (self.train, self.val, self.test))
+
+    @property
+    def scored(self) -> Index:
+        """The split on which results are compared: the test split, or without one, the validation split."""
+        return self.val if self.test is None else self.test
 
 
 def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[np.bool_] | None = None) -> Index:

@@ -97,7 +97,7 @@ def _evaluate(finished: FinishedRun, segmenter: Segmenter, splits: Splits, times
         method=finished.task,
         start=finished.start,
         seed=finished.seed,
-        counts=segmenter.evaluate(splits),
+        counts=segmenter.evaluate(splits.val),
         times=times,
         num_parameters=sum(parameter.numel() for parameter in segmenter.model.parameters()),
     )

@@ -257,7 +257,7 @@ class SegmentationTraining(TrainingModule):
         """
         self.load_state_dict(read_checkpoint(checkpoint).tensors)
         segmenter = Segmenter(self.model, self.config, choose_device(self.config.trainer))
-        counts = segmenter.evaluate(self.splits)
+        counts = segmenter.evaluate(self.splits.val)
         size = self.config.dataset.image_size
         squares = LabeledSquares(self.splits.val, size)
         examples = []

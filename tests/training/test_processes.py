@@ -119,7 +119,7 @@ def test_two_processes_validate_like_one(cvexp: Callable[..., Outcome]) -> None:
     splits = data.load(config.dataset, "segmentation")
     module = Attention(config, splits)
     module.load_state_dict(checkpoint(run, "best"))
-    counts = Segmenter(module.model, config, choose_device(config.trainer)).evaluate(splits)
+    counts = Segmenter(module.model, config, choose_device(config.trainer)).evaluate(splits.val)
     for name, score in iou.summarize(counts, splits.val.classes).items():
         assert run.data.metrics[f"best/{name}"] == score, name
 
