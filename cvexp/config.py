@@ -145,6 +145,7 @@ class OptimizerConfig:
 class TrainerConfig:
     max_epochs: int = MISSING
     max_steps: int | None = MISSING
+    steps_per_epoch: int | None = MISSING
     accelerator: str = MISSING
     devices: Any = MISSING  # 1, or a list with the number of a GPU; with several processes, torchrun decides
     num_nodes: int = MISSING
@@ -156,6 +157,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "positive or null")
+        steps = self.steps_per_epoch
+        require(steps is None or steps >= 1, "trainer.steps_per_epoch", steps, "positive or null")
         is_one = self.devices in ("auto", 1, "1") or (isinstance(self.devices, list) and len(self.devices) == 1)
         require(
             is_one and self.num_nodes == 1,

@@ -19,19 +19,25 @@ from cvexp.data.order import Groups, epoch_order
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position) in an order that is shuffled anew each epoch.
+    """Batches of (pass, position) in an order that is shuffled anew in each pass through the positions.
 
     Batch t of a run is a pure function of the seed and t. Therefore, an interrupted run continues with the next
     batch, even within an epoch. Several processes share each batch equally, so the batches are the same for any number
-    of processes. The positions that do not fill a batch are left out; these differ between epochs.
+    of processes.
+
+    By default, an epoch is one pass. The positions that do not fill a batch are left out; these differ between epochs.
+    With `steps_per_epoch`, an epoch has that many batches, no position is left out, and a batch may contain the end of
+    one pass and the start of the next.
 
     Args:
         length: Number of positions.
-        batch_size: Number of positions per batch, of all processes together; reduced if there are fewer positions.
+        batch_size: Number of positions per batch, of all processes together; reduced if there are fewer positions,
+            unless `steps_per_epoch` is set.
         seed: Seed of the order.
         batches_done: Called when an epoch starts or continues; returns how many batches the run has completed.
         rank, world_size: The number of this process, and the number of processes. Each gets its own part of a batch.
         groups: The shards that are shuffled together; None shuffles all positions.
+        steps_per_epoch: Number of batches of an epoch; None for one pass.
 
     Raises:
         UserError: if the processes can't share a batch equally.
@@ -46,10 +52,12 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         groups: Groups | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.length = length
-        require_equal_parts(batch_size, world_size, length)
-        self.batch_size = min(batch_size, max(length, 1))
+        require_equal_parts(batch_size, world_size, length if steps_per_epoch is None else None)
+        self.batch_size = min(batch_size, max(length, 1)) if steps_per_epoch is None else batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.batches_done = batches_done
         self.rank = rank
@@ -57,15 +65,23 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.groups = groups
 
     def __len__(self) -> int:
-        return max(self.length // self.batch_size, 1)
+        return self.steps_per_epoch or max(self.length // self.batch_size, 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start = divmod(self.batches_done(), len(self))
-        order = epoch_order(self.length, self.seed, epoch, self.groups)
+        # The number of the first sample of the epoch, counted over all passes.
+        offset = epoch * (self.length if self.steps_per_epoch is None else len(self) * self.batch_size)
         part = self.batch_size // self.world_size
+        current, order = -1, epoch_order(0, self.seed, 0, None)
         for batch in range(start, len(self)):
-            first = batch * self.batch_size + self.rank * part
-            yield [(epoch, position) for position in order[first : first + part]]
+            first = offset + batch * self.batch_size + self.rank * part
+            keys = []
+            for number in range(first, first + part):
+                turn, place = divmod(number, self.length)
+                if turn != current:
+                    current, order = turn, epoch_order(self.length, self.seed, turn, self.groups)
+                keys += [(turn, position) for position in order[place : place + 1]]
+            yield keys
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):

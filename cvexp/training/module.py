@@ -134,6 +134,7 @@ class TrainingModule(pl.LightningModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             groups=self.shards(),
+            steps_per_epoch=self.config.trainer.steps_per_epoch,
         )
         if not self.images:  # or else the validation before the training has opened them
             self.images = kept.keep(self.sources(), self.config.dataset.keep, self.trainer.strategy.root_device)

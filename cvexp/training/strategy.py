@@ -67,9 +67,11 @@ def normalized_together(config: RunConfig, num_samples: int) -> int:
 
     Args:
         config: The run's configuration.
-        num_samples: Number of training samples, to which a larger batch is reduced.
+        num_samples: Number of training samples, to which a larger batch is reduced if an epoch is one pass.
     """
-    size = min(config.loader.batch_size, num_samples)
+    size = config.loader.batch_size
+    if config.trainer.steps_per_epoch is None:
+        size = min(size, num_samples)
     return size if config.trainer.sync_batchnorm else size // processes.world_size()
 
 

@@ -62,6 +62,28 @@ def test_an_interrupted_epoch_goes_on_with_the_next_batch() -> None:
     assert {epoch for batch in batches for epoch, _ in batch} == {1}
 
 
+def test_epochs_of_a_given_length_pass_through_the_positions_again_and_again() -> None:
+    done = 0
+    batches = ShuffledBatches(5, 4, 0, lambda: done, steps_per_epoch=3)
+    epochs = []
+    for done in (0, 3, 6, 9, 12):  # noqa: B007, the batches read it
+        epochs.append(list(batches))
+        assert [len(batch) for batch in epochs[-1]] == [4, 4, 4]
+    keys = [key for epoch in epochs for batch in epoch for key in batch]
+    assert len(set(keys)) == len(keys) == 60  # no view twice
+    for turn in range(12):
+        assert sorted(keys[5 * turn : 5 * turn + 5]) == [(turn, position) for position in range(5)]
+    done = 4
+    assert list(batches) == epochs[1][1:]
+
+
+def test_a_batch_may_be_larger_than_the_data_if_the_length_of_an_epoch_is_given() -> None:
+    whole = list(ShuffledBatches(3, 8, 0, lambda: 0, steps_per_epoch=2))
+    assert [len(batch) for batch in whole] == [8, 8]
+    parts = [list(ShuffledBatches(3, 8, 0, lambda: 0, rank, 2, steps_per_epoch=2)) for rank in range(2)]
+    assert [[*first, *second] for first, second in zip(*parts, strict=True)] == whole
+
+
 def test_fixed_batches_have_every_position_in_order() -> None:
     batches = FixedBatches([4, 1, 7], 2)
     assert list(batches) == [[(0, 4), (0, 1)], [(0, 7)]]
