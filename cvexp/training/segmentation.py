@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from cvexp.models.probe import DEFAULT_STRIDE
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
+from cvexp.report.scores import log_scores
 from cvexp.report.style import state_of
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
@@ -246,18 +248,21 @@ class SegmentationTraining(TrainingModule):
             name = self.config.backbone.name
             print_line(f"output stride: {stride}, as {name} does not support {DEFAULT_STRIDE}")
 
-    def picture_best(self, checkpoint: Any) -> dict[str, Any]:
-        """Draw what a checkpoint predicts for its best, median and worst validation images.
+    def load_best(self, checkpoint: Path) -> Segmenter:
+        """Return the segmenter with the weights of a checkpoint."""
+        self.load_state_dict(read_checkpoint(checkpoint).tensors)
+        return Segmenter(self.model, self.config, choose_device(self.config.trainer))
+
+    def picture_best(self, segmenter: Segmenter, counts: iou.Counts) -> dict[str, Any]:
+        """Draw what a segmenter predicts for its best, median and worst validation images.
 
         Args:
-            checkpoint: Path of best.ckpt.
+            segmenter: The segmenter.
+            counts: The pixels that it counted in the validation images.
 
         Returns:
             Figures by name.
         """
-        self.load_state_dict(read_checkpoint(checkpoint).tensors)
-        segmenter = Segmenter(self.model, self.config, choose_device(self.config.trainer))
-        counts = segmenter.evaluate(self.splits.val)
         size = self.config.dataset.image_size
         squares = LabeledSquares(self.splits.val, size)
         examples = []
@@ -289,6 +294,11 @@ def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: 
     record_start(start, run, config.backbone.name)
     best = fit(module, run, task.monitor)
     if processes.rank() == 0:
-        for name, figure in module.picture_best(run.folder / "checkpoints" / "best.ckpt").items():
+        segmenter = module.load_best(run.folder / "checkpoints" / "best.ckpt")
+        counts = segmenter.evaluate(splits.val)
+        for name, figure in module.picture_best(segmenter, counts).items():
             run.log_figure(figure, f"pictures/{name}.png")
+        if splits.test is not None:
+            counts = segmenter.evaluate(splits.test)
+        log_scores(run, counts, splits.scored, module.total_steps)
     return best
