@@ -33,6 +33,7 @@ from cvexp.sweeps.grid import Grid
 from cvexp.sweeps.preemption import wait_for_slurm
 from cvexp.sweeps.search import Search
 from cvexp.sweeps.stopping import raise_if_stopped, stop_job
+from cvexp.sweeps.study import Study
 from cvexp.tracking import description
 from cvexp.tracking.description import JOB_VARIABLE
 
@@ -44,7 +45,7 @@ TRUSTED = ["cvexp.redaction.Formatter", "logging.StreamHandler", "logging.FileHa
 
 log = logging.getLogger("cvexp")
 
-for sweeper in (Grid, Search):
+for sweeper in (Grid, Search, Study):
     Plugins.instance().register(sweeper)
 
 

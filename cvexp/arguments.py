@@ -23,6 +23,8 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
 
     With ``++``, Hydra accepts any key. The schema later finds misspelled ones.
 
+    `task=study` becomes a sweep of its own kind.
+
     `task=benchmark task.of=NAME` becomes `task=NAME benchmark=true`, so that all keys of that task can be set. Without
     `task.of`, the task is that of the experiment, or the default.
 
@@ -33,6 +35,9 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     if "task=benchmark" in arguments:
         others = [word.replace("task.of=", "task=", 1) for word in arguments if word != "task=benchmark"]
         arguments = [*others, "benchmark=true"]
+    if _is_study(arguments, conf):
+        given = {"-m", "--multirun"} & set(arguments)
+        arguments = [*([] if given else ["-m"]), "hydra/sweeper=study", *arguments]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     pairs = [_without_password(argument).partition("=") for argument in arguments]
     swept = {group for group, _, value in pairs if is_sweep and "," in value and (conf / group).is_dir()}
@@ -43,6 +48,14 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
         is_of_swept = group in swept and bool(inner)
         rewritten.append("".join(("++" * (is_free or is_of_swept), key, equals, value)))
     return rewritten
+
+
+def _is_study(arguments: list[str], conf: Path) -> bool:
+    """Return whether the task is a study, also if an experiment says so."""
+    tasks = [word for word in arguments if word.startswith("task=")]
+    files = [conf / "experiment" / f"{word.partition('=')[2]}.yaml" for word in arguments if "experiment=" in word]
+    texts = [file.read_text() for file in files if file.is_file()]
+    return tasks == ["task=study"] or (not tasks and any("override /task: study" in text for text in texts))
 
 
 def _without_password(argument: str) -> str:

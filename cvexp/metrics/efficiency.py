@@ -112,7 +112,8 @@ def gains(curves: Sequence[Curve], confidence: float) -> list[Gain]:
         named: list[tuple[float | None, Scores]] = [*differences.items()]
         if len(differences) > 1 and (seeds := _shared_seeds(list(differences.values()))):
             parts = [scores.subset(seeds) for scores in differences.values()]
-            full, resampled = (np.mean([part[i] for part in parts], axis=0) for i in (1, 2))
+            full = np.mean([part.full for part in parts], axis=0)
+            resampled = np.mean([part.resampled for part in parts], axis=0)
             named.append((None, Scores(tuple(seeds), full, resampled, parts[0].num_images)))
         found += [
             Gain(curve.method, curve.start, reference.start, fraction, interval(scores, confidence), len(scores.seeds))
@@ -143,10 +144,16 @@ def savings(curves: Sequence[Curve], confidence: float) -> list[Saving]:
             needed = needed_fraction(fractions, means, np.array([scores.mean]))[0]
             samples = needed_fraction(fractions, drawn, draws(scores, seed=len(fractions) + i))
             low, high = np.quantile(samples, [0.5 - confidence / 2, 0.5 + confidence / 2], method="nearest")
-            num_seeds = min(fewest, len(scores.seeds))
             found.append(
                 Saving(
-                    curve.method, curve.start, reference.start, fraction, *map(float, (needed, low, high)), num_seeds
+                    curve.method,
+                    curve.start,
+                    reference.start,
+                    fraction,
+                    needed=float(needed),
+                    low=float(low),
+                    high=float(high),
+                    num_seeds=min(fewest, len(scores.seeds)),
                 )
             )
     return found

@@ -53,7 +53,7 @@ class Scores(NamedTuple):
         rows = [self.seeds.index(seed) for seed in seeds]
         return Scores(tuple(seeds), self.full[rows], self.resampled[rows], self.num_images)
 
-    def __sub__(self, other: Scores) -> Scores:  # type: ignore[override]
+    def __sub__(self, other: Scores) -> Scores:
         """Return the differences between runs with equal seeds, on the same images."""
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         first, second = self.subset(seeds), other.subset(seeds)

@@ -11,7 +11,7 @@ import logging
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -46,10 +46,13 @@ class Sweeper(sweeper.Sweeper):
         params: Further overrides, by key.
 
     Attributes:
+        task: What the parent run is recorded as.
         master: The configuration of the sweep, which its jobs override.
         outcomes: What became of the jobs so far.
         further_environment: Further environment variables of the jobs.
     """
+
+    task: ClassVar[str] = "sweep"
 
     def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None) -> None:
         self.skip_finished = skip_finished
@@ -83,6 +86,11 @@ class Sweeper(sweeper.Sweeper):
     def identity(self) -> Any:
         """Return what this sweep is besides its overrides, as JSON."""
 
+    def swept(self, overrides: Sequence[str]) -> list[str]:
+        """Return the keys that the jobs differ in."""
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
     def sweep(self, arguments: list[str]) -> None:
         """Run a sweep.
 
@@ -97,15 +105,15 @@ class Sweeper(sweeper.Sweeper):
         tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), self.master.tracking))
         assert isinstance(tracking, TrackingConfig)
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
         hydra_overrides = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
         assert isinstance(hydra_overrides, list)
         command = command_line([*arguments, *map(str, hydra_overrides)], is_sweep=True)
         identity = json.dumps([sorted(overrides), self.identity()])
         with (
             failures_explained("once it works again, start the same command again"),
-            open_sweep(tracking, overrides, command, swept, identity, self.skip_finished) as run,
+            open_sweep(
+                tracking, overrides, command, self.swept(overrides), identity, self.skip_finished, self.task
+            ) as run,
         ):
             try:
                 self.run_all(run, overrides)

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Param
@@ -18,6 +18,9 @@ from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, SWEPT_VARIABLE
 from cvexp.tracking.store import Store, connect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SweepRun:
@@ -47,6 +50,18 @@ class SweepRun:
         self.store.client.log_dict(self.id, {"jobs": [dict(row) for row in rows]}, "sweep/summary.json")
         self.store.client.log_text(self.id, table, "sweep/summary.md")
 
+    def log_json(self, values: Mapping[str, Any], path: str) -> None:
+        """Record nested values as an artifact."""
+        self.store.client.log_dict(self.id, dict(values), path)
+
+    def log_text(self, text: str, path: str) -> None:
+        """Record text as an artifact."""
+        self.store.client.log_text(self.id, text, path)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Record a picture as an artifact."""
+        self.store.client.log_figure(self.id, figure, path)
+
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self.store.client.set_terminated(self.id, status)
@@ -60,6 +75,7 @@ def open_sweep(
     swept: Sequence[str],
     identity: str,
     goes_on: bool,
+    task: str = "sweep",
 ) -> Iterator[SweepRun]:
     """Open the parent run of a sweep, or that of an earlier start of the same sweep, for the duration of the block.
 
@@ -72,6 +88,7 @@ def open_sweep(
         swept: The keys that the jobs differ in.
         identity: What the sweep consists of, by which an earlier start of it is found.
         goes_on: Whether to go on with the run of an earlier start.
+        task: What the run is recorded as.
 
     Raises:
         UserError: if the same sweep is running in another process.
@@ -81,7 +98,7 @@ def open_sweep(
     with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
         earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None) if goes_on else None
         if earlier is None:
-            run_id = _create(store, overrides, command, key, swept)
+            run_id = _create(store, overrides, command, key, swept, task)
         else:
             run_id = str(earlier.info.run_id)
             store.client.update_run(run_id, status="RUNNING")
@@ -102,17 +119,17 @@ def open_sweep(
                 store.client.set_terminated(run_id, status)
 
 
-def _create(store: Store, overrides: Sequence[str], command: str, key: str, swept: Sequence[str]) -> str:
+def _create(store: Store, overrides: Sequence[str], command: str, key: str, swept: Sequence[str], task: str) -> str:
     """Create the run, with the overrides as its parameters, and the swept ones in its name."""
     tags = {
-        "task": "sweep",
+        "task": task,
         "role": "sweep",
         "sweep.key": key,
         "command": command,
     }
     values = {name: value for name, _, value in (override.lstrip("+").partition("=") for override in overrides)}
     words = [f"{name.rpartition('.')[2]}={value}" for name, value in values.items() if name in swept]
-    name = hide_secrets(" ".join(["sweep", *words]))[:250]
+    name = hide_secrets(" ".join([task, *words]))[:250]
     run_id = str(store.client.create_run(store.experiment_id(), run_name=name, tags=tags).info.run_id)
     params = [Param(safe_name(f"sweep.{name}"), hide_secrets(value)[:6000]) for name, value in values.items()]
     store.client.log_batch(run_id, params=params)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -248,17 +247,8 @@ class SegmentationTraining(TrainingModule):
             name = self.config.backbone.name
             print_line(f"output stride: {stride}, as {name} does not support {DEFAULT_STRIDE}")
 
-    def load_best(self, checkpoint: Path) -> Segmenter:
-        """Return the segmenter with the weights of a checkpoint."""
-        self.load_state_dict(read_checkpoint(checkpoint).tensors)
-        return Segmenter(self.model, self.config, choose_device(self.config.trainer))
-
     def picture_best(self, segmenter: Segmenter, counts: iou.Counts) -> dict[str, Any]:
-        """Draw what a segmenter predicts for its best, median and worst validation images.
-
-        Args:
-            segmenter: The segmenter.
-            counts: The pixels that it counted in the validation images.
+        """Draw what a segmenter predicts for its best, median and worst validation images, given their counts.
 
         Returns:
             Figures by name.
@@ -294,7 +284,8 @@ def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: 
     record_start(start, run, config.backbone.name)
     best = fit(module, run, task.monitor)
     if processes.rank() == 0:
-        segmenter = module.load_best(run.folder / "checkpoints" / "best.ckpt")
+        module.load_state_dict(read_checkpoint(run.folder / "checkpoints" / "best.ckpt").tensors)
+        segmenter = Segmenter(module.model, config, choose_device(config.trainer))
         counts = segmenter.evaluate(splits.val)
         for name, figure in module.picture_best(segmenter, counts).items():
             run.log_figure(figure, f"pictures/{name}.png")

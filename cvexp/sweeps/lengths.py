@@ -1,0 +1,182 @@
+"""How long the runs of a study train."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cvexp import data
+from cvexp.config import RunConfig
+from cvexp.errors import UserError
+from cvexp.sweeps.outcome import Job, Outcome
+from cvexp.sweeps.study_jobs import StudyJobs
+from cvexp.tasks.study import Config
+from cvexp.tracking.sweep import SweepRun
+from cvexp.training.pretraining import PretrainingConfig
+
+FILE = "study/lengths.json"
+
+# Shares of the budget. The rest is for measuring speeds, for evaluating, and for runs that take longer than expected.
+PRETRAINING_SHARE = 0.3
+LABELS_SHARE = 0.5
+
+SECONDS_AROUND = 20.0  # that a run takes besides training and validation
+FEWEST_STEPS = 50  # with less, it is better to have fewer runs
+
+
+class Length(NamedTuple):
+    """The length of a run.
+
+    Attributes:
+        steps: Number of optimizer steps.
+        validations: Number of validations.
+    """
+
+    steps: int
+    validations: int
+
+    def overrides(self) -> list[str]:
+        per_epoch = math.ceil(self.steps / self.validations)
+        return [
+            f"trainer.max_steps={self.steps}",
+            f"trainer.steps_per_epoch={per_epoch}",
+            f"trainer.max_epochs={math.ceil(self.steps / per_epoch)}",
+        ]
+
+
+class Measured(NamedTuple):
+    """The speed of a task, and what the time of its runs depends on.
+
+    Attributes:
+        images_per_second: Speed of the training.
+        batch_size: Images per optimizer step.
+        num_validated: Images of a validation, each of which takes about a third of the time of training on it.
+    """
+
+    images_per_second: float
+    batch_size: int
+    num_validated: int
+
+    def steps(self, seconds: float, validations: int) -> int:
+        """Return how many optimizer steps a run may have to end in time."""
+        images = (seconds - SECONDS_AROUND) * self.images_per_second - (validations + 1) * self.num_validated / 3
+        return max(int(images / self.batch_size), FEWEST_STEPS)
+
+
+def choose_lengths(
+    run: SweepRun,
+    study: Config,
+    configs: Mapping[str, RunConfig],
+    jobs: StudyJobs,
+    run_jobs: Callable[[SweepRun, Sequence[Job]], list[Outcome]],
+) -> dict[str, Length]:
+    """Choose how long the runs of each task are, and record this. A study that is started again keeps the choice.
+
+    Args:
+        run: The study's run.
+        study: The configuration of the study.
+        configs: The configuration of each task's runs.
+        jobs: Makes the jobs that measure speeds.
+        run_jobs: Runs them.
+
+    Returns:
+        Lengths by task. Tasks that keep those of their configuration are left out.
+
+    Raises:
+        UserError: if a speed can't be measured.
+    """
+    recorded = run.store.read_if_there(run.id, FILE, _read)
+    if recorded is not None:
+        return recorded
+    pretrainings = [task for task in configs if configs[task].role == "pretraining"]
+    methods = [task for task in configs if configs[task].role == "segmentation"]
+    given = {
+        **dict.fromkeys(pretrainings, study.pretraining_steps),
+        **dict.fromkeys(methods, study.steps),
+    }
+    lengths = {task: Length(steps, study.validations) for task, steps in given.items() if steps is not None}
+    is_open = study.hours is not None and len(lengths) < len(given)
+    measured: dict[str, Measured] = {}
+    if is_open or study.equal == "time":
+        measured = _measure(run, configs, [*pretrainings, *methods] if is_open else methods, jobs, run_jobs)
+    if study.hours is not None and is_open:
+        seconds = 3600 * study.hours * study.at_once
+        lengths = {**_fit(seconds, study, measured, pretrainings, methods), **lengths}
+    for method in methods:
+        lengths.setdefault(method, _own_length(configs[method]))
+    if study.equal == "time":
+        lengths |= equal_time({method: lengths[method] for method in methods}, measured)
+    run.log_json({task: length._asdict() for task, length in lengths.items()}, FILE)
+    return lengths
+
+
+def _read(path: Path) -> dict[str, Length]:
+    saved = json.loads(path.read_text())
+    return {str(task): Length(int(values["steps"]), int(values["validations"])) for task, values in saved.items()}
+
+
+def _fit(
+    seconds: float, study: Config, measured: Mapping[str, Measured], pretrainings: Sequence[str], methods: Sequence[str]
+) -> dict[str, Length]:
+    """Return lengths with which the study ends in time: equal time for pretraining, equal steps for runs on labels."""
+    num_seeds = len(study.seeds)
+    lengths = {}
+    for task in pretrainings:
+        own = PRETRAINING_SHARE * seconds / (len(pretrainings) * num_seeds)
+        lengths[task] = Length(measured[task].steps(own, study.validations), study.validations)
+    share = LABELS_SHARE if pretrainings else LABELS_SHARE + PRETRAINING_SHARE
+    num_runs = len(methods) * len(study.starts) * len(study.fractions) * num_seeds
+    steps = [measured[method].steps(share * seconds / num_runs, study.validations) for method in methods]
+    return lengths | dict.fromkeys(methods, Length(round(sum(steps) / max(len(steps), 1)), study.validations))
+
+
+def equal_time(lengths: Mapping[str, Length], measured: Mapping[str, Measured]) -> dict[str, Length]:
+    """Change the numbers of steps so that all methods train for the mean of their times."""
+    seconds = {
+        task: length.steps * measured[task].batch_size / measured[task].images_per_second
+        for task, length in lengths.items()
+    }
+    mean = sum(seconds.values()) / max(len(seconds), 1)
+    return {
+        task: length._replace(steps=max(round(length.steps * mean / seconds[task]), 1))
+        for task, length in lengths.items()
+    }
+
+
+def _own_length(config: RunConfig) -> Length:
+    """Return the length that a segmentation run has on all labeled images."""
+    splits = data.load(config.dataset, "segmentation")
+    per_epoch = max(len(splits.train.images) // config.loader.batch_size, 1)
+    trainer = config.trainer
+    steps = min(trainer.max_epochs * per_epoch, trainer.max_steps or 2**31)
+    return Length(steps, min(trainer.max_epochs, steps))
+
+
+def _measure(
+    run: SweepRun,
+    configs: Mapping[str, RunConfig],
+    tasks: Sequence[str],
+    jobs: StudyJobs,
+    run_jobs: Callable[[SweepRun, Sequence[Job]], list[Outcome]],
+) -> dict[str, Measured]:
+    """Measure the speeds of tasks on the launcher."""
+    measured = {}
+    for task in tasks:  # one after another, because they would slow each other down
+        (outcome,) = run_jobs(run, [jobs.benchmark(task)])
+        if outcome.status != "finished":
+            raise UserError(f"task={task}: its speed could not be measured ({outcome.error or outcome.status})")
+        speed = run.store.run(outcome.run_id, "study").data.metrics["benchmark/images_per_second"]
+        measured[task] = Measured(speed, configs[task].loader.batch_size, _num_validated(configs[task]))
+    return measured
+
+
+def _num_validated(config: RunConfig) -> int:
+    """Return the number of images of a validation."""
+    if config.role == "segmentation":
+        return len(data.load(config.dataset, "segmentation").val.images)
+    splits = data.load(config.dataset, "pretraining")
+    assert isinstance(config.task, PretrainingConfig)
+    return 2 * len(splits.val) + min(config.task.knn_bank, len(splits.train))

@@ -1,0 +1,151 @@
+"""The sweeper of `task=study`: crosses starts, methods, label fractions and seeds, and says what pretraining saves.
+
+PyTorch and MLflow are imported only when a study starts, because Hydra's `--help` imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cvexp.errors import UserError
+from cvexp.metrics.comparison import RANDOM
+from cvexp.report.console import print_line
+from cvexp.sweeps.outcome import Job
+from cvexp.sweeps.plan import Cell, Plan
+from cvexp.sweeps.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from cvexp.config import RunConfig
+    from cvexp.sweeps.clock import Clock
+    from cvexp.sweeps.results import Results
+    from cvexp.sweeps.study_jobs import StudyJobs
+    from cvexp.tasks.study import Config
+    from cvexp.tracking.sweep import SweepRun
+
+DONE = ("finished", "finished before")
+
+
+class Study(Sweeper):
+    """Runs a study.
+
+    The order of the runs depends only on the results so far. A study that is started again therefore repeats its
+    decisions, skips what has finished, and ends with the same result.
+
+    Args:
+        skip_finished, params: See :class:`Sweeper`.
+
+    Attributes:
+        pretrained: The name and the id of each pretraining run.
+    """
+
+    task = "study"
+
+    def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None, **unknown: Any) -> None:
+        super().__init__(skip_finished, params)
+        self.pretrained: list[tuple[str, str]] = []
+        for key in unknown:
+            raise UserError(f"hydra.sweeper.{key}: a study has no such key; its own are those of task=study")
+
+    def identity(self) -> str:
+        return "study"
+
+    def swept(self, overrides: Sequence[str]) -> list[str]:
+        return ["task", "backbone.weights", "dataset.fraction", "seed"]
+
+    def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
+        from cvexp.sweeps.clock import Clock
+        from cvexp.sweeps.lengths import choose_lengths
+        from cvexp.sweeps.results import Results
+        from cvexp.sweeps.study_jobs import StudyJobs, shared_overrides
+        from cvexp.tasks.study import pretrainings
+
+        study: Config = self.compose(Job(0, tuple(overrides))).task  # type: ignore[assignment]
+        common = shared_overrides(overrides)
+        methods = tuple(study.methods or self._default_methods(common))
+        plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
+        jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
+        configs = {task: self.compose(Job(0, jobs.overrides(task))) for task in (*jobs.pretrained, *methods)}
+        jobs.plan = plan = plan._replace(starts=_available(plan.starts, configs[methods[0]]))
+        results = Results(run, study, configs[methods[0]])
+        clock = Clock(run, study.hours)
+        try:
+            lengths = choose_lengths(run, study, configs, jobs, self.run_jobs)
+            jobs.lengths = {task: length.overrides() for task, length in lengths.items()}
+            for seed in plan.seeds:
+                if not self._run_round(run, jobs, results, clock, seed):
+                    break
+                results.record(self.pretrained)
+        finally:
+            clock.save()
+        results.record(self.pretrained)
+        results.show()
+
+    def _default_methods(self, common: Sequence[str]) -> list[str]:
+        """Return both segmentation methods if the data have masks, and otherwise the probe."""
+        from cvexp import data
+        from cvexp.tasks.study import PROBE
+
+        config = self.compose(Job(0, ("task=multiclass", *common)))
+        return ["multiclass", "attention"] if "segmentation" in data.uses(config.dataset) else [PROBE]
+
+    def _run_round(self, run: SweepRun, jobs: StudyJobs, results: Results, clock: Clock, seed: int) -> bool:
+        """Run all cells of a seed, and return whether there was time for all of them."""
+        settled = results.settled(jobs.plan) if jobs.study.stop else set()
+        rest = jobs.plan.round(seed, settled, results.doubts())
+        needed = {cell.start for group in rest for cell in group}
+        sources = self._pretrain(run, jobs, [start for start in jobs.pretrained if start in needed], seed, clock)
+        if sources is None:
+            results.out_of_time = True
+            return False
+        while rest:
+            batch: list[Cell] = []
+            while rest and (not batch or len(batch) + len(rest[0]) <= jobs.study.at_once):
+                batch += rest.pop(0)
+            cells = [cell for cell in batch if cell.start not in jobs.pretrained or cell.start in sources]
+            if not clock.allows([cell.method for cell in cells], jobs.study.at_once):
+                results.out_of_time = True
+                return False
+            ran = self.run_jobs(run, [jobs.on_labels(cell, sources.get(cell.start)) for cell in cells])
+            for cell, outcome in zip(cells, ran, strict=True):
+                if outcome.status in DONE:
+                    results.add(cell, outcome.run_id)
+                    clock.note(cell.method, outcome.run_id)
+            clock.save()
+        return True
+
+    def _pretrain(
+        self, run: SweepRun, jobs: StudyJobs, starts: Sequence[str], seed: int, clock: Clock
+    ) -> dict[str, str] | None:
+        """Pretrain with a seed, and return the run of each start; None if there is no time for it."""
+        if not clock.allows(list(starts), jobs.study.at_once):
+            return None
+        ran = self.run_jobs(run, [jobs.pretraining(start, seed) for start in starts]) if starts else []
+        sources = {}
+        for start, outcome in zip(starts, ran, strict=True):
+            if outcome.status in DONE:
+                sources[start] = outcome.run_id
+                self.pretrained.append((f"{start}, seed {seed}", outcome.run_id))
+                clock.note(start, outcome.run_id)
+        clock.save()
+        return sources
+
+
+def _available(starts: Sequence[str], config: RunConfig) -> tuple[str, ...]:
+    """Return the starts without timm's weights if they can't be loaded.
+
+    Raises:
+        UserError: if no start is left.
+    """
+    from cvexp.models.backbone import BackboneError, create_backbone
+
+    if "timm" not in starts:
+        return tuple(starts)
+    try:
+        create_backbone(config.backbone.name, pretrained=True, **config.backbone.args)
+        return tuple(starts)
+    except BackboneError as error:
+        if set(starts) == {"timm"}:
+            raise UserError(f"task.starts: got [timm], but {error}; give others, such as [{RANDOM},dino]") from error
+        print_line(f"timm is left out of the starts: {error}", style="bold yellow")
+        return tuple(start for start in starts if start != "timm")
