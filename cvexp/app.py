@@ -64,7 +64,7 @@ def main() -> None:
     global job_started
     job_started = False
     try:
-        sys.argv = ["cvexp", *arguments.for_hydra(sys.argv[1:], CONF)]
+        sys.argv = ["cvexp", *arguments.for_hydra(arguments.with_sweeper(sys.argv[1:], CONF), CONF)]
         if processes.world_size() > 1:
             sys.argv += _for_torchrun(sys.argv[1:])
         _hydra_main()

@@ -13,6 +13,22 @@ from hydra.errors import HydraException
 from cvexp.redaction import VARIABLE
 
 
+def with_sweeper(arguments: list[str], conf: Path) -> list[str]:
+    """Make a sweep of `task=study`, even if an experiment chooses this task.
+
+    Args:
+        arguments: The command line without the program's name.
+        conf: Folder of the configuration groups.
+    """
+    tasks = [word for word in arguments if word.startswith("task=")]
+    files = [conf / "experiment" / f"{word.partition('=')[2]}.yaml" for word in arguments if "experiment=" in word]
+    by_experiment = any("override /task: study" in file.read_text() for file in files if file.is_file())
+    if tasks != ["task=study"] and (tasks or not by_experiment):
+        return arguments
+    flag = [] if {"-m", "--multirun"} & set(arguments) else ["-m"]
+    return [*flag, "hydra/sweeper=study", *arguments]
+
+
 def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     """Rewrite a command line for Hydra.
 
@@ -22,8 +38,6 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
       composes what all jobs share, without the swept groups, and refuses these keys at that point (hydra#2888).
 
     With ``++``, Hydra accepts any key. The schema later finds misspelled ones.
-
-    `task=study` becomes a sweep of its own kind.
 
     `task=benchmark task.of=NAME` becomes `task=NAME benchmark=true`, so that all keys of that task can be set. Without
     `task.of`, the task is that of the experiment, or the default.
@@ -35,9 +49,6 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     if "task=benchmark" in arguments:
         others = [word.replace("task.of=", "task=", 1) for word in arguments if word != "task=benchmark"]
         arguments = [*others, "benchmark=true"]
-    if _is_study(arguments, conf):
-        given = {"-m", "--multirun"} & set(arguments)
-        arguments = [*([] if given else ["-m"]), "hydra/sweeper=study", *arguments]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     pairs = [_without_password(argument).partition("=") for argument in arguments]
     swept = {group for group, _, value in pairs if is_sweep and "," in value and (conf / group).is_dir()}
@@ -48,14 +59,6 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
         is_of_swept = group in swept and bool(inner)
         rewritten.append("".join(("++" * (is_free or is_of_swept), key, equals, value)))
     return rewritten
-
-
-def _is_study(arguments: list[str], conf: Path) -> bool:
-    """Return whether the task is a study, also if an experiment says so."""
-    tasks = [word for word in arguments if word.startswith("task=")]
-    files = [conf / "experiment" / f"{word.partition('=')[2]}.yaml" for word in arguments if "experiment=" in word]
-    texts = [file.read_text() for file in files if file.is_file()]
-    return tasks == ["task=study"] or (not tasks and any("override /task: study" in text for text in texts))
 
 
 def _without_password(argument: str) -> str:

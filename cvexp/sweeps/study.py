@@ -79,7 +79,10 @@ class Study(Sweeper):
         finally:
             clock.save()
         results.record(self.pretrained)
-        results.show()
+        self.results = results
+
+    def show_results(self) -> None:
+        self.results.show()
 
     def _default_methods(self, common: Sequence[str]) -> list[str]:
         """Return both segmentation methods if the data have masks, and otherwise the probe."""

@@ -121,7 +121,11 @@ class Sweeper(sweeper.Sweeper):
                 summary.report(run, self.outcomes)
                 if any(outcome.is_failure for outcome in self.outcomes):
                     print_line("the same command goes on: it skips the jobs that have finished")
+        self.show_results()
         self._raise_unless_done()
+
+    def show_results(self) -> None:
+        """Print what the sweep found out, after the table of its jobs."""
 
     def _raise_unless_done(self) -> None:
         """Raise a UserError that says what to do, unless all jobs are done."""

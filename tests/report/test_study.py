@@ -1,0 +1,153 @@
+"""A study as sentences, tables, pictures and a page."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from cvexp.metrics.efficiency import Curve, gains, savings
+from cvexp.metrics.hierarchical import Scores, image_weights
+from cvexp.report.document import html
+from cvexp.report.sections.study import study_page
+from cvexp.report.study import Study, _read, make_points, to_json
+from cvexp.report.study_figures import draw_curves, draw_gains
+from cvexp.report.study_text import markdown, needed, percent, sentences, weights
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+ODD = "R&D <b>it's</b> |_$x$_" + "y" * 60
+
+
+def study(
+    shift: float,
+    noise: float = 0.01,
+    num_seeds: int = 3,
+    start: str = "dino",
+    num_images: int = 60,
+    method: str = "multiclass",
+) -> Study:
+    """Return a study in which a start is better than random weights by `shift`, which is 0.1 for twice the labels."""
+    images = np.random.default_rng(7).normal(scale=5 * noise, size=num_images)
+    sampled = image_weights(num_images, 200)
+    curves = []
+    for name, plus in (("random", 0.0), (start, shift)):
+        random = np.random.default_rng(len(name))
+        points = {}
+        for fraction in FRACTIONS:
+            value = 0.2 + 0.1 * np.log2(fraction / 0.05) + plus
+            scores = value + images - images.mean() + random.normal(scale=noise, size=(num_seeds, num_images))
+            seeds = tuple(range(num_seeds))
+            points[fraction] = Scores(seeds, scores.mean(axis=1), scores @ sampled.T / num_images, num_images)
+        curves.append(Curve(method, name, points))
+    runs = {
+        (curve.method, curve.start, fraction, seed): (
+            f"{abs(hash((curve.start, fraction, seed))):032x}",
+            f"cvexp {seed}",
+        )
+        for curve in curves
+        for fraction in FRACTIONS
+        for seed in range(num_seeds)
+    }
+    return Study(
+        "mIoU",
+        "random",
+        "test",
+        num_images,
+        0.95,
+        make_points(curves, runs, 0.95),
+        gains(curves, 0.95),
+        savings(curves, 0.95),
+        [(f"{start}, seed 0", "0" * 32, "cvexp task=dino")],
+        ["A note."],
+    )
+
+
+def test_a_clear_gain_is_told_with_its_interval_and_the_labels_that_it_saves() -> None:
+    first, *others = sentences(study(0.1))
+    assert first.startswith(
+        "With multiclass, the mean mIoU over the label fractions from dino is higher than from random"
+    )
+    assert "95% interval +0.0" in first
+    assert "over images and 3 seeds" in first
+    assert others[0].startswith("With multiclass, from dino, 5% of the labels give what random weights need ")
+    assert "[" in others[0]
+    assert (
+        others[1]
+        == "With multiclass, from dino, 100% of the labels give more than random weights reach with all labels."
+    )
+
+
+def test_a_start_that_is_worse_is_told_to_be_worse() -> None:
+    first, *others = sentences(study(-0.1))
+    assert "is lower than from random weights" in first
+    assert others[0].endswith("5% of the labels give less than random weights reach with the fewest labels tried.")
+
+
+def test_if_nothing_is_clear_the_sentence_says_that_the_data_do_not_decide() -> None:
+    told = sentences(study(0.0, noise=0.1))
+    assert all("do not decide" in sentence for sentence in told)
+    assert len(told) == 2
+
+
+def test_one_seed_and_few_images_decide_nothing() -> None:
+    (told,) = sentences(study(0.3, num_seeds=1))
+    assert "one seed does not decide" in told
+    assert sentences(study(0.3, num_images=10)) == ["10 images are too few to judge."]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"), [(0.05, "5%"), (1.0, "100%"), (0.0025, "0.25%"), (1 / 3, "33%"), (0.055, "5.5%")]
+)
+def test_shares_are_percentages_with_two_digits(fraction: float, shown: str) -> None:
+    assert percent(fraction) == shown
+
+
+def test_shares_beyond_the_curve_are_words() -> None:
+    saving = replace(study(0.1).savings[0], needed=0.55, low=0.4, high=math.inf)
+    assert needed(saving) == "55% [40%, more than all]"
+    assert needed(replace(saving, low=0.0, high=0.7)) == "55% [fewer than tried, 70%]"
+
+
+def test_a_study_survives_its_file(tmp_path: Path) -> None:
+    written = study(0.1, start=ODD)
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(to_json(written), allow_nan=False))
+    assert _read(path) == written
+
+
+def test_pictures_have_a_panel_for_each_method_and_a_legend_entry_for_each_start() -> None:
+    one = study(0.1, start=ODD)
+    other = study(0.1, start=ODD, method="attention")
+    both = replace(one, points=one.points + other.points, gains=one.gains + other.gains)
+    for draw, entries in ((draw_curves, 2), (draw_gains, 1)):
+        figure = draw(both)
+        assert [ax.get_title() for ax in figure.axes] == ["multiclass", "attention"]
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == entries
+        figure.canvas.draw()
+
+
+def test_odd_names_survive_the_page_and_the_markdown() -> None:
+    odd = study(0.1, start=ODD)
+    page = html(study_page(odd, "A title"))
+    assert "<b>it" not in page
+    assert "R&amp;D &lt;b&gt;it&#39;s&lt;/b&gt;" in page
+    rendered = MarkdownIt("commonmark").enable("table").render(markdown(odd))
+    assert "<b>it" not in rendered
+    assert weights(ODD)[:8].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in rendered
+    assert rendered.count("<tr>") == (1 + 2) + (1 + 6)
+
+
+def test_the_page_lists_the_command_of_each_run() -> None:
+    page = html(study_page(study(0.1), "A title"))
+    assert page.count("cvexp 0") == 2 * 5
+    assert "cvexp task=dino" in page
+    assert "A note." in page
+
+
+def test_without_a_test_split_the_page_says_that_scores_are_optimistic() -> None:
+    assert "optimistic" not in html(study_page(study(0.1), "A title"))
+    assert "optimistic" in html(study_page(replace(study(0.1), split="val"), "A title"))

@@ -1,0 +1,118 @@
+"""What a study runs first, and how long its runs are."""
+
+import pytest
+
+from cvexp.composition import compose
+from cvexp.errors import UserError
+from cvexp.sweeps.lengths import Length, Measured, equal_time
+from cvexp.sweeps.plan import Cell, Plan, spread_out
+from cvexp.sweeps.study_jobs import StudyJobs, shared_overridesfrom cvexp.tasks.study import Config
+
+PLAN = Plan(("multiclass", "attention"), ("random", "dino"), (0.05, 0.1, 0.25, 0.5, 1.0), (0, 1, 2))
+
+
+def test_the_ends_of_a_curve_come_first_and_then_the_largest_gaps() -> None:
+    assert spread_out([0.5, 1.0, 0.05, 0.25, 0.1]) == [0.05, 1.0, 0.25, 0.1, 0.5]
+    assert spread_out([0.3]) == [0.3]
+
+
+def test_a_round_has_every_cell_of_its_seed_and_keeps_those_together_that_are_compared() -> None:
+    groups = PLAN.round(1, settled=set(), doubts={})
+    cells = [cell for group in groups for cell in group]
+    assert len(set(cells)) == len(cells) == 2 * 2 * 5
+    assert {cell.seed for cell in cells} == {1}
+    assert [(cell.method, cell.start, cell.fraction) for cell in cells[:4]] == [
+        ("multiclass", "random", 0.05),
+        ("multiclass", "dino", 0.05),
+        ("attention", "random", 0.05),
+        ("attention", "dino", 0.05),
+    ]
+    assert all(len({(cell.method, cell.fraction) for cell in group}) == 1 for group in groups)
+
+
+def test_later_rounds_leave_out_what_is_settled_and_start_with_what_is_most_doubtful() -> None:
+    groups = PLAN.round(2, settled={("attention", "dino")}, doubts={("multiclass", 0.5): 3.0, ("attention", 0.1): 9.0})
+    assert groups[0] == [Cell("attention", "random", 0.1, 2)]
+    assert [cell.fraction for cell in groups[1]] == [0.5, 0.5]
+    assert Cell("attention", "dino", 0.05, 2) not in [cell for group in groups for cell in group]
+
+
+def test_each_job_of_a_study_has_its_own_number() -> None:
+    jobs = StudyJobs(_study(), ["dataset=coco"], PLAN, ["dino"])
+    numbers = [jobs.pretraining("dino", seed).number for seed in PLAN.seeds]
+    numbers += [jobs.on_labels(cell).number for seed in PLAN.seeds for g in PLAN.round(seed, set(), {}) for cell in g]
+    numbers += [jobs.benchmark(task).number for task in ("dino", "multiclass", "attention")]
+    assert sorted(numbers) == list(range(3 + 60 + 3))
+
+
+def test_a_job_has_the_overrides_of_its_task_of_all_and_of_its_cell() -> None:
+    jobs = StudyJobs(_study(), ["dataset=coco"], PLAN, ["dino"])
+    jobs.lengths = {"attention": Length(100, 10).overrides()}
+    job = jobs.on_labels(Cell("attention", "dino", 0.05, 1), source="abc")
+    assert job.overrides == (
+        "+experiment=demo",
+        "task=attention",
+        "dataset=coco",
+        "trainer.max_steps=100",
+        "trainer.steps_per_epoch=10",
+        "trainer.max_epochs=10",
+        "backbone.weights='runs:/abc/checkpoints/best.ckpt'",
+        "dataset.fraction=0.05",
+        "seed=1",
+    )
+    assert "backbone.weights=null" in jobs.on_labels(Cell("multiclass", "random", 0.05, 1)).overrides
+    odd = jobs.on_labels(Cell("multiclass", "it's/a weight.pth", 1.0, 0)).overrides
+    assert "backbone.weights='it\\'s/a weight.pth'" in odd
+
+
+def _study() -> Config:
+    task = compose("task=study", "task.overrides={attention: ['+experiment=demo']}").task
+    assert isinstance(task, Config)
+    return task
+
+
+def test_all_but_the_keys_of_the_study_go_to_its_runs() -> None:
+    given = ["task=study", "task.hours=2", "+experiment=shapes_study", "dataset=folder", "dataset.classes=[a,b]"]
+    assert shared_overrides(given) == ("dataset=folder", "dataset.classes=[a,b]")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", "seed: a study sets it for each of its runs; set task.seeds"),
+        ("backbone.weights=timm", "set task.starts"),
+        ("dataset.fraction=0.1", "set task.fractions"),
+        ("trainer.max_steps=10", "set task.steps"),
+        ("name=x", "name: a study does not use it"),
+        ("dataset=coco,voc", "dataset: a study takes one value"),
+    ],
+)
+def test_keys_that_a_study_sets_itself_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        shared_overrides(["task=study", override])
+
+
+def test_a_length_is_split_into_validations() -> None:
+    assert Length(100, 10).overrides() == [
+        "trainer.max_steps=100",
+        "trainer.steps_per_epoch=10",
+        "trainer.max_epochs=10",
+    ]
+    assert Length(101, 10).overrides()[1:] == ["trainer.steps_per_epoch=11", "trainer.max_epochs=10"]
+    assert Length(3, 10).overrides()[1:] == ["trainer.steps_per_epoch=1", "trainer.max_epochs=3"]
+
+
+def test_the_number_of_steps_fits_the_time() -> None:
+    measured = Measured(images_per_second=100.0, batch_size=10, num_validated=300)
+    steps = measured.steps(seconds=131.0, validations=10)
+    assert 20 + (steps * 10 + 11 * 300 / 3) / 100 == pytest.approx(131.0, abs=0.2)
+    assert measured.steps(seconds=1.0, validations=10) == 50  # the fewest
+
+
+def test_methods_that_train_equally_long_have_steps_by_their_speeds() -> None:
+    lengths = {"multiclass": Length(100, 10), "attention": Length(100, 10)}
+    measured = {"multiclass": Measured(200.0, 10, 0), "attention": Measured(50.0, 10, 0)}
+    changed = equal_time(lengths, measured)
+    seconds = {task: length.steps * 10 / measured[task].images_per_second for task, length in changed.items()}
+    assert seconds["multiclass"] == pytest.approx(seconds["attention"], rel=0.01)
+    assert changed["multiclass"].steps > 3.9 * changed["attention"].steps
