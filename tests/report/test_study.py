@@ -44,7 +44,7 @@ def study(
         curves.append(Curve(method, name, points))
     runs = {
         (curve.method, curve.start, fraction, seed): (
-            f"{abs(hash((curve.start, fraction, seed))):032x}",
+            f"{seed:032x}",
             f"cvexp {seed}",
         )
         for curve in curves

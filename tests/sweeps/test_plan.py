@@ -6,7 +6,8 @@ from cvexp.composition import compose
 from cvexp.errors import UserError
 from cvexp.sweeps.lengths import Length, Measured, equal_time
 from cvexp.sweeps.plan import Cell, Plan, spread_out
-from cvexp.sweeps.study_jobs import StudyJobs, shared_overridesfrom cvexp.tasks.study import Config
+from cvexp.sweeps.study_jobs import StudyJobs, shared_overrides
+from cvexp.tasks.study import Config
 
 PLAN = Plan(("multiclass", "attention"), ("random", "dino"), (0.05, 0.1, 0.25, 0.5, 1.0), (0, 1, 2))
 
