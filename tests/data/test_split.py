@@ -33,8 +33,8 @@ def make_many_voc(root: Path, num_train: int = 40) -> Path:
     mask[5:50, 5:50] = 8
     make_voc(root, mask)
     for i in range(num_train):
-        for folder, file, name in (("JPEGImages", "a.jpg", f"{i}.jpg"), ("SegmentationClass", "a.png", f"{i}.png")):
-            (root / folder / name).write_bytes((root / folder / file).read_bytes())
+        save_image(root / "JPEGImages" / f"{i}.jpg", size=(60, 60))
+        (root / "SegmentationClass" / f"{i}.png").write_bytes((root / "SegmentationClass" / "a.png").read_bytes())
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(map(str, range(num_train))) + "\n")
     return root
 
@@ -42,7 +42,7 @@ def make_many_voc(root: Path, num_train: int = 40) -> Path:
 def make_folder(root: Path, num_train: int = 40) -> Path:
     for split, count in (("train", num_train), ("val", 4)):
         for i in range(count):
-            save_image(root / split / f"{i}.jpg", size=(48, 40), seed=i)
+            save_image(root / split / f"{i}.jpg")
             save_mask(root / split / f"{i}.png", 1)
     return root
 
@@ -142,7 +142,7 @@ def test_problems_of_divided_data_are_reported_once(tmp_path: Path) -> None:
 def test_a_tree_of_classes_may_be_of_one_split(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(20):
-            save_image(tmp_path / "all" / name / f"{i}.jpg", seed=i)
+            save_image(tmp_path / "all" / name / f"{i}.jpg")
     splits = load(dataset("folder", tmp_path, train_images="all", val_images=None, val_fraction=0.3), "pretraining")
     assert splits.train.classes == splits.val.classes == ("cat", "dog")
     assert sum(len(index) for index in splits) == 40

@@ -13,7 +13,7 @@ from cvexp.data import load
 from cvexp.data.sources import shapes
 from tests.helpers import dataset
 
-SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6}
+SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6, "test_images": 0}
 
 
 def test_pictures_have_the_same_bytes_on_every_machine() -> None:
