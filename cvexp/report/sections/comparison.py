@@ -30,8 +30,8 @@ def _table(comparison: Comparison, run: FinishedRun) -> Table:
     columns = [b if a == "constant" else f"{a} from {b}" for a, b in zip(methods, weights, strict=True)]
     caption = (
         f"Scores on {len(comparison.images)} {comparison.split_name} images, computed with the same code for all runs "
-        f"(run {run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels of all "
-        "images, and mIoU is the mean over the classes. Columns name the method and the initial weights, "
+        f"(run {run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels "
+        "of all images, and mIoU is the mean over the classes. Columns name the method and the initial weights, "
         "or the label that a constant predicts for every pixel. Times are medians, with the first and third quartiles."
     )
     return Table(["", *columns], scores, caption, wide=len(columns) > 3)
