@@ -88,6 +88,9 @@ class DatasetConfig:
     empty_images: bool = MISSING
     limit: int | None = MISSING
     limit_seed: int = MISSING
+    fraction: float = MISSING
+    fraction_seed: int = MISSING
+    test_fraction: float | None = MISSING
     strict: bool = MISSING
     image_size: int = MISSING
     min_crop_size: int = MISSING
@@ -102,6 +105,10 @@ class DatasetConfig:
         require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
         require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
         require(self.limit_seed >= 0, "dataset.limit_seed", self.limit_seed, "at least 0")
+        require(0 < self.fraction <= 1, "dataset.fraction", self.fraction, "greater than 0, and at most 1")
+        require(self.fraction_seed >= 0, "dataset.fraction_seed", self.fraction_seed, "at least 0")
+        fits = self.test_fraction is None or 0 < self.test_fraction < 1
+        require(fits, "dataset.test_fraction", self.test_fraction, "null, or between 0 and 1")
         require(self.image_size >= 2, "dataset.image_size", self.image_size, "at least 2 (pixels)")
         require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
         require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")

@@ -89,7 +89,7 @@ def build(root: str) -> None:
 
     config = settings(root)
     assert isinstance(config, coco.Config)
-    recipe, _ = coco.recipes(config, "segmentation")
+    recipe = coco.recipes(config, "segmentation").train
     started = time.perf_counter()
     catalog = prepare.make_catalog(config, "train", recipe)
     seconds = time.perf_counter() - started

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ TINY = [
     "backbone.name=test_resnet",
     "dataset.train_images=12",
     "dataset.val_images=6",
+    "dataset.test_images=0",
     "task.global_size=32",
     "task.local_size=16",
     "task.local_crops=1",
@@ -51,6 +53,7 @@ TINY_SEGMENTATION = [
     "backbone.name=test_resnet",
     "dataset.train_images=12",
     "dataset.val_images=6",
+    "dataset.test_images=0",
     "dataset.image_size=64",
     "task.decoder_channels=8",
     "task.atrous_rates=[1,2,3]",
@@ -103,9 +106,10 @@ def write_coco_objects(root: Path, categories: list[int | None]) -> Path:
     return root
 
 
-def save_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int = 0) -> None:
-    """Save an image of noise."""
+def save_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int | None = None) -> None:
+    """Save an image of noise, which differs from those at other paths unless they have the same seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    seed = zlib.crc32("/".join(path.parts[-4:]).encode()) if seed is None else seed
     pixels = np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
 
@@ -120,8 +124,8 @@ def make_voc(root: Path, mask: np.ndarray, mode: str = "P", masks: str = "Segmen
     """Write a PASCAL VOC data set of two images, `a` to train and `b` to validate, with the same mask."""
     for folder in ("JPEGImages", masks, "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for split, name in (("train", "a"), ("val", "b")):
-        pixels = np.random.RandomState(0).randint(0, 256, (*mask.shape, 3), dtype=np.uint8)
+    for seed, (split, name) in enumerate((("train", "a"), ("val", "b"))):
+        pixels = np.random.RandomState(seed).randint(0, 256, (*mask.shape, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
         image = Image.fromarray(mask.astype(np.uint8))
         if mode == "P":

@@ -9,9 +9,10 @@ from typing import get_args
 from cvexp import plugins
 from cvexp.config import DatasetConfig
 from cvexp.data.index import Index, Splits, select
-from cvexp.data.prepare import Use, make_splits
+from cvexp.data.labeled import labeled_part
+from cvexp.data.prepare import Recipes, Use, make_splits
 from cvexp.data.problems import grouped
-from cvexp.data.split import null_training_key
+from cvexp.data.split import draw_splits, null_training_key
 from cvexp.errors import UserError, opening
 
 log = logging.getLogger("cvexp")
@@ -28,40 +29,47 @@ def uses(config: DatasetConfig) -> tuple[Use, ...]:
         return source.uses(config) if hasattr(source, "uses") else get_args(Use)
 
 
-def open_splits(config: DatasetConfig, use: Use) -> Splits:
-    """Return the indexes of the training and validation splits. Prepare the data first if necessary.
+def open_splits(config: DatasetConfig, use: Use, uses_labels: bool | None = None) -> Splits:
+    """Return the indexes of the splits. Prepare the data first if necessary.
 
     Args:
         config: The data source, and what to select from it.
         use: ``"pretraining"`` for object crops, or ``"segmentation"`` for images with masks.
+        uses_labels: Whether the labels of the training images are used. Then there are only `dataset.fraction` of these
+            images. None means that segmentation uses labels and pretraining does not.
 
     Raises:
         UserError: if data is missing or broken.
     """
     with opening("dataset.root"):
-        return make_splits(config, *plugins.load("dataset", config.name).recipes(config, use))
+        recipes = Recipes(*plugins.load("dataset", config.name).recipes(config, use))
+        splits = make_splits(config, draw_splits(config, recipes))
+    if use == "segmentation" if uses_labels is None else uses_labels:
+        return replace(splits, train=labeled_part(splits.train, config))
+    return splits
 
 
-def load(config: DatasetConfig, use: Use, needs_training: bool = True) -> Splits:
-    """Return the indexes of both splits, and check that they have data for the given use.
+def load(config: DatasetConfig, use: Use, needs_training: bool = True, uses_labels: bool | None = None) -> Splits:
+    """Return the indexes of the splits, and check that they have data for the given use.
 
     Args:
         config: The data source, and what to select from it.
         use: ``"pretraining"`` for object crops, or ``"segmentation"`` for images with masks.
         needs_training: Whether the training split is used. If not, this split may be empty.
+        uses_labels: Whether the labels of the training images are used; see :func:`open_splits`.
 
     Raises:
         UserError: if data is missing or broken, or if the selection leaves nothing in a split that is used.
     """
     if needs_training and (key := null_training_key(config)):
         raise UserError(f"{key}: got null, but training needs images; give them with {key}=PATH")
-    splits = open_splits(config, use)
+    splits = open_splits(config, use, uses_labels)
     if problems := [problem for index in splits for problem in index.problems]:
         first = grouped(problems)[0]
-        log.warning("data: %d broken files or annotations are left out; the first: %s", len(problems), first)
+        log.warning("data: %d files or annotations are left out; the first: %s", len(problems), first)
     if config.classes is None:
         _warn_of_untrained_classes(splits)
-    for index in splits if needs_training else (splits.val,):
+    for index in list(splits)[0 if needs_training else 1 :]:
         _check_index(index, config, use)
         warn_of_absent_classes(index, config, use)
     return splits
@@ -102,12 +110,14 @@ def warn_of_absent_classes(index: Index, config: DatasetConfig, use: Use) -> Non
 
 
 def _warn_of_untrained_classes(splits: Splits) -> None:
-    if untrained := [name for name in splits.val.catalog.classes if name not in splits.val.classes]:
-        log.warning(
-            "data: only the val split has the class%s %s; dataset.unlisted= decides how such pixels are labeled",
-            "es" * (len(untrained) > 1),
-            ", ".join(untrained),
-        )
+    for index in list(splits)[1:]:
+        if untrained := [name for name in index.catalog.classes if name not in index.classes]:
+            log.warning(
+                "data: only the %s split has the class%s %s; dataset.unlisted= decides how such pixels are labeled",
+                index.split,
+                "es" * (len(untrained) > 1),
+                ", ".join(untrained),
+            )
 
 
 def _without_limit(index: Index, config: DatasetConfig) -> Index:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,18 @@ class Index:
         table[list(self.catalog.mask_values)] = self.value_of
         table[self.catalog.ignore_value] = IGNORE
         return table[numbers]
+
+    def subset(self, images: NDArray[np.int32]) -> Index:
+        """Return the index with only some of its images, given their positions in the catalog."""
+        is_kept, is_crop = np.isin(self.images, images), np.isin(self.image, images)
+        return replace(
+            self,
+            images=self.images[is_kept],
+            checksums=self.checksums[is_kept],
+            image=self.image[is_crop],
+            label=self.label[is_crop],
+            box=self.box[is_crop],
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of the names, bytes, objects and masks of the selected images, but not of root and times."""

@@ -57,7 +57,7 @@ def check_new(folder: Path) -> None:
 
 
 def write_shards(splits: Splits, name: str, folder: Path, settings: Settings) -> Listing:
-    """Write the crops of both splits into shards in a new folder, which gets its name when it is complete.
+    """Write the crops of all splits into shards in a new folder, which gets its name when it is complete.
 
     The training samples are spread over the shards at random, because folders are often sorted by class. The same data
     and settings give the same bytes.

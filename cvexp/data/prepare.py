@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Catalog, Content, Draft, open_catalog, write_catalog
+from cvexp.data.disjoint import check_paths, without_copies
 from cvexp.data.files import fetch
 from cvexp.data.files.images import decode, explain
 from cvexp.data.files.progress import in_parallel
@@ -52,30 +53,41 @@ class Recipe(NamedTuple):
     fetches: bool = False
 
 
-def make_splits(config: DatasetConfig, train: Recipe | None, val: Recipe) -> Splits:
-    """Fetch and check the selected images of both splits, and return the indexes of the splits.
+class Recipes(NamedTuple):
+    """The recipes of the splits. None stands for a split without data of its own; see `cvexp.data.split`."""
+
+    train: Recipe | None
+    val: Recipe | None
+    test: Recipe | None = None
+
+
+def make_splits(config: DatasetConfig, recipes: Recipes) -> Splits:
+    """Fetch and check the selected images of all splits, and return the indexes of the splits.
 
     Args:
         config: What to select. If `classes` is None, the classes are those of the training split, in the same order.
-        train: The recipe of the training split; None leaves it empty.
-        val: The recipe of the validation split.
+        recipes: The recipes. There is one of the validation split. Without one, the training split is empty, and there
+            is no test split.
 
     Raises:
-        UserError: if something is missing or broken, or an image is in both splits.
+        UserError: if something is missing or broken, or an image is in two splits.
     """
-    train = train or _empty_recipe(config, val)
-    catalogs = [make_catalog(config, split, recipe) for split, recipe in (("train", train), ("val", val))]
-    if config.classes is None and catalogs[0].classes:  # so that a class has the same label in both splits
-        config = replace(config, classes=list(catalogs[0].classes))
-    _check_classes(config, *catalogs)
-    _check_disjoint(*catalogs)
+    train, val, test = recipes
+    assert val is not None
+    recipe_of = {"train": train or _empty_recipe(config, val), "val": val} | ({} if test is None else {"test": test})
+    catalogs = {split: make_catalog(config, split, recipe) for split, recipe in recipe_of.items()}
+    if config.classes is None and (classes := catalogs["train"].classes):  # a class has the same label in all splits
+        config = replace(config, classes=list(classes))
+    _check_classes(config, list(catalogs.values()))
+    check_paths(catalogs)
     if config.strict:  # before images are fetched
-        _refuse([problem for catalog in catalogs for problem in catalog.problems])
-    parts = zip(catalogs, ("train", "val"), (train, val), strict=True)
-    splits = Splits(*(_checked_index(config, catalog, split, recipe.fetches) for catalog, split, recipe in parts))
+        _refuse([problem for catalog in catalogs.values() for problem in catalog.problems])
+    splits = Splits(
+        **{split: _checked_index(config, catalogs[split], split, recipe_of[split].fetches) for split in recipe_of}
+    )
     if config.strict:
         _refuse([problem for index in splits for problem in index.problems])
-    return splits
+    return without_copies(splits, config.strict)
 
 
 def _empty_recipe(config: DatasetConfig, val: Recipe) -> Recipe:
@@ -136,23 +148,12 @@ def _states(paths: Sequence[Path | str]) -> list[tuple[str, int, int]]:
     return states
 
 
-def _check_classes(config: DatasetConfig, train: Catalog, val: Catalog) -> None:
-    """Raise a UserError if a selected class is in neither split."""
-    known = {*train.classes, *val.classes}
+def _check_classes(config: DatasetConfig, catalogs: Sequence[Catalog]) -> None:
+    """Raise a UserError if a selected class is in no split."""
+    known = {name for catalog in catalogs for name in catalog.classes}
     for name in config.classes or ():
         if known and name not in known:
-            raise UserError(f"dataset.classes: {val.place} has no class {name!r}; {nearest(name, known)}")
-
-
-def _check_disjoint(train: Catalog, val: Catalog) -> None:
-    """Raise a UserError if an image is in both splits."""
-    if train.members is not None:  # the splits have shards of their own
-        return
-    if shared := set(train.paths()) & set(val.paths()):
-        raise UserError(
-            f"dataset: {len(shared)} images are in both the training and the validation split, such as {min(shared)}; "
-            "remove them from one split, because validation images must not be used for training"
-        )
+            raise UserError(f"dataset.classes: {catalogs[0].place} has no class {name!r}; {nearest(name, known)}")
 
 
 def _checked_index(config: DatasetConfig, catalog: Catalog, split: str, fetches: bool) -> Index:

@@ -121,6 +121,7 @@ class Comparison:
         evaluated: The measurements of each run.
         differences: Differences between groups of runs.
         confidence: Confidence level of their intervals.
+        split: The split of the images, ``"test"``, or ``"val"`` if there was no test split.
     """
 
     classes: Sequence[str]
@@ -128,6 +129,12 @@ class Comparison:
     evaluated: Sequence[Evaluated]
     differences: Sequence[Difference]
     confidence: float
+    split: str = "val"
+
+    @property
+    def split_name(self) -> str:
+        """The name of the split in sentences, ``"test"`` or ``"validation"``."""
+        return "validation" if self.split == "val" else self.split
 
     def groups(self) -> dict[tuple[str, str], list[Evaluated]]:
         """Return the runs by method and start."""

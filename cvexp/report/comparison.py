@@ -26,6 +26,10 @@ MIN_IMAGES = 20  # with fewer, percentile intervals are far too narrow
 NO_PAIRS = (
     "No differences are computed. They need runs with equal seeds, of two methods or from random and other weights."
 )
+OPTIMISTIC = (
+    "These validation images also chose the checkpoints, so the scores are optimistic. To score on other images, train "
+    "with a test split: set dataset.test_fraction=0.2, or the key that names the test data of the source."
+)
 SCORES = {"pixel_accuracy": "pixel accuracy", "presence_f1": "presence F1", "miou_image": "mIoU per image"}
 
 
@@ -97,17 +101,22 @@ def constant_warnings(comparison: Comparison, clean: Callable[[str], str] = shor
     return warnings
 
 
+def optimism(comparison: Comparison) -> list[str]:
+    """Return a sentence that says so if the scores are optimistic."""
+    return [OPTIMISTIC] if comparison.split == "val" else []
+
+
 def print_comparison(comparison: Comparison) -> None:
     """Print the table, transposed to fit the terminal, then warnings and the differences."""
     columns, cells = rows(comparison)
-    table = Table(title=f"{len(comparison.images)} validation images", title_justify="left")
+    table = Table(title=f"{len(comparison.images)} {comparison.split_name} images", title_justify="left")
     table.add_column("")
     for row in cells:
         table.add_column(f"{row[0]}\n{row[1]}", justify="right")
     for i, column in enumerate(columns[2:], start=2):
         table.add_row(column, *(row[i] for row in cells))
     console.print(table)
-    for warning in constant_warnings(comparison):
+    for warning in [*optimism(comparison), *constant_warnings(comparison)]:
         print_line(f"warning: {warning}", style="bold yellow")
     if not comparison.differences:
         print_line(NO_PAIRS)
@@ -133,8 +142,9 @@ def markdown(comparison: Comparison) -> str:
     differences = [f"* {escape(name)}: {sentence}" for name, sentence in sentences(comparison)]
     warnings = [f"* {warning}" for warning in constant_warnings(comparison, lambda name: escape(shorten(name)))]
     page = [
-        f"# Comparison on {len(comparison.images)} validation images",
+        f"# Comparison on {len(comparison.images)} {comparison.split_name} images",
         "",
+        *(line for sentence in optimism(comparison) for line in (sentence, "")),
         *(f"| {' | '.join(row)} |" for row in lines),
         "",
         "IoU over the pixels of all images; mean ± standard deviation over the seeds. `constant` predicts the same "
@@ -161,6 +171,7 @@ def log_comparison(sink: Sink, comparison: Comparison) -> None:
     sink.log_metrics({f"miou/{safe_name(name)}": float(np.mean(values)) for name, values in groups.items()}, step=0)
     values: dict[str, Any] = {
         "classes": list(comparison.classes),
+        "split": comparison.split,
         "runs": [_to_json(run, comparison.classes) for run in comparison.evaluated],
         "differences": [
             {
@@ -177,7 +188,7 @@ def log_comparison(sink: Sink, comparison: Comparison) -> None:
             {"label": constant.label, **iou.summarize(constant.counts, comparison.classes)}
             for constant in comparison.constants()
         ],
-        "warnings": constant_warnings(comparison),
+        "warnings": [*optimism(comparison), *constant_warnings(comparison)],
     }
     sink.log_json(values, "comparison/comparison.json")
     sink.log_text(markdown(comparison), "comparison/comparison.md")
@@ -239,4 +250,5 @@ def _read_comparison(images: list[str], counts: dict[str, iou.Counts], path: Pat
             for difference in saved["differences"]
         ],
         confidence=saved["confidence"],
+        split=saved.get("split", "val"),  # older comparisons know no other split
     )

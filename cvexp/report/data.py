@@ -66,7 +66,7 @@ def _range(values: NDArray[np.integer]) -> dict[str, float]:
 def print_data(config: DatasetConfig, splits: Splits) -> None:
     """Print a table of the splits, a line about each, and the first problems."""
     null_key = null_training_key(config)
-    summaries = {index.split: describe(index) for index in ([splits.val] if null_key else splits)}
+    summaries = {index.split: describe(index) for index in list(splits)[1 if null_key else 0 :]}
     table = Table(title=f"{config.name}: {splits.val.place}", title_justify="left")
     for column in ("split", "class", "images", "instances", "crops", "pixels"):
         table.add_column(column, justify="left" if column in ("split", "class") else "right")

@@ -70,10 +70,10 @@ class Example:
 def make_example(
     index: Index, position: int, image: Tensor, labels: Tensor, prediction: Prediction, number: int
 ) -> Example:
-    """Create the example of a validation image.
+    """Create the example of an image.
 
     Args:
-        index: The index of the validation images.
+        index: The index of the images.
         position: Position of the image in the index.
         image: (3, h, w) uint8, as the model got it, but not normalized.
         labels: (h, w).

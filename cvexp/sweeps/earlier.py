@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +13,7 @@ from mlflow.entities import Run as MLflowRun
 
 from cvexp import data
 from cvexp.config import RunConfig, flatten
+from cvexp.data.prepare import Use
 from cvexp.errors import UserError
 from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, digest
 from cvexp.tracking.opening import LOCK
@@ -26,15 +27,19 @@ class Data:
     """The fingerprints of data, which are opened once for all jobs of a sweep."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[str] | None] = {}
+        self._known: dict[str, dict[str, str] | None] = {}
 
-    def fingerprints(self, config: RunConfig) -> list[str] | None:
-        """Return the fingerprints of both splits of a run's data, or None if the data can't be used."""
-        use = "pretraining" if config.role == "pretraining" else "segmentation"
-        key = f"{use} {flatten(asdict(config.dataset))}"
+    def fingerprints(self, config: RunConfig) -> dict[str, str] | None:
+        """Return the fingerprint of each split of a run's data, or None if the data can't be used."""
+        use: Use = "pretraining" if config.role == "pretraining" else "segmentation"
+        dataset = config.dataset
+        if use == "pretraining" or dataset.fraction == 1:
+            dataset = replace(dataset, fraction_seed=0)  # which has no effect
+        key = f"{use} {flatten(asdict(dataset))}"
         if key not in self._known:
             try:
-                self._known[key] = [index.fingerprint() for index in data.open_splits(config.dataset, use)]  # type: ignore[arg-type]
+                splits = data.open_splits(dataset, use)
+                self._known[key] = {index.split: index.fingerprint() for index in splits}
             except UserError:  # the job itself says what is wrong
                 self._known[key] = None
         return self._known[key]
@@ -44,9 +49,10 @@ class Data:
         return self.recorded(run) == self.fingerprints(config)
 
     @staticmethod
-    def recorded(run: MLflowRun) -> list[str | None]:
-        """Return the fingerprints that a run recorded."""
-        return [run.data.tags.get(f"data.{split}.fingerprint") for split in ("train", "val")]
+    def recorded(run: MLflowRun) -> dict[str, str]:
+        """Return the fingerprints that a run recorded, by split."""
+        tags = {split: run.data.tags.get(f"data.{split}.fingerprint") for split in ("train", "val", "test")}
+        return {split: fingerprint for split, fingerprint in tags.items() if fingerprint is not None}
 
 
 def find_finished(store: Store, config: RunConfig, known: Data) -> MLflowRun | None:
@@ -146,4 +152,5 @@ def _can_go_on(run: MLflowRun, config: RunConfig, store: Store) -> bool:
     if "start" in tags and not _has_same_start(run, config, store):
         return False
     known = Data()
-    return None in known.recorded(run) or known.are_those_of(run, config)
+    recorded, now = known.recorded(run), known.fingerprints(config)
+    return not recorded or (now is not None and recorded.items() <= now.items())  # it may have recorded only some

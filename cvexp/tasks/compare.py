@@ -12,7 +12,8 @@ from omegaconf import MISSING
 
 from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, flatten, require
-from cvexp.data.index import Index, Splits
+from cvexp.data.disjoint import NAMES
+from cvexp.data.index import Index
 from cvexp.data.masks import LabeledSquares, evaluated_areas
 from cvexp.errors import UserError
 from cvexp.inference import Segmenter, choose_device, load_segmenter
@@ -32,7 +33,7 @@ NUM_WARM_UP = 3  # images that are not timed
 # Runs may differ in these settings without a warning: they are compared, or do not affect the measurements.
 MAY_DIFFER = (
     *("task.name", "backbone.weights", "seed", "name", "resume", "runs", "tracking.", "loader.num"),
-    *(f"dataset.{key}" for key in ("root", "cache", "download", "password")),
+    *(f"dataset.{key}" for key in ("root", "cache", "download", "password", "fraction_seed")),
 )
 
 
@@ -65,45 +66,47 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         print_line(f"warning: the runs differ in {warning}", style="bold yellow")
     settings = runs[0].config
     splits = data.load(settings.dataset, "segmentation", needs_training=False)
-    if splits.val.fingerprint() != runs[0].tags["data.val.fingerprint"]:
+    scored = splits.scored
+    if scored.fingerprint() != runs[0].tags[f"data.{scored.split}.fingerprint"]:
         raise UserError(
-            f"dataset: the validation images or labels in {splits.val.place} have changed since the run {runs[0].id}; "
-            "restore the old ones, or train again"
+            f"dataset: the {NAMES[scored.split]} images or labels in {scored.place} have changed since the run "
+            f"{runs[0].id}; restore the old ones, or train again"
         )
     record_data(run, settings.dataset.name, splits)
-    num_classes, on = len(splits.val.classes), choose_device(config.trainer)
+    num_classes, on = len(scored.classes), choose_device(config.trainer)
     segmenters = {finished.id: load_segmenter(finished, num_classes, on) for finished in runs}
-    times = time_images(segmenters, splits.val, settings.dataset.image_size, task.timed_images)
-    evaluated = [_evaluate(finished, segmenters[finished.id], splits, times[finished.id]) for finished in runs]
+    times = time_images(segmenters, scored, settings.dataset.image_size, task.timed_images)
+    evaluated = [_evaluate(finished, segmenters[finished.id], scored, times[finished.id]) for finished in runs]
     comparison = Comparison(
-        classes=splits.val.classes,
-        images=[splits.val.catalog.file(int(image)) for image in splits.val.images],
+        classes=scored.classes,
+        images=[scored.catalog.file(int(image)) for image in scored.images],
         evaluated=evaluated,
         differences=differences(evaluated, task.samples, task.confidence),
         confidence=task.confidence,
+        split=scored.split,
     )
     report.print_comparison(comparison)
     report.log_comparison(run, comparison)
     size = settings.dataset.image_size
-    for name, figure in draw(segmenters, comparison, splits.val, size, task.pictured_images).items():
+    for name, figure in draw(segmenters, comparison, scored, size, task.pictured_images).items():
         run.log_figure(figure, f"comparison/{name}.png")
     print_line(f"tables, counts and pictures: {run.artifacts}/comparison")
 
 
-def _evaluate(finished: FinishedRun, segmenter: Segmenter, splits: Splits, times: list[float]) -> Evaluated:
-    """Score a run on the validation images, and print its mIoU."""
+def _evaluate(finished: FinishedRun, segmenter: Segmenter, scored: Index, times: list[float]) -> Evaluated:
+    """Score a run on the images of a split, and print its mIoU."""
     evaluated = Evaluated(
         run_id=finished.id,
         method=finished.task,
         start=finished.start,
         seed=finished.seed,
-        counts=segmenter.evaluate(splits.val),
+        counts=segmenter.evaluate(scored),
         times=times,
         num_parameters=sum(parameter.numel() for parameter in segmenter.model.parameters()),
     )
-    miou, trained = evaluated.miou, finished.metrics["best/miou"]
+    miou, trained = evaluated.miou, finished.metrics["best/miou"]  # on the validation images
     print_line(f"{finished.id}  {finished.name}  from {finished.start}  seed {finished.seed}  mIoU {miou:.4f}")
-    if abs(trained - miou) > 1e-3:
+    if scored.split == "val" and abs(trained - miou) > 1e-3:
         print_line(
             f"warning: training measured {trained:.4f}, perhaps on another device, or with other versions",
             style="bold yellow",
@@ -163,38 +166,48 @@ def obstacle(first: FinishedRun, second: FinishedRun) -> str | None:
         return f"they have different classes, {first.params[classes]} and {second.params[classes]}"
     if first.params[size] != second.params[size]:
         return f"their images have different sizes, {first.params[size]} and {second.params[size]} px"
-    if first.tags.get("data.val.fingerprint") != second.tags.get("data.val.fingerprint"):
-        places = [f"dataset={run.params['dataset.name']} in {run.params['dataset.root']}" for run in (first, second)]
-        return f"they have different validation images or labels, from {' and '.join(places)}"
+    places = [f"dataset={run.params['dataset.name']} in {run.params['dataset.root']}" for run in (first, second)]
+    for split in ("val", "test"):
+        if first.tags.get(f"data.{split}.fingerprint") != second.tags.get(f"data.{split}.fingerprint"):
+            return f"they have different {NAMES[split]} images or labels, from {' and '.join(places)}"
     return None
 
 
 def differing_settings(runs: list[FinishedRun]) -> list[str]:
     """Describe differences in training data, and in the settings that all of these runs have."""
-    trained_on = "the fingerprint of the training data"
-    flat = [
-        {**flatten(asdict(run.config)), trained_on: run.tags.get("data.train.fingerprint", "unknown")[:8]}
-        for run in runs
-    ]
+    flat = [flatten(asdict(run.config)) for run in runs]
     shared = set.intersection(*(set(settings) for settings in flat))
-    return [
-        f"{key}: " + ", ".join(sorted({settings[key] for settings in flat}))
-        for key in sorted(shared)
-        if not key.startswith(MAY_DIFFER) and len({settings[key] for settings in flat}) > 1
-    ]
+    values = {key: {settings[key] for settings in flat} for key in shared if not key.startswith(MAY_DIFFER)}
+    values["the fingerprint of the training data"] = _differing_data(runs)
+    return [f"{key}: " + ", ".join(sorted(values[key])) for key in sorted(values) if len(values[key]) > 1]
 
 
-def time_images(segmenters: Mapping[str, Segmenter], val: Index, size: int, num_images: int) -> dict[str, list[float]]:
+def _differing_data(runs: list[FinishedRun]) -> set[str]:
+    """Return the fingerprints of training data that should be equal, but are not.
+
+    Runs that draw different images with `dataset.fraction_seed` have different training data by design.
+    """
+    fingerprints: dict[str, set[str]] = {}
+    for run in runs:
+        settings = run.config.dataset
+        draw = "" if settings.fraction == 1 else f"{settings.fraction} {settings.fraction_seed}"
+        fingerprints.setdefault(draw, set()).add(run.tags.get("data.train.fingerprint", "unknown")[:8])
+    return set().union(*(same for same in fingerprints.values() if len(same) > 1))
+
+
+def time_images(
+    segmenters: Mapping[str, Segmenter], index: Index, size: int, num_images: int
+) -> dict[str, list[float]]:
     """Measure the milliseconds to label each of several images, by run. Reading them is not included.
 
     The networks take turns at each image, in an order that changes from image to image, so other work on the machine
     affects all of them alike.
     """
-    squares = LabeledSquares(val, size)
+    squares = LabeledSquares(index, size)
     ids = list(segmenters)
     times: dict[str, list[float]] = {run_id: [] for run_id in ids}
     for i in range(NUM_WARM_UP + num_images):
-        images = squares.pair(i % len(val.images))[0][None]
+        images = squares.pair(i % len(index.images))[0][None]
         first = i % len(ids)
         for run_id in ids[first:] + ids[:first]:
             started = time.perf_counter()
@@ -204,7 +217,7 @@ def time_images(segmenters: Mapping[str, Segmenter], val: Index, size: int, num_
 
 
 def draw(
-    segmenters: Mapping[str, Segmenter], comparison: Comparison, val: Index, size: int, num_images: int
+    segmenters: Mapping[str, Segmenter], comparison: Comparison, index: Index, size: int, num_images: int
 ) -> dict[str, Figure]:
     """Draw the best, median and worst images of one run of each method.
 
@@ -212,8 +225,8 @@ def draw(
         `grid` with all images, and `examples` with one of each kind.
     """
     runs = comparison.representatives()
-    chosen = best_median_worst([run.counts for run in runs], evaluated_areas(val, size), num_images)
-    squares = LabeledSquares(val, size)
+    chosen = best_median_worst([run.counts for run in runs], evaluated_areas(index, size), num_images)
+    squares = LabeledSquares(index, size)
     rows = [
         (kind, _row(segmenters, runs, squares, position))
         for kind, positions in chosen.items()

@@ -44,7 +44,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     assert isinstance(task, Config)
     if task.shards is not None:
         packing.check_new(Path(task.shards))
-    lenient = replace(config.dataset, strict=False)  # to report everything that is wrong
+    lenient = replace(config.dataset, strict=False, fraction=1.0)  # to report all images and all that is wrong
     report: dict[str, Any] = {}
     num_problems, seen = 0, set()
     for use in data.uses(config.dataset):
@@ -61,8 +61,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     run.log_json(report, "data/report.json")
     if num_problems and config.dataset.strict:
         raise UserError(
-            f"dataset: {num_problems} things are broken, listed above and in data/report.json of the run {run.id}; "
-            "repair them, or leave them out with dataset.strict=false"
+            f"dataset: {num_problems} things are wrong, listed above and in data/report.json of the run {run.id}; "
+            "correct them, or leave them out with dataset.strict=false"
         )
     if task.shards is not None:
         _write_shards(config, task, Path(task.shards))

@@ -20,7 +20,7 @@ NUM_NAMED = 3  # files of each kind in a message
 
 
 def record_data(run: ReadOnlyRun, name: str, splits: Splits) -> None:
-    """Record the data set: source, fingerprint and counts of both splits, its files, and what was left out.
+    """Record the data set: source, fingerprint and counts of each split, its files, and what was left out.
 
     A resumed run has recorded all this already, unless it was killed first. If it has, its data must be unchanged.
 

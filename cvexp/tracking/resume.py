@@ -13,6 +13,12 @@ from cvexp.config import RunConfig, flatten
 from cvexp.errors import UserError
 from cvexp.tracking.store import Store, connect
 
+NO_TEST: dict[str, dict[str, Any]] = {  # the keys of each source for the test split, as if there were none
+    "shapes": {"test_images": 0},
+    "coco": {"test_annotations": None, "test_images": None},
+    "voc": {"test_list": None},
+    "folder": {"test_images": None, "test_masks": None},
+}
 FOLDERS = ("root", "cache", "local")  # keys of `dataset` that name folders which a run may create
 
 
@@ -114,7 +120,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved = {str(key): value for key, value in config.items()}
     # Older runs lack these keys.
     saved = {"run": None, "runs": None, "benchmark": False, **saved}
-    saved["dataset"].setdefault("keep", "auto")
+    new_keys = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
+    saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}
     if isinstance(saved.get("trainer"), dict):
         saved["trainer"] = {"compile": False, "sync_batchnorm": False, **saved["trainer"]}
     return saved

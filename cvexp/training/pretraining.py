@@ -166,7 +166,7 @@ class Pretraining(TrainingModule):
     # Data
 
     def sources(self) -> list[Source]:
-        return [Crops(index, self.crop_resolution()) for index in self.splits]
+        return [Crops(index, self.crop_resolution()) for index in (self.splits.train, self.splits.val)]
 
     def shards(self) -> Groups | None:
         train = self.splits.train
@@ -278,6 +278,8 @@ def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> 
             f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.place} has none; choose val/loss"
         )
     record_data(run, config.dataset.name, splits)
+    if config.dataset.fraction < 1:
+        print_line("dataset.fraction does not apply: pretraining needs no labels, and uses all training images")
     start = open_start(config, run)
     module = method(config, splits, run, start)
     record_start(start, run, config.backbone.name)

@@ -16,7 +16,7 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.helpers import FIVE, SIX, Outcome, dataset, write_coco
+from tests.helpers import FIVE, SIX, Outcome, dataset, save_image, write_coco
 
 
 def make_tree(root: Path, sizes: dict[str, int], side: int = 32) -> Path:
@@ -25,8 +25,7 @@ def make_tree(root: Path, sizes: dict[str, int], side: int = 32) -> Path:
         for name, count in sizes.items():
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                color = tuple(np.random.RandomState(i).randint(0, 256, 3).tolist())
-                Image.new("RGB", (side, side), color).save(root / split / name / f"{i:04d}.png")
+                save_image(root / split / name / f"{i:04d}.png", size=(side, side))
     return root
 
 
@@ -127,7 +126,7 @@ def test_an_image_keeps_its_place_when_others_come(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (root / split).mkdir(parents=True)
         for i in range(20):
-            Image.new("RGB", (32, 32)).save(root / split / f"{i:04d}.png")
+            save_image(root / split / f"{i:04d}.png")
     before = load(dataset("folder", root, limit=10), "pretraining").train
     assert before.classes == ()
     assert before.images.tolist() != list(range(10))
@@ -206,7 +205,7 @@ def test_errors_that_limit_causes_name_it(tmp_path: Path) -> None:
         (tmp_path / split).mkdir()
         for i in range(20):
             side = 40 if i == 0 else 8
-            Image.new("RGB", (side, side)).save(tmp_path / split / f"{i}.png")
+            save_image(tmp_path / split / f"{i}.png", size=(side, side))
     assert len(load(dataset("folder", tmp_path), "pretraining").train) == 1
     with pytest.raises(UserError, match=r"dataset\.limit: .* 2 images .*train split .*at least 32 px"):
         load(dataset("folder", tmp_path, limit=2, limit_seed=1), "pretraining")

@@ -184,7 +184,7 @@ def test_larger_images_are_reduced_with_their_labels_to_the_resolution(tmp_path:
 def test_odd_images_come_whole(tmp_path: Path, size: tuple[int, int]) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-        Image.new("RGB", size).save(tmp_path / split / "a.jpg")
+        Image.new("RGB", size, "red" if split == "val" else "blue").save(tmp_path / split / "a.jpg")
         Image.new("L", size, 1).save(tmp_path / split / "a.png")
     keys = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1}}
     index = load(dataset("folder", tmp_path, **keys), "segmentation").train

@@ -164,7 +164,7 @@ def test_prepare_lists_every_problem_and_saves_the_report(cvexp: Callable[..., O
     data = ["task=prepare", "dataset=coco", f"dataset.root={coco_root}", "dataset.classes=[cat,dog]"]
     outcome = cvexp(*data, "tracking.system_metrics=false")
     assert outcome.code == 1
-    assert "3 things are broken" in outcome.message
+    assert "3 things are wrong" in outcome.message
     (run,) = runs()
     report = json.loads(Path(store().download_artifacts(run.info.run_id, "data/report.json", ".")).read_text())
     train = report["pretraining"]["train"]

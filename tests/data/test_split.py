@@ -33,8 +33,8 @@ def make_many_voc(root: Path, num_train: int = 40) -> Path:
     mask[5:50, 5:50] = 8
     make_voc(root, mask)
     for i in range(num_train):
-        for folder, file, name in (("JPEGImages", "a.jpg", f"{i}.jpg"), ("SegmentationClass", "a.png", f"{i}.png")):
-            (root / folder / name).write_bytes((root / folder / file).read_bytes())
+        save_image(root / "JPEGImages" / f"{i}.jpg", size=(60, 60))
+        (root / "SegmentationClass" / f"{i}.png").write_bytes((root / "SegmentationClass" / "a.png").read_bytes())
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(map(str, range(num_train))) + "\n")
     return root
 
@@ -42,7 +42,7 @@ def make_many_voc(root: Path, num_train: int = 40) -> Path:
 def make_folder(root: Path, num_train: int = 40) -> Path:
     for split, count in (("train", num_train), ("val", 4)):
         for i in range(count):
-            save_image(root / split / f"{i}.jpg", size=(48, 40), seed=i)
+            save_image(root / split / f"{i}.jpg")
             save_mask(root / split / f"{i}.png", 1)
     return root
 
@@ -142,7 +142,7 @@ def test_problems_of_divided_data_are_reported_once(tmp_path: Path) -> None:
 def test_a_tree_of_classes_may_be_of_one_split(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for i in range(20):
-            save_image(tmp_path / "all" / name / f"{i}.jpg", seed=i)
+            save_image(tmp_path / "all" / name / f"{i}.jpg")
     splits = load(dataset("folder", tmp_path, train_images="all", val_images=None, val_fraction=0.3), "pretraining")
     assert splits.train.classes == splits.val.classes == ("cat", "dog")
     assert sum(len(index) for index in splits) == 40
@@ -161,6 +161,89 @@ def test_prepare_describes_an_empty_split(cvexp: Callable[..., Outcome], coco_ro
     assert [report["pretraining"][split]["images"] for split in ("train", "val")] == [0, 4]
     tiny = [argument for argument in TINY if not argument.startswith("dataset.")]
     assert "dataset.train_annotations: got null" in cvexp(*tiny, *keys).message
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_test_split_is_drawn_without_moving_images_between_training_and_validation(
+    tmp_path: Path, source: str
+) -> None:
+    make, keys, _, without_val = SOURCES[source]
+    root = make(tmp_path / "data", 40)
+    before = load(dataset(source, root, **keys, **without_val, val_fraction=0.3), "segmentation")
+    after = load(dataset(source, root, **keys, **without_val, val_fraction=0.3, test_fraction=0.3), "segmentation")
+    assert after.test is not None
+    assert after.scored is after.test
+    assert 3 <= len(after.test.images) <= 21
+    assert names(after.train) == names(before.train) - names(after.test)
+    assert names(after.val) == names(before.val) - names(after.test)
+    assert names(after.train) != names(before.train)
+    assert names(after.val) != names(before.val)  # the draws are independent
+    assert after.test.classes == after.train.classes
+    larger = load(dataset(source, root, **keys, **without_val, test_fraction=0.6), "segmentation").test
+    assert larger is not None
+    assert names(after.test) < names(larger)
+
+
+def test_a_test_split_is_drawn_from_the_validation_images_if_there_are_any(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, 6)
+    before = load(dataset("folder", root, **MASKS), "segmentation")
+    after = load(dataset("folder", root, **MASKS, test_fraction=0.5), "segmentation")
+    assert after.test is not None
+    assert after.train.fingerprint() == before.train.fingerprint()
+    assert names(after.val) | names(after.test) == names(before.val)
+    assert not names(after.val) & names(after.test)
+
+
+# For each source, the test data: a copy of the validation data, whose images are changed.
+OWN_TEST: dict[str, dict[str, Any]] = {
+    "coco": {"test_annotations": "annotations/test.json", "test_images": "test"},
+    "voc": {"test_list": "ImageSets/Segmentation/test.txt"},
+    "folder": {"test_images": "test", "test_masks": "test"},
+}
+
+
+@pytest.mark.parametrize("source", OWN_TEST)
+def test_each_source_has_a_key_for_test_data(tmp_path: Path, source: str) -> None:
+    make, keys, _, without_val = SOURCES[source]
+    root = make(tmp_path / "data", 20)
+    if source == "coco":
+        annotations = root / "annotations"
+        (annotations / "test.json").write_bytes((annotations / "instances_val2017.json").read_bytes())
+        for entry in json.loads((annotations / "test.json").read_text())["images"]:
+            save_image(root / "test" / entry["file_name"], size=(entry["width"], entry["height"]))
+    elif source == "voc":
+        save_image(root / "JPEGImages" / "c.jpg", size=(60, 60))
+        (root / "SegmentationClass" / "c.png").write_bytes((root / "SegmentationClass" / "a.png").read_bytes())
+        (root / "ImageSets" / "Segmentation" / "test.txt").write_text("c\n")
+    else:
+        save_image(root / "test" / "0.jpg")
+        save_mask(root / "test" / "0.png", 1)
+    for held_out in ({}, without_val):  # test data work as well where validation images are held out
+        before = load(dataset(source, root, **keys, **held_out), "segmentation")
+        after = load(dataset(source, root, **keys, **held_out, **OWN_TEST[source]), "segmentation")
+        assert after.test is not None
+        assert [index.fingerprint() for index in after][:2] == [index.fingerprint() for index in before]
+        assert names(after.test)
+        assert len(load(dataset(source, root, **keys, **OWN_TEST[source], limit=1), "segmentation").scored.images) == 1
+    with pytest.raises(UserError, match=r"dataset\.test_fraction: got 0\.5, but it must be null"):
+        dataset(source, root, **keys, **OWN_TEST[source], test_fraction=0.5)
+    broken = after.test.path(int(after.test.images[0]))
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(UserError, match=broken.name):
+        load(dataset(source, root, **keys, **OWN_TEST[source]), "segmentation")
+
+
+def test_classes_of_the_test_split_alone_do_not_change_the_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, classes in (("train", "bd"), ("val", "bd"), ("test", "abcd")):
+        for name in classes:
+            save_image(tmp_path / split / name / "0.jpg")
+    splits = load(dataset("folder", tmp_path, test_images="test"), "pretraining")
+    assert splits.test is not None
+    assert splits.train.classes == splits.test.classes == ("b", "d")
+    assert splits.test.counts() == {"b": 1, "d": 1}
+    assert "only the test split has the classes a, c" in caplog.text
 
 
 def without_training_data(run_id: str) -> None:

@@ -47,7 +47,7 @@ def test_problems_are_grouped_by_number() -> None:
 def test_prepare_lists_each_number_once(cvexp: Callable[..., Outcome], camvid: Path) -> None:
     outcome = cvexp("task=prepare", *CAMVID, "tracking.system_metrics=false")
     assert outcome.code == 1
-    assert "10 things are broken" in outcome.message
+    assert "10 things are wrong" in outcome.message
     report = json.loads(Path(store().download_artifacts(runs()[0].info.run_id, "data/report.json", ".")).read_text())
     problems = [problem for index in report["pretraining"].values() for problem in index["problems"]]
     assert len(problems) == 10
@@ -78,7 +78,7 @@ def test_training_names_a_void_number_once_and_the_remedy_works(camvid: Path, ca
     splits = load(dataset("folder", camvid, **keys, strict=False), "segmentation")
     assert [len(index.images) for index in splits] == [1, 1]
     assert [len(index.problems) for index in splits] == [6, 4]
-    assert "10 broken files or annotations are left out; the first: 9 masks, such as" in caplog.text
+    assert "10 files or annotations are left out; the first: 9 masks, such as" in caplog.text
     cured = load(dataset("folder", camvid, **keys, ignore_value=11, strict=False), "segmentation")
     assert [len(index.images) for index in cured] == [5, 5]
 

@@ -3,7 +3,9 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,27 @@ def test_constant_predictions_have_every_score_and_what_they_beat_is_stated(term
     assert said["constants"][1]["iou/background"] == 0.875
     scores = {"miou", "miou_all", "pixel_accuracy", "miou_image", "presence_f1", "iou/background", "iou/cat", "iou/dog"}
     assert set(said["constants"][0]) == scores | {"label"}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_scores_on_the_validation_images_are_called_optimistic(
+    split: str, terminal: io.StringIO, tmp_path: Path
+) -> None:
+    comparison = replace(compare(evaluated("multiclass", mostly_background(1)), classes=["cat"]), split=split)
+    recorder = Recorder()
+    report.log_comparison(recorder, comparison)  # type: ignore[arg-type]
+    report.print_comparison(comparison)
+    values = recorder.values["comparison/comparison.json"]
+    texts = (terminal.getvalue(), recorder.texts["comparison/comparison.md"])
+    assert all(f"4 {'validation' if split == 'val' else 'test'} images" in text for text in texts)
+    for text in (*texts, " ".join(values["warnings"])):
+        assert (report.OPTIMISTIC in text) == (split == "val")
+    path = tmp_path / "comparison.json"
+    counts = {run.run_id: run.counts for run in comparison.evaluated}
+    path.write_text(json.dumps(values))
+    assert report._read_comparison([], counts, path).split == split
+    path.write_text(json.dumps({key: value for key, value in values.items() if key != "split"}))
+    assert report._read_comparison([], counts, path).split == "val"  # as recorded before there were test splits
 
 
 def test_a_method_above_both_constants_is_not_warned_of() -> None:

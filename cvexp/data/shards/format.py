@@ -116,6 +116,8 @@ def _listing(content: Mapping[str, Any]) -> Listing:
     if len(set(classes)) < len(classes) or len(classes) > MAX_CLASSES:
         raise ValueError("`classes` has repetitions, or too many names")
     splits = {split: _part(content["splits"][split]) for split in ("train", "val")}
+    if "test" in content["splits"]:
+        splits["test"] = _part(content["splits"]["test"])
     names = [file.name for part in splits.values() for file in (part.arrays, *part.shards)]
     if len(set(names)) < len(names):
         raise ValueError("two files have the same name")

@@ -19,25 +19,27 @@ from cvexp.data.files import rle
 from cvexp.data.files.annotations import add_object, check_image, explain_entry, read_json
 from cvexp.data.files.archive import unpack
 from cvexp.data.files.fetch import Remote, fetch_with_bar, lock_folder
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
 
 @dataclass(kw_only=True)
 class Config(SplitDataset):
-    split_keys: ClassVar[tuple[str, str]] = ("train_annotations", "val_annotations")
+    split_keys: ClassVar[tuple[str, str, str]] = ("train_annotations", "val_annotations", "test_annotations")
     train_annotations: str | None = MISSING
     train_images: str | None = MISSING
     val_annotations: str | None = MISSING
     val_images: str | None = MISSING
+    test_annotations: str | None = MISSING
+    test_images: str | None = MISSING
     download: bool = MISSING
     annotations_url: str = MISSING
     annotations_md5: str | None = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for split in ("train", "val"):
+        for split in ("train", "val", "test"):
             if getattr(self, f"{split}_annotations") is not None and getattr(self, f"{split}_images") is None:
                 raise UserError(
                     f"dataset.{split}_images: got null, but dataset.{split}_annotations needs its images; give their "
@@ -45,8 +47,8 @@ class Config(SplitDataset):
                 )
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
-    """Return the recipes of both splits. With `dataset.download`, fetch the annotation files first.
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits. With `dataset.download`, fetch the annotation files first.
 
     Raises:
         UserError: if an annotation file or a folder of images is missing.
@@ -89,7 +91,7 @@ def recipe(config: DatasetConfig, split: str, annotations: str, images: str, fet
 def _fetch_annotations(config: Config) -> None:
     """Fetch the archive of annotation files, and unpack the missing files."""
     root = Path(config.root)
-    files = [file for file in (config.train_annotations, config.val_annotations) if file is not None]
+    files = [file for key in config.split_keys if (file := getattr(config, key)) is not None]
     with lock_folder(root):
         if all((root / file).is_file() for file in files):
             return

@@ -21,7 +21,7 @@ from cvexp.data.files.annotations import add_object, check_image, explain_entry,
 from cvexp.data.files.archive import unpack
 from cvexp.data.files.fetch import Remote, fetch_with_bar, lock_folder
 from cvexp.data.files.images import FORMATS, explain, leaves_folder, upright_size
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.sources.folder import list_images, tree_recipe
 from cvexp.errors import UserError, opening
 
@@ -46,8 +46,8 @@ def uses(config: Config) -> tuple[Use, ...]:
     return available if available and not config.download else tuple(ARCHIVES)
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
-    """Return the recipes of both splits. Fetch and unpack the archive first if necessary.
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits. Fetch and unpack the archive first if necessary.
 
     Raises:
         UserError: if the archive is missing or damaged, or the password is wrong.
@@ -56,7 +56,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
     folder = UNPACKED[use]
     if use == "pretraining":
         train, val = (list_images(root, f"{folder}/{split}", "dataset.root") for split in ("train", "val"))
-        return tree_recipe(root, train, f"{folder}/train"), tree_recipe(root, val, f"{folder}/val")
+        return Recipes(tree_recipe(root, train, f"{folder}/train"), tree_recipe(root, val, f"{folder}/val"))
     paths = [root / folder / f"aggregated_annotations_{split}_5classes.json" for split in ("train", "val")]
     for path in paths:
         if not path.is_file():
@@ -69,7 +69,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
         )
         for path, images in zip(paths, ("train2014", "val2014"), strict=True)
     )
-    return train_recipe, val_recipe
+    return Recipes(train_recipe, val_recipe)
 
 
 def _unpacked_folder(config: Config, use: Use) -> Path:

@@ -16,18 +16,20 @@ from cvexp.config import require
 from cvexp.data.catalog import UNLABELED, Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import FORMATS, SUFFIXES, explain, upright_size
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
 
 @dataclass(kw_only=True)
 class Config(SplitDataset):
-    split_keys: ClassVar[tuple[str, str]] = ("train_images", "val_images")
+    split_keys: ClassVar[tuple[str, str, str]] = ("train_images", "val_images", "test_images")
     train_images: str | None = MISSING
     val_images: str | None = MISSING
+    test_images: str | None = MISSING
     train_masks: str | None = MISSING
     val_masks: str | None = MISSING
+    test_masks: str | None = MISSING
     mask_suffix: str = MISSING
     mask_values: dict[str, int] | None = MISSING
     ignore_value: int = MISSING
@@ -49,13 +51,13 @@ class Config(SplitDataset):
 
 def _has_masks(config: Config) -> bool:
     """Return whether any split has masks."""
-    masks = {"train": config.train_masks, "val": config.val_masks}
-    return any(masks[split] is not None for split in _splits(config))
+    return any(masks is not None for masks in _masks(config).values())
 
 
-def _splits(config: Config) -> list[str]:
-    """Return the splits that have a folder of their own."""
-    return [split for split in ("train", "val") if getattr(config, f"{split}_images") is not None]
+def _masks(config: Config) -> dict[str, str | None]:
+    """Return the folder of the masks of each split that has a folder of images; None if there are no masks."""
+    splits = [split for split in ("train", "val", "test") if getattr(config, f"{split}_images") is not None]
+    return {split: getattr(config, f"{split}_masks") for split in splits}
 
 
 def uses(config: Config) -> tuple[Use, ...]:
@@ -63,27 +65,31 @@ def uses(config: Config) -> tuple[Use, ...]:
     return ("pretraining", "segmentation") if _has_masks(config) else ("pretraining",)
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
-    """Return the recipes of both splits.
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits.
 
     Raises:
         UserError: if a folder is missing or has no images.
     """
     root = Path(config.root).absolute()
-    masks = {"train": config.train_masks, "val": config.val_masks}
+    masks = _masks(config)
     folders, files = {}, {}
-    for split in _splits(config):
+    for split in masks:
         key = f"dataset.{split}_images"
         folders[split] = os.path.relpath(root / getattr(config, f"{split}_images"), root)
         files[split] = list_images(root, folders[split], key, masks[split], config.mask_suffix)
     if _has_masks(config):
-        for split, other in (("train", "val"), ("val", "train")):
-            if split in files and masks[split] is None:
-                raise UserError(f"dataset.{split}_masks: got null, but dataset.{other}_masks is a folder; give both")
+        given = next(split for split in masks if masks[split] is not None)
+        for split in masks:
+            if masks[split] is None:
+                raise UserError(f"dataset.{split}_masks: got null, but dataset.{given}_masks is a folder; give both")
         return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], folders[split]))
-    names = {label_of(file, folders[split]) for split in files for file in files[split]}
-    classes = sorted(name for name in names if name is not None)
-    return split_recipes(config, lambda split: tree_recipe(root, files[split], folders[split], classes))
+    names = {split: {name for file in files[split] if (name := label_of(file, folders[split]))} for split in files}
+    classes = sorted(names.get("train", set()) | names.get("val", set()))
+    classes_of = dict.fromkeys(files, classes)
+    if classes and "test" in files:  # which has no influence on the labels of the classes
+        classes_of["test"] = classes + sorted(names["test"] - set(classes))
+    return split_recipes(config, lambda split: tree_recipe(root, files[split], folders[split], classes_of[split]))
 
 
 def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
@@ -169,7 +175,7 @@ def _read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[
         except Exception as error:  # Pillow may raise anything for a broken file
             draft.add_problem(root / file, explain(error))
             continue
-        label = classes.index(name) if name is not None else UNLABELED
+        label = classes.index(name) if classes else UNLABELED
         draft.add_object(draft.add_image(file, width, height), label, (0, 0, width, height), width * height)
     return draft
 

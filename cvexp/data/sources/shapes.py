@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from omegaconf import MISSING
 from PIL import Image
 
 from cvexp.config import DatasetConfig, require, require_one_of
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipes, Use
 from cvexp.data.sources import coco
 
 Array = NDArray[np.float64]
@@ -32,42 +32,53 @@ Mask = NDArray[np.bool_]
 
 VERSION = 2  # increased whenever the same settings give different bytes
 SUPERSAMPLING = 2  # for antialiasing
+NUM_SEEDS = 2**16
 
 
 @dataclass(kw_only=True)
 class Config(DatasetConfig):
     train_images: int = MISSING
     val_images: int = MISSING
+    test_images: int = MISSING
     generator_seed: int = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.classes or ():
             require_one_of("dataset.classes", name, CLASSES)
-        require(self.train_images >= 1, "dataset.train_images", self.train_images, "at least 1")
-        require(self.val_images >= 1, "dataset.val_images", self.val_images, "at least 1")
+        for key, least in (("train_images", 1), ("val_images", 1), ("test_images", 0)):
+            require(getattr(self, key) >= least, f"dataset.{key}", getattr(self, key), f"at least {least}")
+        is_one = self.test_fraction is None or not self.test_images
+        require(is_one, "dataset.test_fraction", self.test_fraction, "null unless dataset.test_images=0")
         require(self.image_size >= 32, "dataset.image_size", self.image_size, "at least 32 (pixels)")
-        require(0 <= self.generator_seed < 2**16, "dataset.generator_seed", self.generator_seed, "from 0 to 65535")
+        require(0 <= self.generator_seed < NUM_SEEDS, "dataset.generator_seed", self.generator_seed, "from 0 to 65535")
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
-    """Return the recipes of both splits. Generate the images first if necessary."""
-    name = f"v{VERSION}-{config.image_size}px-{config.train_images}-{config.val_images}-seed{config.generator_seed}"
-    folder = Path(config.root) / name
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits. Generate the images first if necessary."""
+    seed, (train, val, test) = config.generator_seed, (config.train_images, config.val_images, config.test_images)
+    folder = _generate(config, f"{train}-{val}", {"train": (train, 2 * seed), "val": (val, 2 * seed + 1)})
+    folders = {"train": folder, "val": folder}
+    if test:  # in a folder of its own, so that other test images leave the rest as it is
+        folders["test"] = _generate(config, f"test-{test}", {"test": (test, 2 * NUM_SEEDS + seed)})
+    generated = {split: replace(config, root=str(path)) for split, path in folders.items()}
+    return Recipes(
+        **{split: coco.recipe(generated[split], split, f"annotations/{split}.json", split) for split in folders}
+    )
+
+
+def _generate(config: Config, name: str, splits: Mapping[str, tuple[int, int]]) -> Path:
+    """Return a folder with the given numbers of images and seeds, by split. Generate them first if necessary."""
+    folder = Path(config.root) / f"v{VERSION}-{config.image_size}px-{name}-seed{config.generator_seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # if two processes start at the same time, one makes the images
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            sizes = {"train": config.train_images, "val": config.val_images}
-            for number, (split, num_images) in enumerate(sizes.items()):
-                _write_split(unfinished, split, num_images, config, seed=2 * config.generator_seed + number)
+            for split, (num_images, seed) in splits.items():
+                _write_split(unfinished, split, num_images, config, seed)
             unfinished.rename(folder)
-    generated = replace(config, root=str(folder))
-    return (
-        coco.recipe(generated, "train", "annotations/train.json", "train"),
-        coco.recipe(generated, "val", "annotations/val.json", "val"),
-    )
+    return folder
 
 
 def _write_split(folder: Path, split: str, num_images: int, config: Config, seed: int) -> None:
@@ -285,10 +296,5 @@ def _zigzag(u: Array, v: Array, random: np.random.RandomState) -> Mask:
 
 CLASSES = ("disk", "square", "triangle", "star", "cross")
 SHAPES: tuple[Callable[[Array, Array], Mask], ...] = (_disk, _square, _triangle, _star, _cross)
-TEXTURES: tuple[Callable[[Array, Array, np.random.RandomState], Mask], ...] = (
-    _stripes,
-    _checks,
-    _dots,
-    _rings,
-    _zigzag,
-)
+Texture = Callable[[Array, Array, np.random.RandomState], Mask]
+TEXTURES: tuple[Texture, ...] = (_stripes, _checks, _dots, _rings, _zigzag)

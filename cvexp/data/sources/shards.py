@@ -17,7 +17,7 @@ from cvexp.config import DatasetConfig, require
 from cvexp.data.catalog import Content
 from cvexp.data.files.fetch import lock_folder
 from cvexp.data.members import File, Members, Place
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.shards.copies import check_file, check_size, fetch_address, fetch_file
 from cvexp.data.shards.format import (
     LISTING,
@@ -42,6 +42,8 @@ class Config(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.local_gb > 0, "dataset.local_gb", self.local_gb, "positive (GB)")
+        needed = "null, because the shards of each split are written before; give it to task=prepare task.shards=FOLDER"
+        require(self.test_fraction is None, "dataset.test_fraction", self.test_fraction, needed)
         require(self.shuffle_shards >= 1, "dataset.shuffle_shards", self.shuffle_shards, "at least 1")
         if "://" in self.root:
             hidden = re.sub(r"[?#].*", f"?{HIDDEN}", hide_secrets(self.root))
@@ -61,8 +63,8 @@ def uses(config: Config) -> tuple[Use, ...]:
     return ("pretraining",)
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
-    """Return the recipes of both splits. Fetch the index of remote shards first.
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits. Fetch the index of remote shards first.
 
     Raises:
         UserError: if the index is missing or invalid, or a local shard is missing or has another size.
@@ -78,8 +80,7 @@ def recipes(config: Config, use: Use) -> tuple[Recipe, Recipe]:
             for file in (part.arrays, *part.shards):
                 address = place.address(file.name)
                 check_size(Path(address), file, address, REMEDY)
-    train, val = (_recipe(config, listing, split, place, path) for split in ("train", "val"))
-    return train, val
+    return Recipes(**{split: _recipe(config, listing, split, place, path) for split in listing.splits})
 
 
 def _fetch_listing(place: Place) -> Path:

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from cvexp.data.catalog import Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import leaves_folder
-from cvexp.data.prepare import Recipe, Use
+from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
 
@@ -28,15 +28,16 @@ REMEDY = "VOC's classes are 1 to 20; correct the masks, or read them with datase
 
 @dataclass(kw_only=True)
 class Config(SplitDataset):
-    split_keys: ClassVar[tuple[str, str]] = ("train_list", "val_list")
+    split_keys: ClassVar[tuple[str, str, str]] = ("train_list", "val_list", "test_list")
     train_list: str | None = MISSING
     val_list: str | None = MISSING
+    test_list: str | None = MISSING
     images: str = MISSING
     masks: str = MISSING
 
 
-def recipes(config: Config, use: Use) -> tuple[Recipe | None, Recipe]:
-    """Return the recipes of both splits.
+def recipes(config: Config, use: Use) -> Recipes:
+    """Return the recipes of the splits.
 
     Raises:
         UserError: if a list or a folder is missing.

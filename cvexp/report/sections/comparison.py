@@ -19,7 +19,9 @@ def comparison_section(material: Material) -> Blocks:
             "python -m cvexp task=compare",
         )
     run = material.comparison_run
-    return [_table(material.comparison, run), _differences(material.comparison, run), *_examples(run)]
+    optimism = [Paragraph(sentence) for sentence in compared.optimism(material.comparison)]
+    blocks: Blocks = [*optimism, _table(material.comparison, run), _differences(material.comparison, run)]
+    return [*blocks, *_examples(material.comparison, run)]
 
 
 def _table(comparison: Comparison, run: FinishedRun) -> Table:
@@ -27,9 +29,9 @@ def _table(comparison: Comparison, run: FinishedRun) -> Table:
     (_, *methods), (_, *weights), *scores = [[name, *cells] for name, *cells in zip(names, *rows, strict=True)]
     columns = [b if a == "constant" else f"{a} from {b}" for a, b in zip(methods, weights, strict=True)]
     caption = (
-        f"Scores on {len(comparison.images)} validation images, computed with the same code for all runs (run "
-        f"{run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels of all "
-        "images, and mIoU is the mean over the classes. Columns name the method and the initial weights, "
+        f"Scores on {len(comparison.images)} {comparison.split_name} images, computed with the same code for all runs "
+        f"(run {run.id[:8]}): mean ± standard deviation over the seeds. Rows of classes show the IoU over the pixels "
+        "of all images, and mIoU is the mean over the classes. Columns name the method and the initial weights, "
         "or the label that a constant predicts for every pixel. Times are medians, with the first and third quartiles."
     )
     return Table(["", *columns], scores, caption, wide=len(columns) > 3)
@@ -59,10 +61,11 @@ def _verdict(comparison: Comparison, interval: Interval) -> str:
     return "yes" if interval.is_clear else "no"
 
 
-def _examples(run: FinishedRun) -> Blocks:
+def _examples(comparison: Comparison, run: FinishedRun) -> Blocks:
     picture = run.read("comparison/examples.png", read_png)
     if picture is None:
         return []
-    alt = "Best, median and worst validation image, each with its label, the predictions and an attention map"
-    caption = f"Best, median and worst validation image by mIoU, averaged over the runs shown (run {run.id[:8]})."
+    which = f"Best, median and worst {comparison.split_name} image"
+    alt = f"{which}, each with its label, the predictions and an attention map"
+    caption = f"{which} by mIoU, averaged over the runs shown (run {run.id[:8]})."
     return [Picture(picture, alt, caption, wide=True)]

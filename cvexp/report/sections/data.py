@@ -51,4 +51,8 @@ def _caption(segmentations: Sequence[FinishedRun]) -> str:
     caption = "Data of the runs. The fingerprint is a hash of the files, boxes and labels."
     if sizes := sorted({run.config.dataset.image_size for run in segmentations}):
         caption += f" Segmentation uses whole images, with a longer side of {' or '.join(map(str, sizes))} px."
+    fractions = sorted({run.config.dataset.fraction for run in segmentations})
+    if fractions and fractions[0] < 1:
+        shares = " or ".join(f"{fraction:.3g}" for fraction in fractions)
+        caption += f" It trains on a share of {shares} of the training images (dataset.fraction)."
     return caption

@@ -18,7 +18,7 @@ def summary(material: Material) -> list[str]:
     groups = {key: sum(run.miou for run in runs) / len(runs) for key, runs in comparison.groups().items()}
     (method, start), miou = max(groups.items(), key=lambda item: item[1])
     constant = max(comparison.constants(), key=lambda constant: constant.scores["miou"])
-    images = f"the {len(comparison.images)} validation images"
+    images = f"the {len(comparison.images)} {comparison.split_name} images"
     if len(groups) > 1:
         result = (
             f"Of {len(groups)} combinations of method and initial weights, {method} from {_weights(start)} has the "

@@ -78,9 +78,9 @@ def test_an_unpacked_archive_is_taken_as_it_is(course: Path, tmp_path: Path) -> 
 def test_an_entry_without_size_takes_that_of_its_image(tmp_path: Path) -> None:
     """The page of the course promises `file_name` and `annotations` only."""
     folder = tmp_path / source.UNPACKED["segmentation"]
-    for split in ("train", "val"):
+    for split, color in (("train", "blue"), ("val", "red")):
         (folder / "imgs" / f"{split}2014").mkdir(parents=True)
-        Image.new("RGB", (50, 40)).save(folder / "imgs" / f"{split}2014" / f"{split}.jpg")
+        Image.new("RGB", (50, 40), color).save(folder / "imgs" / f"{split}2014" / f"{split}.jpg")
         cat = {"segmentation": [[0, 0, 20, 0, 20, 40, 0, 40]]}
         crowd = {"segmentation": {"size": [40, 50], "counts": [40 * 30, 40 * 20]}}
         entries = [{"file_name": f"{split}.jpg", "annotations": {"17": [cat], "1": [crowd]}}]

@@ -11,9 +11,10 @@ from pycocotools import mask as rle
 
 from cvexp.data import load
 from cvexp.data.sources import shapes
+from cvexp.errors import UserError
 from tests.helpers import dataset
 
-SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6}
+SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6, "test_images": 0}
 
 
 def test_pictures_have_the_same_bytes_on_every_machine() -> None:
@@ -89,6 +90,19 @@ def test_other_settings_lie_in_other_folders() -> None:
     second = load(dataset("shapes", **{**SETTINGS, "generator_seed": 1}), "pretraining")
     assert first.train.root != second.train.root
     assert Image.open(first.train.path(0)).tobytes() != Image.open(second.train.path(0)).tobytes()
+
+
+def test_the_test_split_leaves_the_other_images_as_they_are() -> None:
+    before = load(dataset("shapes", **SETTINGS), "pretraining")
+    after = load(dataset("shapes", **{**SETTINGS, "test_images": 5}), "pretraining")
+    assert after.test is not None
+    assert [len(index.images) for index in after] == [20, 6, 5]
+    assert [index.fingerprint() for index in after][:2] == [index.fingerprint() for index in before]
+    assert after.train.root == before.train.root
+    pixels, _ = shapes.draw_image(np.random.RandomState([2 * shapes.NUM_SEEDS, 0]), 96)
+    assert np.array_equal(np.asarray(after.test.read_image(0)), pixels)
+    with pytest.raises(UserError, match="test_fraction: got 0"):
+        dataset("shapes", test_fraction=0.5)
 
 
 def test_a_subset_of_classes_is_numbered_by_its_order() -> None:

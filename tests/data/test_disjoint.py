@@ -1,0 +1,70 @@
+"""Copies of an image in two splits are found, whatever their names."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cvexp.data import disjoint, load, open_splits
+from cvexp.data.index import Index
+from cvexp.errors import UserError
+from tests.helpers import dataset, save_image
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder of three splits, with four images each."""
+    for split in ("train", "val", "test"):
+        for i in range(4):
+            save_image(tmp_path / split / f"{i}.png")
+    return tmp_path
+
+
+def settings(root: Path, **keys: object) -> Any:
+    return dataset("folder", root, test_images="test", **keys)
+
+
+def names(index: Index | None) -> list[str]:
+    assert index is not None
+    return [Path(index.catalog.file(image)).name for image in index.images.tolist()]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, lambda old, new: Path(new).write_bytes(Path(old).read_bytes())])
+@pytest.mark.parametrize(("first", "second"), disjoint.PAIRS)
+def test_copies_and_links_are_refused_or_left_out(root: Path, link: Any, first: str, second: str) -> None:
+    before = load(settings(root), "pretraining")
+    link(root / second / "2.png", root / first / "copy.png")
+    with pytest.raises(UserError, match=rf"dataset: 1 {disjoint.NAMES[first]} images .*{first}/copy.png .*2.png; rem"):
+        load(settings(root), "pretraining")
+    splits = load(settings(root, strict=False), "pretraining")
+    assert [names(index) for index in splits] == [["0.png", "1.png", "2.png", "3.png"]] * 3
+    assert [len(index) for index in splits] == [4, 4, 4]
+    assert [index.checksums.tolist() for index in splits] == [index.checksums.tolist() for index in before]
+    ((problem,),) = [index.problems for index in splits if index.problems]
+    assert "copy.png: it has the same bytes as" in str(problem)
+
+
+def test_an_image_in_all_splits_stays_in_the_test_split_only(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "copy.png").write_bytes((root / "test" / "1.png").read_bytes())
+    splits = load(settings(root, strict=False), "pretraining")
+    assert [len(index) for index in splits] == [4, 4, 4]
+    assert [len(index.problems) for index in splits] == [1, 1, 0]
+    assert sum("copy.png" in names(index) for index in splits) == 0
+
+
+def test_equal_checksums_are_no_copies(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvexp.data.prepare.zlib", SimpleNamespace(crc32=lambda content: 7))
+    splits = load(settings(root), "pretraining")
+    assert set(np.concatenate([index.checksums for index in splits]).tolist()) == {7}
+    (root / "train" / "copy.png").write_bytes((root / "val" / "1.png").read_bytes())
+    with pytest.raises(UserError, match="dataset: 1 training images have the same bytes as validation images"):
+        open_splits(settings(root), "pretraining")
+
+
+def test_a_file_in_two_splits_is_refused_even_if_not_strict(root: Path) -> None:
+    with pytest.raises(UserError, match=r"4 images are in both the validation and the test split, .*checkpoint"):
+        load(dataset("folder", root, test_images="val", strict=False), "pretraining")
