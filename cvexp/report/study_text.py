@@ -43,8 +43,9 @@ def sentences(study: Study) -> list[str]:
             own = [gain for gain in study.gains if (gain.method, gain.start) == (method, start)]
             if own:
                 found.append(_gain_sentence(own, study))
+                clear = {gain.fraction for gain in own if gain.is_decided}
                 saved = [saving for saving in study.savings if (saving.method, saving.start) == (method, start)]
-                found += _saving_sentences(saved)
+                found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear])
     return found or ["No start was compared with another one."]
 
 
@@ -72,9 +73,8 @@ def _gain_sentence(own: Sequence[Gain], study: Study) -> str:
     return sentence
 
 
-def _saving_sentences(saved: Sequence[Saving]) -> list[str]:
+def _saving_sentences(saved: Sequence[Saving], decided: Sequence[Saving]) -> list[str]:
     """Return a sentence for the smallest and the largest label fraction at which labels are saved or lost."""
-    decided = [saving for saving in saved if saving.is_decided]
     if not saved or saved[0].num_seeds < MIN_SEEDS:
         return []
     if not decided:

@@ -62,6 +62,7 @@ def test_a_job_has_the_overrides_of_its_task_of_all_and_of_its_cell() -> None:
         "seed=1",
     )
     assert "backbone.weights=null" in jobs.on_labels(Cell("multiclass", "random", 0.05, 1)).overrides
+    jobs.plan = PLAN._replace(starts=("it's/a weight.pth",))
     odd = jobs.on_labels(Cell("multiclass", "it's/a weight.pth", 1.0, 0)).overrides
     assert "backbone.weights='it\\'s/a weight.pth'" in odd
 
