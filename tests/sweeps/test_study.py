@@ -1,0 +1,110 @@
+"""A study: it ends with the same result however often it was killed, and says what it left out."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from tests.helpers import Outcome, runs, start, store
+
+pytestmark = pytest.mark.slow
+
+QUICK = [
+    "task=study",
+    "backbone=resnet_mini",
+    "dataset.train_images=16",
+    "dataset.val_images=6",
+    "dataset.test_images=24",
+    "dataset.image_size=64",
+    "dataset.min_crop_size=8",
+    "task.starts=[random,dino]",
+    "task.methods=[multiclass]",
+    "task.fractions=[0.25,1]",
+    "task.seeds=[0,1]",
+    "task.steps=4",
+    "task.pretraining_steps=2",
+    "task.validations=2",
+    "task.overrides={dino: ['+experiment=demo'], multiclass: ['+experiment=demo_segmentation']}",
+    "loader.batch_size=4",
+    "loader.num_workers=0",
+    "tracking.system_metrics=false",
+]
+
+
+def read(folder: str = "outputs") -> dict[str, Any]:
+    """Return what the only study in a store recorded."""
+    (parent,) = [run for run in runs(Path(folder)) if run.data.tags["task"] == "study"]
+    path = Path(store(Path(folder)).download_artifacts(parent.info.run_id, "study/study.json"))
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def results(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a study measured, without the ids and commands of its runs, which contain ids."""
+    points = [{k: v for k, v in point.items() if k not in ("run_ids", "commands")} for point in study["points"]]
+    return {"points": points, "gains": study["gains"], "savings": study["savings"], "notes": study["notes"]}
+
+
+def finished(folder: str, task: str) -> list[mlflow.entities.Run]:
+    found = runs(Path(folder)) if (Path(folder) / "mlflow.db").exists() else []
+    return [run for run in found if run.data.tags["task"] == task and run.info.status == "FINISHED"]
+
+
+def test_a_study_that_is_killed_twice_ends_with_the_same_result(cvexp: Callable[..., Outcome]) -> None:
+    for num_runs in (1, 4):
+        process = start(*QUICK, "tracking.folder=killed")
+        while process.poll() is None and len(finished("killed", "multiclass")) < num_runs:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(finished("killed", "multiclass")) < 8
+    assert cvexp(*QUICK, "tracking.folder=killed").code == 0
+    outcome = cvexp(*QUICK)
+    assert outcome.code == 0
+    assert results(read("killed")) == results(read())
+    assert len(finished("killed", "multiclass")) == len(finished("outputs", "multiclass")) == 8
+    assert len(finished("killed", "dino")) == 2
+    study = read()
+    assert {(p["start"], p["fraction"], tuple(p["seeds"])) for p in study["points"]} == {
+        (name, fraction, (0, 1)) for name in ("random", "dino") for fraction in (0.25, 1.0)
+    }
+    assert study["split"] == "test"
+    assert study["num_images"] == 24
+    assert "With multiclass, " in outcome.message
+    assert "task=multiclass" in Path("outputs/study.html").read_text()
+    for run in finished("outputs", "multiclass"):  # the metrics are those of the study
+        scores = {i: s for p in study["points"] for i, s in zip(p["run_ids"], p["scores"], strict=True)}
+        assert run.data.metrics["test/miou"] == pytest.approx(scores[run.info.run_id])
+    assert cvexp("task=report").code == 0
+    assert "Labels and pretraining" in Path("outputs/report.html").read_text()
+
+
+def test_a_budget_ends_a_study_with_what_there_was_time_for(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp(*QUICK, "task.hours=1e-4")  # the first group has no known duration, so it runs
+    assert outcome.code == 0
+    assert "budget of 0.0001 hours was too small" in outcome.message
+    assert 0 < len(finished("outputs", "multiclass")) < 8
+
+
+def test_a_start_that_can_not_be_pretrained_is_left_out(cvexp: Callable[..., Outcome]) -> None:
+    broken = [
+        word.replace("'+experiment=demo']", "'+experiment=demo', optimizer.args.betas=[2,0.9]]") for word in QUICK
+    ]
+    outcome = cvexp(*broken, "task.seeds=[0]")
+    assert outcome.code == 1
+    assert "AdamW refuses" in outcome.message
+    assert {point["start"] for point in read()["points"]} == {"random"}
+
+
+def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
+    outcome = cvexp(*QUICK, "seed=3")
+    assert outcome.code == 1
+    assert "seed: a study sets it for each of its runs; set task.seeds" in outcome.message
+    outcome = cvexp(*QUICK, "task.methods=[multiclas]")
+    assert outcome.code == 1
+    assert "did you mean multiclass?" in outcome.message
