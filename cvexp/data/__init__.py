@@ -44,9 +44,9 @@ def open_splits(config: DatasetConfig, use: Use, uses_labels: bool | None = None
     with opening("dataset.root"):
         recipes = Recipes(*plugins.load("dataset", config.name).recipes(config, use))
         splits = make_splits(config, draw_splits(config, recipes))
-    if use == "segmentation" if uses_labels is None else uses_labels:
-        return replace(splits, train=labeled_part(splits.train, config))
-    return splits
+    if uses_labels is None:
+        uses_labels = use == "segmentation"
+    return replace(splits, train=labeled_part(splits.train, config)) if uses_labels else splits
 
 
 def load(config: DatasetConfig, use: Use, needs_training: bool = True, uses_labels: bool | None = None) -> Splits:

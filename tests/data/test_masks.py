@@ -102,7 +102,7 @@ def dataset_of_x() -> Any:
 
 
 def shapes() -> Index:
-    return load(dataset("shapes", image_size=64, train_images=4, val_images=2), "segmentation").train
+    return load(dataset("shapes", image_size=64, train_images=4, val_images=2, test_images=0), "segmentation").train
 
 
 def random_view() -> LabeledView:

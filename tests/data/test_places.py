@@ -16,7 +16,7 @@ from cvexp.data.sources import course, shapes
 from cvexp.errors import UserError
 from tests.helpers import dataset
 
-SMALL: dict[str, Any] = {"train_images": 2, "val_images": 1}
+SMALL: dict[str, Any] = {"train_images": 2, "val_images": 1, "test_images": 0}
 
 
 def failing(number: int, path: str) -> Callable[..., None]:

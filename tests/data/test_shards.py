@@ -134,7 +134,7 @@ def assert_equal_crops(expected: Splits, got: Splits) -> None:
 
 
 def test_the_shards_of_generated_objects_have_the_same_pixels(tmp_path: Path) -> None:
-    splits = load(dataset("shapes", tmp_path / "data", train_images=6, val_images=3), "pretraining")
+    splits = load(dataset("shapes", tmp_path / "data", train_images=6, val_images=3, test_images=2), "pretraining")
     assert_equal_crops(splits, open_shards(write(splits, tmp_path / "shards")))
     repacked = write(open_shards(tmp_path / "shards"), tmp_path / "again", shard_bytes=10**6)
     assert_equal_crops(splits, open_shards(repacked))
@@ -586,7 +586,13 @@ SHARDS = ["dataset=shards", "dataset.min_crop_size=1", *(word for word in TINY i
 
 
 def pack_shapes(cvexp: Callable[..., Outcome], shard_mb: float = 0.1) -> None:
-    words = ["task=prepare", "dataset.train_images=12", "dataset.val_images=6", "dataset.root=data"]
+    words = [
+        "task=prepare",
+        "dataset.train_images=12",
+        "dataset.val_images=6",
+        "dataset.test_images=0",
+        "dataset.root=data",
+    ]
     outcome = cvexp(*words, "task.shards=shards", f"task.shard_mb={shard_mb}", "tracking.folder=prepared")
     assert outcome.code == 0, outcome.message
 

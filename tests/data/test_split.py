@@ -227,7 +227,7 @@ def test_each_source_has_a_key_for_test_data(tmp_path: Path, source: str) -> Non
         assert len(load(dataset(source, root, **keys, **OWN_TEST[source], limit=1), "segmentation").scored.images) == 1
     with pytest.raises(UserError, match=r"dataset\.test_fraction: got 0\.5, but it must be null"):
         dataset(source, root, **keys, **OWN_TEST[source], test_fraction=0.5)
-    broken = after.test.path(int(after.test.images[0]))
+    broken = after.scored.path(int(after.scored.images[0]))
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(UserError, match=broken.name):
         load(dataset(source, root, **keys, **OWN_TEST[source]), "segmentation")

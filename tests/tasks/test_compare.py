@@ -147,7 +147,8 @@ def test_models_take_turns_at_each_image_so_that_their_times_compare() -> None:
         def label(self, images: torch.Tensor) -> None:
             calls.append((self.name, images.numpy().tobytes()))
 
-    settings = compose("task=multiclass", "dataset.train_images=2", "dataset.val_images=4", "dataset.image_size=64")
+    small = ["dataset.train_images=2", "dataset.val_images=4", "dataset.test_images=0", "dataset.image_size=64"]
+    settings = compose("task=multiclass", *small)
     val = data.load(settings.dataset, "segmentation").val
     times = time_images({name: Fake(name) for name in "abc"}, val, 64, 5)  # type: ignore[misc]
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5, "c": 5}

@@ -43,7 +43,7 @@ def photos() -> Path:
             save_image(root / split / f"{i}.jpg")
             save_mask(root / split / f"{i}.png", 1, 2)
             if split == "test":
-                save_mask(root / "other" / f"{i}.png", 2, 0, 1)
+                save_mask(root / "other" / f"{i}.png", 2, 0, 1, 1)
     return root
 
 

@@ -60,7 +60,7 @@ def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome
     from cvexp.data.examples import sample
     from tests.helpers import dataset
 
-    settings = dataset("shapes", train_images=12, val_images=6)
+    settings = dataset("shapes", train_images=12, val_images=6, test_images=0)
     index = data.load(settings, "pretraining").val
     positions = sample(index, 2000)
     Crops(index).picture(positions[4]).save("mine.png")

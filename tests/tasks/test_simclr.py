@@ -16,6 +16,7 @@ TINY = [
     "backbone=resnet_mini",
     "dataset.train_images=12",
     "dataset.val_images=6",
+    "dataset.test_images=0",
     "task.size=32",
     "task.hidden_dim=32",
     "task.out_dim=16",
@@ -38,7 +39,8 @@ def test_a_run_leaves_what_every_pretraining_leaves_and_others_start_from_it(cve
     artifacts = {item.path for item in store().list_artifacts(run.info.run_id)}
     assert {"checkpoints", "embeddings", "explorer.html", "curves", "images", "config.yaml"} <= artifacts
 
-    segmentation = ["backbone=resnet_mini", "dataset.train_images=12", "dataset.val_images=6", "dataset.image_size=64"]
+    segmentation = ["backbone=resnet_mini", "dataset.train_images=12", "dataset.val_images=6", "dataset.test_images=0"]
+    segmentation += ["dataset.image_size=64"]
     segmentation += ["task.decoder_channels=8", "loader.batch_size=4", "loader.num_workers=0", "trainer.max_steps=1"]
     outcome = cvexp("task=multiclass", "backbone.weights=latest:simclr", *segmentation)
     assert outcome.code == 0, outcome.message

@@ -159,7 +159,7 @@ def test_validation_images_without_any_of_the_classes_are_told(cvexp: Callable[.
             mask.paste(1 if split == "train" else 0, (8, 8, 40, 40))
             mask.save(f"mine/{split}/{i}.png")
     masks = ["dataset.root=mine", "dataset.train_masks=train", "dataset.val_masks=val", "dataset.mask_values={lake: 1}"]
-    tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_"))]
+    tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_", "dataset.test_"))]
     outcome = cvexp("task=multiclass", "dataset=folder", *masks, "dataset.empty_images=true", *tiny)
     assert outcome.code == 1
     assert "no validation image has any of the classes ['lake']" in outcome.message
@@ -240,7 +240,11 @@ def test_pictures_over_the_epochs_show_images_that_have_classes(
 
     monkeypatch.setattr(pictures, "predictions", note)
     root = write_coco_objects(tmp_path / "coco", [None, CAT, None, CAT, None, CAT, CAT, None, DOG, None])
-    tiny = [s for s in TINY_SEGMENTATION if not s.startswith(("dataset.train_", "dataset.val_", "trainer.max"))]
+    tiny = [
+        s
+        for s in TINY_SEGMENTATION
+        if not s.startswith(("dataset.train_", "dataset.val_", "dataset.test_", "trainer.max"))
+    ]
     data = ["dataset=coco", f"dataset.root={root}", "dataset.classes=[cat,dog]", "dataset.empty_images=true"]
     outcome = cvexp("task=multiclass", *tiny, *data, "task.pictured_images=3", "trainer.max_epochs=1")
     assert outcome.code == 0, outcome.message
