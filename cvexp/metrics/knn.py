@@ -53,16 +53,14 @@ def worse_than_untrained(untrained: float | None, trained: Mapping[str, float]) 
 
     Args:
         untrained: The accuracy before the first step; None if the data have no labels.
-        trained: Accuracies after training, by the time of measurement, such as "at the best epoch".
+        trained: Accuracies after training, by the time of measurement, such as "at the last epoch". Of equal
+            accuracies, the last one is stated.
     """
     if untrained is None:
         return None
-    worse: dict[str, float] = {}
-    for when, accuracy in trained.items():
-        if accuracy < untrained and accuracy not in worse.values():  # the best epoch may be the last one
-            worse[when] = accuracy
+    worse = {accuracy: when for when, accuracy in trained.items() if accuracy < untrained}  # of equal ones, the last
     if not worse:
         return None
-    digits = 3 if all(round(accuracy, 3) < round(untrained, 3) for accuracy in worse.values()) else 6
-    measured = " and ".join(f"{accuracy:.{digits}f} {when}" for when, accuracy in worse.items())
+    digits = 3 if all(round(accuracy, 3) < round(untrained, 3) for accuracy in worse) else 6
+    measured = " and ".join(f"{accuracy:.{digits}f} {when}" for accuracy, when in worse.items())
     return f"Pretraining made the features worse: kNN accuracy {measured}, {untrained:.{digits}f} untrained."

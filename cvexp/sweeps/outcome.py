@@ -28,8 +28,8 @@ class Outcome:
         status: ``"finished"``, ``"finished before"``, ``"pruned"``, ``"failed"``, ``"failed before"``, ``"stopped"``,
             ``"running"`` if another process works on it, ``"lost"`` if its process has disappeared, or ``"not run"``.
         run_id: MLflow's id of its run; empty if there is none.
-        metric: The metric that selects its best epoch; empty if there is none.
-        value: The metric at the best epoch.
+        metric: The metric that it is compared by (`cvexp.metrics.selection.objective`); empty if there is none.
+        value: The metric at the selected epoch.
         error: Why it did not finish.
     """
 

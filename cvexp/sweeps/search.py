@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from cvexp.config import require, require_one_of
 from cvexp.errors import UserError
+from cvexp.metrics import selection
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.sweeper import Sweeper
 from cvexp.tracking import study
@@ -33,7 +34,7 @@ class Search(Sweeper):
         sampler, pruner: Names of a sampler and a pruner; see `cvexp.tracking.study`.
         sampler_args, pruner_args: Their further arguments.
         seed: Seed of the sampler.
-        direction: ``"minimize"``, ``"maximize"``, or None to decide by the metric that selects the best epoch.
+        direction: ``"minimize"``, ``"maximize"``, or None to decide by `task.monitor`.
         storage: Where the study is stored, as a URL of a database.
         study_name: The name of the study; None gives each search its own.
     """
@@ -99,4 +100,4 @@ class Search(Sweeper):
             return self.direction
         composed = OmegaConf.select(self.master, "task.monitor", default="val/loss")
         monitor = fixed.get("task.monitor", f"={composed}").partition("=")[2]
-        return "minimize" if monitor.endswith("loss") else "maximize"
+        return selection.direction(monitor)

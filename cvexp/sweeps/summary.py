@@ -10,6 +10,7 @@ from mlflow.entities import Run as MLflowRun
 
 from cvexp.composition import COMPOSITION_ERRORS, explain_composition
 from cvexp.errors import JobStopped
+from cvexp.metrics import selection
 from cvexp.redaction import hide_secrets
 from cvexp.report.console import print_line
 from cvexp.report.style import shorten
@@ -90,15 +91,15 @@ def outcome_of(job: Job, child: MLflowRun | None, status: str, swept: Sequence[s
     settings = " ".join(word for word in words if word.partition("=")[0] in swept)
     if child is None:
         return Outcome(job.number, hide_secrets(settings), status, error=hide_secrets(error))
-    monitor = child.data.params.get("task.monitor", "").removeprefix("val/")
-    value = child.data.metrics.get(f"best/{monitor}")
+    metric = selection.objective(child.data.params.get("task.monitor", "")).removeprefix("val/")
+    value = child.data.metrics.get(f"best/{metric}")
     recorded = child.data.tags.get("error", "").removeprefix("UserError: ") if status == "failed" else ""
     return Outcome(
         number=job.number,
         settings=hide_secrets(settings),
         status=status,
         run_id=str(child.info.run_id),
-        metric=monitor if value is not None else "",
+        metric=metric if value is not None else "",
         value=value,
         error=hide_secrets(error or recorded),
     )

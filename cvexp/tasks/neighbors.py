@@ -116,12 +116,12 @@ def _joined(first: Neighbors, second: Neighbors) -> Neighbors:
 
 
 def worse_features(finished: FinishedRun, epoch: int, is_last: bool) -> str | None:
-    """Return a warning if pretraining lowered the kNN accuracy, at the best epoch or at the epoch in use."""
+    """Return a warning if pretraining lowered the kNN accuracy, at the selected epoch or at the epoch in use."""
     accuracies = finished.history("val/knn_top1")  # one before training, and one after each epoch
     if len(accuracies) <= epoch:
         return None
     used = "at the last epoch" if is_last else f"after epoch {epoch}"
-    trained = {"at the best epoch": finished.metrics["best/knn_top1"], used: accuracies[epoch][1]}
+    trained = {"at the selected epoch": finished.metrics["best/knn_top1"], used: accuracies[epoch][1]}
     return worse_than_untrained(dict(accuracies).get(0), trained)
 
 

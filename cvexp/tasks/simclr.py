@@ -48,7 +48,7 @@ class Config(PretrainingConfig):
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> float:
-    """Pretrain, and return the monitored metric at the best epoch."""
+    """Pretrain, and return the metric that sweeps compare."""
     return pretrain(SimCLR, config, run)
 
 

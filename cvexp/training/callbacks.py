@@ -13,6 +13,7 @@ import torch
 from cvexp import processes
 from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, opening
+from cvexp.metrics import selection
 from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report.console import print_line
 from cvexp.seeds import mix
@@ -97,16 +98,16 @@ class Speed(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Writes checkpoints/last.ckpt after each epoch, and checkpoints/best.ckpt after the best one.
+    """Writes checkpoints/last.ckpt after each epoch, and checkpoints/best.ckpt after the selected one.
 
     All metrics are written before last.ckpt, so nothing that a checkpoint contains is missing from the record.
 
     Args:
         run: Where checkpoints and metrics are written.
-        monitor: The metric that selects the best epoch. A loss is best when smallest, any other metric when largest.
+        monitor: What selects the epoch, ``"last"`` or a metric; see `cvexp.metrics.selection`.
 
     Attributes:
-        best: The validation metrics at the best epoch, and its `epoch` and `step`.
+        best: The validation metrics at the selected epoch, and its `epoch` and `step`.
     """
 
     def __init__(self, run: ReadOnlyRun, monitor: str) -> None:
@@ -122,12 +123,12 @@ class Checkpoints(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         metrics = module.validated
-        sign = -1 if self.monitor.endswith("loss") else 1
-        if not self.best or sign * metrics[self.monitor] > sign * self.best[self.monitor]:
+        if selection.selects(self.monitor, metrics, self.best):
             self.best = {**metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
             self._write(trainer, "best.ckpt", weights_only=True)
             named = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.items()}
             self.run.log_metrics(named, trainer.global_step)
+        self.run.set_tag("selected", selection.describe(self.monitor, self.best["epoch"], module.epochs_done))
         self.save_last(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:

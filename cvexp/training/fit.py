@@ -12,6 +12,7 @@ import torch
 from cvexp import processes
 from cvexp.config import TrainerConfig
 from cvexp.errors import UserError
+from cvexp.metrics import selection
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import curves
 from cvexp.tracking.run import ReadOnlyRun
@@ -30,10 +31,10 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
     Args:
         module: The module, whose validation must end with `log_validation`.
         run: Where checkpoints, curves and the summary go.
-        monitor: The metric that selects best.ckpt. A loss is best when smallest, any other metric when largest.
+        monitor: What selects best.ckpt, ``"last"`` or a metric; see `cvexp.metrics.selection`.
 
     Returns:
-        The monitored metric at the best epoch.
+        The monitored metric at the selected epoch, or for ``"last"`` its validation loss.
 
     Raises:
         UserError: if one of several processes can't see the checkpoint.
@@ -46,7 +47,7 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             Speed(),
             checkpoints,
             Interruption(checkpoints),
-            Pruning(run, monitor),
+            Pruning(run, selection.objective(monitor)),
             Progress(),
         ],
     )
@@ -55,8 +56,9 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
         trainer.validate(module, verbose=False)  # before it has learned anything
     trainer.fit(module, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
-        _summarize(run, checkpoints.best, len(module.batches))
-    return checkpoints.best[monitor]
+        selected = selection.describe(monitor, checkpoints.best["epoch"], module.epochs_done)
+        _summarize(run, checkpoints.best, selected, len(module.batches))
+    return checkpoints.best[selection.objective(monitor)]
 
 
 def _shared_checkpoint(run: ReadOnlyRun) -> Path | None:
@@ -106,7 +108,7 @@ def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: A
     )
 
 
-def _summarize(run: ReadOnlyRun, best: Mapping[str, float], steps_per_epoch: int) -> None:
+def _summarize(run: ReadOnlyRun, best: Mapping[str, float], selected: str, steps_per_epoch: int) -> None:
     recorded = run.store.run(run.id, "run").data.metrics
     panels = {}
     for words, name in PANELS.items():
@@ -116,7 +118,7 @@ def _summarize(run: ReadOnlyRun, best: Mapping[str, float], steps_per_epoch: int
             panels[words] = [curve]
     run.log_figure(curves.compare(panels), "curves/curves.png")
     untrained = {name: run.history(name)[0][1] for name in best if name.startswith("val/")}
-    print_summary(run, best, untrained, _record_worse_features(run, best))
+    print_summary(run, best, selected, untrained, _record_worse_features(run, best))
 
 
 def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str | None:
@@ -124,7 +126,7 @@ def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str |
     if "val/knn_top1" not in best:
         return None
     accuracies = run.history("val/knn_top1")
-    trained = {"at the best epoch": best["val/knn_top1"], "at the last epoch": accuracies[-1][1]}
+    trained = {"at the selected epoch": best["val/knn_top1"], "at the last epoch": accuracies[-1][1]}
     warning = worse_than_untrained(dict(accuracies).get(0), trained)
     if warning:
         earlier = run.tags().get("warning", "")

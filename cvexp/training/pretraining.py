@@ -24,7 +24,7 @@ from cvexp.data.kept import Source
 from cvexp.data.loaders import make_loader
 from cvexp.data.order import Groups, group_by_shard
 from cvexp.errors import UserError
-from cvexp.metrics import collapse
+from cvexp.metrics import collapse, selection
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.backbone import feature_dim
 from cvexp.models.probe import Needs
@@ -60,7 +60,8 @@ class PretrainingConfig(TaskConfig):
         require(self.eval_size >= 2, "task.eval_size", self.eval_size, "at least 2 (pixels)")
         for key in ("knn_k", "knn_bank", "embed_crops", "embed_every_n_epochs"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *self.measures)])
+        metrics = [f"val/{name}" for name in ("loss", *self.measures)]
+        require_one_of("task.monitor", self.monitor, [selection.LAST, *metrics])
 
 
 class Backbone(NamedTuple):
@@ -268,14 +269,14 @@ def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> 
     """Pretrain with a method, and record checkpoints, metrics, embeddings and pictures in `run`.
 
     Returns:
-        The monitored metric at the best epoch.
+        What :func:`cvexp.training.fit.fit` returns.
     """
     task = config.task
     assert isinstance(task, PretrainingConfig)
     splits = data.load(config.dataset, "pretraining")
     if task.monitor == "val/knn_top1" and not splits.val.classes:
         raise UserError(
-            f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.place} has none; choose val/loss"
+            f"task.monitor: got 'val/knn_top1', which needs labels, but {splits.val.place} has none; choose last"
         )
     record_data(run, config.dataset.name, splits)
     if config.dataset.fraction < 1:

@@ -88,13 +88,14 @@ def _clock(seconds: float) -> str:
 
 
 def print_summary(
-    run: ReadOnlyRun, best: Mapping[str, float], untrained: Mapping[str, float], warning: str | None
+    run: ReadOnlyRun, best: Mapping[str, float], selected: str, untrained: Mapping[str, float], warning: str | None
 ) -> None:
     """Print what a run measured, where its record is, and how to view that. A warning comes first.
 
     Args:
         run: The run.
-        best: The metrics at the best epoch, and the `epoch`, counted from 0.
+        best: The metrics at the selected epoch, and the `epoch`, counted from 0.
+        selected: The selected epoch, and why it is selected.
         untrained: The metrics before training.
         warning: A reason to doubt the result.
     """
@@ -103,11 +104,12 @@ def print_summary(
     table = Table(title=f"run {run.id}", title_justify="left")
     table.add_column("")
     table.add_column("untrained", justify="right")
-    table.add_column(f"best epoch ({best['epoch'] + 1:.0f})", justify="right")
+    table.add_column(f"epoch {best['epoch'] + 1:.0f}", justify="right")
     for name, value in best.items():
         if name.startswith("val/"):
             before = untrained.get(name)
             table.add_row(shorten(name), "" if before is None else f"{before:.3f}", f"{value:.3f}")
     console.print(table)
+    print_line(f"best.ckpt  {selected}")
     print_line(f"artifacts  {run.artifacts}")
     print_line("look       make ui, or: " + run.store.ui_command)

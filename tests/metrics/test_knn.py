@@ -30,26 +30,26 @@ def test_the_length_of_features_has_no_effect() -> None:
 
 
 def test_worse_features_are_reported_with_their_accuracies() -> None:
-    assert worse_than_untrained(0.614, {"at the best epoch": 0.455, "at the last epoch": 0.7}) == (
-        "Pretraining made the features worse: kNN accuracy 0.455 at the best epoch, 0.614 untrained."
+    assert worse_than_untrained(0.614, {"at the selected epoch": 0.455, "at the last epoch": 0.7}) == (
+        "Pretraining made the features worse: kNN accuracy 0.455 at the selected epoch, 0.614 untrained."
     )
-    assert worse_than_untrained(0.614, {"at the best epoch": 0.7, "at the last epoch": 0.5}) == (
+    assert worse_than_untrained(0.614, {"at the selected epoch": 0.7, "at the last epoch": 0.5}) == (
         "Pretraining made the features worse: kNN accuracy 0.500 at the last epoch, 0.614 untrained."
     )
-    both = worse_than_untrained(0.614, {"at the best epoch": 0.455, "after epoch 3": 0.5})
+    both = worse_than_untrained(0.614, {"at the selected epoch": 0.455, "after epoch 3": 0.5})
     assert both is not None
-    assert "kNN accuracy 0.455 at the best epoch and 0.500 after epoch 3, 0.614 untrained." in both
-    same = worse_than_untrained(0.614, {"at the best epoch": 0.455, "at the last epoch": 0.455})
+    assert "kNN accuracy 0.455 at the selected epoch and 0.500 after epoch 3, 0.614 untrained." in both
+    same = worse_than_untrained(0.614, {"at the selected epoch": 0.455, "at the last epoch": 0.455})
     assert same is not None
-    assert "last" not in same
+    assert "selected" not in same
 
 
 def test_there_is_no_warning_for_equal_features_or_without_labels() -> None:
-    assert worse_than_untrained(0.5, {"at the best epoch": 0.5, "at the last epoch": 0.6}) is None
-    assert worse_than_untrained(None, {"at the best epoch": 0.1}) is None
+    assert worse_than_untrained(0.5, {"at the selected epoch": 0.5, "at the last epoch": 0.6}) is None
+    assert worse_than_untrained(None, {"at the selected epoch": 0.1}) is None
 
 
 def test_small_differences_of_accuracies_remain_visible() -> None:
-    warning = worse_than_untrained(0.61404, {"at the best epoch": 0.61396})
+    warning = worse_than_untrained(0.61404, {"at the selected epoch": 0.61396})
     assert warning is not None
-    assert "0.613960 at the best epoch, 0.614040 untrained" in warning
+    assert "0.613960 at the selected epoch, 0.614040 untrained" in warning

@@ -97,8 +97,8 @@ def check_numbers() -> None:
     assert re.findall(r'<th [^>]*class="number">(\w+) from dino</th>', html) == methods
     (row,) = (row for row in rows if row and row[0] == "mIoU")
     assert row[1:3] == [f"{iou.mean_iou(counts[:, 1:].sum(axis=0)):.3f}" for counts in saved["counts"]]
-    losses = [f"{value:.3f}" for value in (dino.data.metrics["best/loss"], dino.data.metrics["val/loss"])]
-    assert next(row for row in rows if row and row[0].startswith("validation loss"))[2:] == losses
+    (loss,) = next(row for row in rows if row and row[0].startswith("validation loss"))[2:]
+    assert loss == f"{dino.data.metrics['best/loss']:.3f}"
     said = text(html)
     for run in (comparison, neighbors, attention, multiclass, dino):
         assert run.info.run_id[:8] in said
@@ -186,7 +186,7 @@ WORSE = "Pretraining made the features worse: kNN accuracy"
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ([0.614, 0.5, 0.455], f"{WORSE} 0.500 at the best epoch and 0.455 at the last epoch, 0.614 untrained."),
+        ([0.614, 0.5, 0.455], f"{WORSE} 0.500 at the selected epoch and 0.455 at the last epoch, 0.614 untrained."),
         ([0.614, 0.614, 0.614], ""),
     ],
 )
@@ -207,6 +207,9 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
     assert json.loads(Path(path).read_text())["warning"] == (said or None)
     assert cvexp("task=report").code == 0
     header, _, body = page().partition("<nav")
+    assert ": the highest val/knn_top1. It has" in text(body)
+    assert "This was chosen with task.monitor" in text(body)
+    assert "measure untrained selected last" in text(body)
     with_run = f"{said.removesuffix('.')} (run {pretraining.info.run_id[:8]})."
     assert (with_run in text(header)) == bool(said)
     assert text(body).count(WORSE) == bool(said)  # once, not again as the run's warning
@@ -220,11 +223,13 @@ def test_worse_features_are_stated_beside_a_collapse(
     monkeypatch.setattr("cvexp.metrics.collapse.teacher_warnings", lambda *_: [])
     monkeypatch.setattr("cvexp.metrics.collapse.feature_warnings", lambda *_: ["all is one"])
     assert cvexp(*TINY, "trainer.max_steps=2").code == 0
-    worse = f"{WORSE} 0.250 at the best epoch, 0.500 untrained."
+    worse = f"{WORSE} 0.250 at the last epoch, 0.500 untrained."
     assert runs()[0].data.tags["warning"] == f"step 2: collapse: all is one; {worse}"
     assert cvexp("task=report").code == 0
     assert "The run warned: step 2: collapse: all is one." in text(page())
     assert text(page()).count(worse.removesuffix(".")) == 2  # in the summary and in its section
+    assert "best.ckpt, is from epoch 1 of 1: the last one. It has" in text(page())
+    assert "The last epoch is selected because" in text(page())
 
 
 @pytest.mark.parametrize(

@@ -54,5 +54,5 @@ def worse_features(pretraining: FinishedRun) -> str | None:
     accuracies = pretraining.history("val/knn_top1")
     if not accuracies:
         return None
-    trained = {"at the best epoch": pretraining.metrics["best/knn_top1"], "at the last epoch": accuracies[-1][1]}
+    trained = {"at the selected epoch": pretraining.metrics["best/knn_top1"], "at the last epoch": accuracies[-1][1]}
     return worse_than_untrained(dict(accuracies).get(0), trained)

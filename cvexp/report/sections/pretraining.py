@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cvexp.metrics import selection
 from cvexp.report import curves, embedding
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
 from cvexp.report.sections.material import Blocks, Material, count, epochs, missing, worse_features
@@ -34,7 +35,7 @@ def pretraining_section(material: Material) -> Blocks:
     blocks.append(Paragraph(_text(material, run, num_epochs)))
     if warning := run.tags.get("warning", "").removesuffix(worse or "").removesuffix("; "):
         blocks.append(Paragraph(f"The run warned: {warning}."))
-    blocks.append(_measures(run))
+    blocks.append(_measures(run, num_epochs))
     blocks += _precision(run, material.neighbors)
     blocks.append(_curves(run, losses, steps, num_epochs))
     return [*blocks, *_embeddings(run), *_neighbors(material.neighbors)]
@@ -43,11 +44,12 @@ def pretraining_section(material: Material) -> Blocks:
 def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
     max_steps = run.config.trainer.max_steps
     length = count(num_epochs, "epoch") if max_steps is None else f"at most {count(max_steps, 'step')}"
+    monitor = run.params["task.monitor"]
     text = (
         f"The method {run.task} pretrained {run.config.backbone.name} for {length} with batch size "
-        f"{run.config.loader.batch_size} (run {run.id[:8]}, seed {run.seed}). The best checkpoint by "
-        f"{run.params['task.monitor']} is from epoch {run.metrics['best/epoch'] + 1:.0f} and has a validation loss of "
-        f"{run.metrics['best/loss']:.3f}."
+        f"{run.config.loader.batch_size} (run {run.id[:8]}, seed {run.seed}). The checkpoint from which other runs "
+        f"start, best.ckpt, is from {selection.describe(monitor, run.metrics['best/epoch'], num_epochs)}. It has a "
+        f"validation loss of {run.metrics['best/loss']:.3f}. {_reason(monitor)}"
     )
     if len(material.pretrainings) > 1:
         text += f" The run is one of {len(material.pretrainings)} from which the segmentation runs start."
@@ -56,18 +58,29 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
     return f"{text} A low loss alone proves little, so the table also shows measures that would reveal a collapse."
 
 
-def _measures(run: FinishedRun) -> Table:
+def _reason(monitor: str) -> str:
+    """Say why this epoch is a good choice, or what is known about the choice."""
+    measured = "where this was measured (experiments/start_checkpoint.md)"
+    if monitor == selection.LAST:
+        return f"The last epoch is selected because no metric without labels chose a better start {measured}."
+    return f"This was chosen with task.monitor; by default, the last epoch is selected, which was as good {measured}."
+
+
+def _measures(run: FinishedRun, num_epochs: int) -> Table:
     recorded = [name.removeprefix("val/") for name in run.metrics if name.startswith("val/")]
     names = [*(name for name in MEASURES if name in recorded), *sorted(set(recorded) - set(MEASURES))]
     rows = []
+    is_last = run.metrics["best/epoch"] + 1 == num_epochs
+    columns = ["measure", "untrained", *([] if is_last else ["selected"]), "last"]
     for name in names:
         history = run.history(f"val/{name}")
-        values = (history[0][1], run.metrics[f"best/{name}"], history[-1][1])
+        values = (history[0][1], *([] if is_last else [run.metrics[f"best/{name}"]]), history[-1][1])
         rows.append([MEASURES.get(name, name), *(f"{value:.3f}" for value in values)])
-    caption = f"Measures on the validation crops before training, at the best and at the last epoch (run {run.id[:8]})."
+    when = "before training and at the last epoch" if is_last else "before training, at the selected and the last epoch"
+    caption = f"Measures on the validation crops {when} (run {run.id[:8]})."
     if collapse := run.tags.get("collapse"):
         caption += f" Loss after a collapse: {collapse}."
-    return Table(["measure", "untrained", "best", "last"], rows, caption)
+    return Table(columns, rows, caption)
 
 
 def _curves(run: FinishedRun, losses: curves.Series, steps: int, num_epochs: int) -> Picture:
