@@ -117,6 +117,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved["dataset"].setdefault("keep", "auto")
     if isinstance(saved.get("trainer"), dict):
         saved["trainer"] = {"compile": False, "sync_batchnorm": False, **saved["trainer"]}
+    if isinstance(saved.get("task"), dict) and "embed_crops" in saved["task"]:
+        saved["task"].setdefault("dense_images", 0)
     return saved
 
 
