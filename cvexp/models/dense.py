@@ -61,7 +61,9 @@ def choose_view(backbone: nn.Module, trained_size: int, size: int | None = None)
         ValueError: if the backbone has no feature maps, or does not accept the required size.
     """
     reductions = [int(info["reduction"]) for info in feature_maps(backbone)]
-    candidates = [SIDE * r for r in dict.fromkeys(reversed(reductions)) if SIDE * r <= MAX_ENLARGEMENT * trained_size]
+    largest, stride = MAX_ENLARGEMENT * trained_size, min(reductions)
+    candidates = [SIDE * r for r in dict.fromkeys(reversed(reductions)) if SIDE * r <= largest]
+    candidates = candidates or [largest // stride * stride]
     reason = ""
     for candidate in [*candidates, trained_size] if size is None else [size]:
         images = torch.zeros(1, 3, candidate, candidate).to(next(backbone.parameters()))
@@ -76,11 +78,11 @@ def choose_view(backbone: nn.Module, trained_size: int, size: int | None = None)
 
 
 def _choose_map(sides: list[int]) -> int:
-    """Return the position of the last map with enough positions per side, or else of the largest map."""
+    """Return the position of the last map with enough positions per side, or else of the last of the largest."""
     for least in ENOUGH:
         if enough := [index for index, side in enumerate(sides) if side >= least]:
             return enough[-1]
-    return sides.index(max(sides))
+    return max(range(len(sides)), key=lambda index: (sides[index], index))
 
 
 def _forward(backbone: nn.Module, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
@@ -146,9 +148,9 @@ def _recorded_attention(backbone: nn.Module) -> Iterator[list[Tensor]]:
     """
     recorded: list[Tensor] = []
     blocks = getattr(backbone, "blocks", None)
-    is_sequence = isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) > 0
-    last = blocks[-1].modules() if is_sequence else ()
-    layer = next((m for m in last if hasattr(m, "fused_attn") and isinstance(m.attn_drop, nn.Module)), None)
+    has_blocks = isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) > 0
+    layers = list(blocks[-1].modules()) if has_blocks else []  # type: ignore[index]
+    layer = next((m for m in layers if hasattr(m, "fused_attn") and isinstance(m.attn_drop, nn.Module)), None)
     if layer is None:
         yield recorded
         return
@@ -156,7 +158,7 @@ def _recorded_attention(backbone: nn.Module) -> Iterator[list[Tensor]]:
     assert isinstance(dropout, nn.Module)
     handle = dropout.register_forward_hook(lambda _module, _inputs, weights: recorded.append(weights))
     is_fused = layer.fused_attn
-    layer.fused_attn = False  # type: ignore[assignment]
+    layer.fused_attn = False
     try:
         yield recorded
     finally:

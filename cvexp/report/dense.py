@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvexp.metrics.components import Components, fit_scale, main_components
-from cvexp.report.style import state_of
+from cvexp.report.style import DPI, state_of
 from cvexp.report.tiles import Tile, draw_tiles
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
@@ -52,6 +52,10 @@ class DenseRecord(NamedTuple):
     def reference(self) -> NDArray[np.float32]:
         """The scores (m * h * w, 3) that are shown as colors."""
         return self.scores[..., :3].reshape(-1, 3).astype(np.float32)
+
+    def fits(self, other: DenseRecord) -> bool:
+        """Return whether the maps have the same shape as others, with which they are drawn."""
+        return self.scores.shape[:3] == other.scores.shape[:3] and self.components.shape == other.components.shape
 
     def maps(self) -> NDArray[np.float32]:
         """Return the maps (m, h, w, c), as far as the recorded components describe them."""
@@ -110,7 +114,11 @@ def standardize(maps_mhwc: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def draw_components(
-    pictures: Sequence[NDArray[np.uint8]], colors: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str
+    pictures: Sequence[NDArray[np.uint8]],
+    colors: Sequence[NDArray[np.uint8]],
+    captions: Sequence[str],
+    title: str,
+    dpi: int = DPI,
 ) -> Figure:
     """Draw each image, its main components as colors, and both blended, two images in a row.
 
@@ -119,18 +127,19 @@ def draw_components(
         colors: (h, w, 3) each.
         captions: Texts below the images.
         title: The title of the figure.
+        dpi: Resolution of the figure.
     """
     tiles = []
     for picture, color, caption in zip(pictures, colors, captions, strict=True):
         smooth = np.asarray(Image.fromarray(color).resize(picture.shape[1::-1], Image.Resampling.BILINEAR))
         gray = picture.mean(-1, keepdims=True)
         blended = np.rint(0.35 * gray + 0.65 * smooth).astype(np.uint8)
-        tiles.append([Tile(picture, caption), Tile(color, smooth=False), Tile(blended)])
+        tiles.append([Tile(picture, caption), Tile(color, is_smooth=False), Tile(blended)])
     groups = 1 if len(tiles) == 1 else 2
     rows = [
         [tile for group in tiles[first : first + groups] for tile in group] for first in range(0, len(tiles), groups)
     ]
-    return draw_tiles(rows, ["image", "components", "blended"] * groups, title)
+    return draw_tiles(rows, ["image", "components", "blended"] * groups, title, dpi)
 
 
 def draw_attention(
@@ -139,6 +148,7 @@ def draw_attention(
     captions: Sequence[str],
     of_class_token: bool,
     state: str,
+    dpi: int = DPI,
 ) -> Figure:
     """Draw each image and the attention of each head, from 0 to the largest weight of that head in that image.
 
@@ -148,6 +158,7 @@ def draw_attention(
         captions: Texts below the images.
         of_class_token: Whether the query is the class token, and not the mean over all positions.
         state: The state of training, for the title.
+        dpi: Resolution of the figure.
     """
     colormap = matplotlib.colormaps["inferno"]
     rows = []
@@ -163,7 +174,7 @@ def draw_attention(
     query = "class token" if of_class_token else "mean over all positions"
     columns = ["image", *(f"head {head + 1}" for head in range(min(num_heads, MAX_HEADS)))]
     title = f"attention of the {query} in the last block, {state}{shown}\ndark: 0, bright: largest weight of the map"
-    return draw_tiles(rows, columns, title)
+    return draw_tiles(rows, columns, title, dpi)
 
 
 def draw_epochs(records: Mapping[int, DenseRecord]) -> Figure:
@@ -176,7 +187,7 @@ def draw_epochs(records: Mapping[int, DenseRecord]) -> Figure:
     colors = [scale.colors(score) for score in scores]
     images = next(iter(records.values())).images
     rows = [
-        [Tile(image), *(Tile(of_epoch[number], smooth=False) for of_epoch in colors)]
+        [Tile(image), *(Tile(of_epoch[number], is_smooth=False) for of_epoch in colors)]
         for number, image in enumerate(images)
     ]
     return draw_tiles(rows, ["image", *map(state_of, records)], "main components of the feature maps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,37 +19,43 @@ LINE = 0.13  # inches, the height of a line of text
 
 
 class Tile(NamedTuple):
-    """A picture of any size (h, w, 3) uint8, with a short text below it; None leaves its place empty."""
+    """A picture of any size, with a short text below it.
 
-    picture: NDArray[np.uint8] | None
+    Attributes:
+        picture: (h, w, 3).
+        caption: The text.
+        is_smooth: Whether to interpolate when the picture is enlarged, which hides its pixels.
+    """
+
+    picture: NDArray[np.uint8]
     caption: str = ""
-    smooth: bool = True
+    is_smooth: bool = True
 
 
-def draw_tiles(rows: Sequence[Sequence[Tile]], columns: Sequence[str], title: str) -> Figure:
+def draw_tiles(rows: Sequence[Sequence[Tile]], columns: Sequence[str], title: str, dpi: int = DPI) -> Figure:
     """Draw pictures in rows and columns. Each fills a square as far as its aspect ratio permits.
 
     Args:
         rows: The pictures.
         columns: The title of each column.
         title: The title of the figure.
+        dpi: Resolution of the figure.
     """
     side = min(max(PAGE / len(columns), SIDES[0]), SIDES[1]) - GAP
     below = GAP + LINE * any(tile.caption for row in rows for tile in row)
-    above = LINE * (2.2 + title.count("\n") + max(name.count("\n") for name in columns) + 1)
+    above = LINE * (2.5 + title.count("\n"))
     width, height = (side + GAP) * len(columns), (side + below) * len(rows) + above
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(width, 3.0), height))
+        figure = Figure(figsize=(max(width, 3.0), height), dpi=dpi)
         ax = figure.add_axes((0, 0, width / max(width, 3.0), 1))
         ax.set(xlim=(0, width), ylim=(height, 0))
         ax.axis("off")
-        pixels = np.full((round(height * DPI), round(width * DPI), 3), 255, np.uint8)
+        pixels = np.full((round(height * dpi), round(width * dpi), 3), 255, np.uint8)
         for number, row in enumerate(rows):
             top = above + number * (side + below)
             for column, tile in enumerate(row):
                 left = column * (side + GAP) + GAP / 2
-                if tile.picture is not None:
-                    _paste(pixels, tile, left, top, side)
+                _paste(pixels, tile.picture, tile.is_smooth, (left * dpi, top * dpi), side * dpi)
                 caption = drawable(tile.caption, NARROW + 4)
                 ax.text(left + side / 2, top + side + 0.02, caption, ha="center", va="top", fontsize=SMALL)
         ax.imshow(pixels, extent=(0, width, height, 0), interpolation="none", aspect="auto")
@@ -59,13 +65,14 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], columns: Sequence[str], title: st
     return figure
 
 
-def _paste(pixels: NDArray[np.uint8], tile: Tile, left: float, top: float, side: float) -> None:
-    """Resize a picture to a square of this side in inches, and put it into its middle."""
-    assert tile.picture is not None
-    height, width = tile.picture.shape[:2]
-    size = [max(1, round(side * DPI * length / max(width, height))) for length in (width, height)]
-    resampling = Image.Resampling.BICUBIC if tile.smooth else Image.Resampling.NEAREST
-    resized = np.asarray(Image.fromarray(tile.picture).resize((size[0], size[1]), resampling))
-    x, y = round(left * DPI + (side * DPI - size[0]) / 2), round(top * DPI + (side * DPI - size[1]) / 2)
-    target: Any = pixels[y : y + size[1], x : x + size[0]]
+def _paste(
+    pixels: NDArray[np.uint8], picture: NDArray[np.uint8], is_smooth: bool, corner: tuple[float, float], side: float
+) -> None:
+    """Resize a picture to fill a square of `side` pixels in one direction, and put it into the middle of the square."""
+    height, width = picture.shape[:2]
+    size = [max(1, round(side * length / max(width, height))) for length in (width, height)]
+    resampling = Image.Resampling.BICUBIC if is_smooth else Image.Resampling.NEAREST
+    resized = np.asarray(Image.fromarray(picture).resize((size[0], size[1]), resampling))
+    x, y = (round(start + (side - length) / 2) for start, length in zip(corner, size, strict=True))
+    target = pixels[y : y + size[1], x : x + size[0]]
     target[:] = resized[: target.shape[0], : target.shape[1]]

@@ -19,6 +19,8 @@ from cvexp.report.console import print_line
 from cvexp.report.style import state_of
 from cvexp.tracking.sink import Sink
 
+DPI = 110  # of pictures in MLflow, half of that in reports; a picture for each epoch takes time and space
+
 
 class DensePictures:
     """Draws and records the feature maps of a few validation images, in colors that can be compared over the epochs.
@@ -57,10 +59,10 @@ class DensePictures:
         thumbnails, captions = list(record.images), [""] * len(record.images)
         colors = fit_scale(record.reference).colors(record.scores[..., :3].astype(np.float32))
         title = f"main components of the feature maps, {state_of(epoch)}"
-        sink.log_image("dense", dense.draw_components(thumbnails, list(colors), captions, title), step)
+        sink.log_image("dense", dense.draw_components(thumbnails, list(colors), captions, title, DPI), step)
         if record.attention.shape[1]:
             of_class_token, state = bool(record.of_class_token), state_of(epoch)
-            figure = dense.draw_attention(thumbnails, list(record.attention), captions, of_class_token, state)
+            figure = dense.draw_attention(thumbnails, list(record.attention), captions, of_class_token, state, DPI)
             sink.log_image("class_attention", figure, step)
 
 
