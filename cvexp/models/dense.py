@@ -60,6 +60,8 @@ def choose_view(backbone: nn.Module, trained_size: int, size: int | None = None)
     Raises:
         ValueError: if the backbone has no feature maps, or does not accept the required size.
     """
+    if not getattr(backbone, "feature_info", None):
+        raise ValueError("it does not describe its feature maps")
     reductions = [int(info["reduction"]) for info in feature_maps(backbone)]
     largest, stride = MAX_ENLARGEMENT * trained_size, min(reductions)
     candidates = [SIDE * r for r in dict.fromkeys(reversed(reductions)) if SIDE * r <= largest]

@@ -120,7 +120,7 @@ def draw_components(
     title: str,
     dpi: int = DPI,
 ) -> Figure:
-    """Draw each image, its main components as colors, and both blended, two images in a row.
+    """Draw each image, its main components as colors, and both blended.
 
     Args:
         pictures: Images, (height, width, 3) each.
@@ -135,11 +135,14 @@ def draw_components(
         gray = picture.mean(-1, keepdims=True)
         blended = np.rint(0.35 * gray + 0.65 * smooth).astype(np.uint8)
         tiles.append([Tile(picture, caption), Tile(color, is_smooth=False), Tile(blended)])
-    groups = 1 if len(tiles) == 1 else 2
-    rows = [
-        [tile for group in tiles[first : first + groups] for tile in group] for first in range(0, len(tiles), groups)
-    ]
-    return draw_tiles(rows, ["image", "components", "blended"] * groups, title, dpi)
+    return draw_tiles(*_side_by_side(tiles, ["image", "components", "blended"]), title, dpi)
+
+
+def _side_by_side(rows: list[list[Tile]], columns: list[str]) -> tuple[list[list[Tile]], list[str]]:
+    """Put two rows side by side if the columns are few."""
+    groups = 2 if len(rows) > 1 and len(columns) <= 3 else 1
+    joined = [[tile for row in rows[i : i + groups] for tile in row] for i in range(0, len(rows), groups)]
+    return joined, columns * groups
 
 
 def draw_attention(
@@ -170,11 +173,11 @@ def draw_attention(
             row.append(Tile((colormap(np.asarray(large))[..., :3] * 255).astype(np.uint8)))
         rows.append(row)
     num_heads = len(attention[0])
-    shown = f", first {MAX_HEADS} of {num_heads} heads" if num_heads > MAX_HEADS else ""
-    query = "class token" if of_class_token else "mean over all positions"
+    shown = f"; first {MAX_HEADS} of {num_heads} heads" if num_heads > MAX_HEADS else ""
+    query = "the class token" if of_class_token else "all positions (mean)"
     columns = ["image", *(f"head {head + 1}" for head in range(min(num_heads, MAX_HEADS)))]
-    title = f"attention of the {query} in the last block, {state}{shown}\ndark: 0, bright: largest weight of the map"
-    return draw_tiles(rows, columns, title, dpi)
+    title = f"attention of {query}, {state}\nlast block{shown}; dark: 0, bright: largest weight of a map"
+    return draw_tiles(*_side_by_side(rows, columns), title, dpi)
 
 
 def draw_epochs(records: Mapping[int, DenseRecord]) -> Figure:

@@ -15,6 +15,7 @@ from cvexp.report.style import DPI, NARROW, PAGE, SMALL, STYLE, drawable
 
 SIDES = (0.5, 1.12)  # inches, the smallest and largest side of a tile
 GAP = 0.03  # inches between the tiles
+MIN_WIDTH = 3.6  # inches, for the title
 LINE = 0.13  # inches, the height of a line of text
 
 
@@ -43,11 +44,12 @@ def draw_tiles(rows: Sequence[Sequence[Tile]], columns: Sequence[str], title: st
     """
     side = min(max(PAGE / len(columns), SIDES[0]), SIDES[1]) - GAP
     below = GAP + LINE * any(tile.caption for row in rows for tile in row)
-    above = LINE * (2.5 + title.count("\n"))
+    above = LINE * (2.7 + 1.1 * title.count("\n"))
     width, height = (side + GAP) * len(columns), (side + below) * len(rows) + above
+    page = max(width, MIN_WIDTH)
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(width, 3.0), height), dpi=dpi)
-        ax = figure.add_axes((0, 0, width / max(width, 3.0), 1))
+        figure = Figure(figsize=(page, height), dpi=dpi)
+        ax = figure.add_axes(((1 - width / page) / 2, 0, width / page, 1))
         ax.set(xlim=(0, width), ylim=(height, 0))
         ax.axis("off")
         pixels = np.full((round(height * dpi), round(width * dpi), 3), 255, np.uint8)

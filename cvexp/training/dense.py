@@ -104,7 +104,7 @@ def compute_record(
     num_images, height, width, channels = maps_mhwc.shape
     features = maps_mhwc.reshape(-1, channels)
     components = main_components(features, dense.NUM_KEPT)
-    if reference is not None:
+    if reference is not None and len(reference) == len(features):  # a larger GPU may have taken larger images
         components = components.rotated(align(components.scores(features)[:, :3], reference))
     side = (dense.THUMBNAIL, dense.THUMBNAIL)
     attention = computed.attention

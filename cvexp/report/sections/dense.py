@@ -31,12 +31,12 @@ def dense_blocks(run: FinishedRun) -> Blocks:
     blocks: Blocks = [Picture(png(dense.draw_epochs(records)), alt, caption, wide=True)]
     if num_heads := newest.attention.shape[1]:
         of_class_token, state = bool(newest.of_class_token), state_of(chosen[-1])
-        query = "class token" if of_class_token else "mean over all positions"
+        query = "the class token" if of_class_token else "all positions, on average,"
         images = list(newest.images)
         figure = dense.draw_attention(images, list(newest.attention), [""] * num_images, of_class_token, state)
-        alt = f"Attention of the {query} to each position of {num_images} validation images, for {num_heads} heads"
+        alt = f"Attention of {query} to each position of {num_images} validation images, for {num_heads} heads"
         caption = (
-            f"Attention of the {query} in the last block by head, {state} (run {run.id[:8]}). Each map is scaled to "
+            f"Attention of {query} in the last block by head, {state} (run {run.id[:8]}). Each map is scaled to "
             "its own largest weight, so brightness can't be compared between maps."
         )
         blocks.append(Picture(png(figure), alt, caption, wide=True, screen_only=True))
