@@ -121,12 +121,13 @@ class Embedder:
         return features
 
 
-def load_embedder(run: FinishedRun, device: torch.device) -> Embedder:
-    """Load the encoder of a finished pretraining run from its last checkpoint.
+def load_embedder(run: FinishedRun, device: torch.device, checkpoint: str = "last") -> Embedder:
+    """Load the encoder of a finished pretraining run.
 
     Args:
         run: The run.
         device: The device that the encoder runs on.
+        checkpoint: ``"last"`` or ``"best"``.
 
     Raises:
         UserError: if the checkpoint can't be fetched or read.
@@ -134,7 +135,7 @@ def load_embedder(run: FinishedRun, device: torch.device) -> Embedder:
     method = _method(run.config)
     encoder = method.build_backbone(run.config, Start()).backbone
     prefix = f"{method.encoder_name}."
-    state = _fetch(run, "last.ckpt", key="run")
+    state = _fetch(run, f"{checkpoint}.ckpt", key="run")
     encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
     return Embedder(encoder, run.config, device)
 

@@ -89,7 +89,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _without_side_effects(model: nn.Module) -> Iterator[None]:
+def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode and disable gradients; restore the mode and the random state afterwards."""
     training = model.training
     model.eval()
@@ -110,7 +110,7 @@ def feature_dim(backbone: nn.Module, image_size: int) -> int:
     Raises:
         ValueError: if the model returns anything but one vector for each image.
     """
-    with _without_side_effects(backbone):
+    with without_side_effects(backbone):
         output = backbone(torch.zeros(1, 3, image_size, image_size))
     if not isinstance(output, Tensor) or output.ndim != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         self.indices = [low, len(infos) - 1]
         self.stride = int(infos[-1]["reduction"])
         self.norm = True
-        with _without_side_effects(self):
+        with without_side_effects(self):
             images = torch.zeros(1, 3, image_size, image_size)
             try:
                 outputs = self(images)
@@ -163,32 +163,43 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (b, 3, h, w) to a low-level and a last feature map, each (b, c, h', w')."""
-        if not hasattr(self.backbone, "forward_intermediates"):
-            return self._forward_with_hooks(images)
-        low_bchw, high_bchw = self.backbone.forward_intermediates(  # type: ignore[operator]
-            images, indices=self.indices, norm=self.norm, intermediates_only=True
-        )
+        low_bchw, high_bchw = forward_maps(self.backbone, images, self.indices, self.norm)
         return low_bchw, high_bchw
 
-    def _forward_with_hooks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs of the modules that `feature_info` names."""
-        outputs: dict[int, Tensor] = {}
 
-        def store(index: int, output: Tensor) -> None:
-            channels = feature_maps(self.backbone)[index]["num_chs"]
-            channels_last = output.ndim == 4 and output.shape[1] != channels == output.shape[3]
-            outputs[index] = output.movedim(3, 1) if channels_last else output
+def forward_maps(backbone: nn.Module, images: Tensor, indices: list[int], norm: bool) -> list[Tensor]:
+    """Map images (b, 3, h, w) to some of the feature maps, each (b, c, h', w').
 
-        with contextlib.ExitStack() as stack:
-            for index in self.indices:
-                module = self.backbone.get_submodule(feature_maps(self.backbone)[index]["module"])
-                handle = module.register_forward_hook(
-                    lambda _module, _inputs, output, index=index: store(index, output)
-                )
-                stack.callback(handle.remove)
-            self.backbone.forward_features(images)  # type: ignore[operator]
-        low_bchw, high_bchw = (outputs[index] for index in self.indices)
-        return low_bchw, high_bchw
+    Args:
+        backbone: A timm model.
+        images: Normalized images.
+        indices: Positions of the maps in the backbone's `feature_info`, in ascending order.
+        norm: Whether to apply the final normalization to the last map.
+    """
+    if not hasattr(backbone, "forward_intermediates"):
+        return _forward_with_hooks(backbone, images, indices)
+    maps: list[Tensor] = backbone.forward_intermediates(  # type: ignore[operator]
+        images, indices=indices, norm=norm, intermediates_only=True
+    )
+    return maps
+
+
+def _forward_with_hooks(backbone: nn.Module, images: Tensor, indices: list[int]) -> list[Tensor]:
+    """Return the outputs of the modules that `feature_info` names."""
+    outputs: dict[int, Tensor] = {}
+
+    def store(index: int, output: Tensor) -> None:
+        channels = feature_maps(backbone)[index]["num_chs"]
+        channels_last = output.ndim == 4 and output.shape[1] != channels == output.shape[3]
+        outputs[index] = output.movedim(3, 1) if channels_last else output
+
+    with contextlib.ExitStack() as stack:
+        for index in indices:
+            module = backbone.get_submodule(feature_maps(backbone)[index]["module"])
+            handle = module.register_forward_hook(lambda _module, _inputs, output, index=index: store(index, output))
+            stack.callback(handle.remove)
+        backbone.forward_features(images)  # type: ignore[operator]
+    return [outputs[index] for index in indices]
 
 
 def forward_crops(backbone: nn.Module, crops: list[Tensor]) -> Tensor:

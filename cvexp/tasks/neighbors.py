@@ -27,6 +27,7 @@ from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.neighbors import Query
 from cvexp.tracking.finished import FinishedRun, embedded_epochs, find_run
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import Store
 
 
 @dataclass(kw_only=True)
@@ -52,12 +53,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """
     task = config.task
     assert isinstance(task, Config)
-    finished = find_run(run.store, config, "role", "pretraining")
-    if finished is None:
-        raise UserError(
-            "run: there is no finished pretraining run; start one with python -m cvexp task=dino, or name a store with "
-            "tracking.folder= or MLFLOW_TRACKING_URI"
-        )
+    finished = find_pretraining(config, run.store)
     run.set_tag("of_run", finished.id)
     epochs = embedded_epochs(run.store, finished.id)
     epoch = epochs[-1] if task.epoch is None else task.epoch
@@ -67,9 +63,10 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         print_line(warning, style="bold yellow")
     if task.images and epoch != epochs[-1]:
         raise UserError(f"task.images: only the network of the last epoch, {epochs[-1]}, is kept; leave out task.epoch")
-    pictures = [_read(name) for name in task.images]
+    pictures = [read_picture(name) for name in task.images]
     embedding, untrained = (read_embedding(run.store, finished.id, number) for number in (epoch, epochs[0]))
-    index, positions = embedded_crops(finished)
+    index = validation_data(finished)
+    positions = sample(index, finished.config.task.embed_crops)  # type: ignore[attr-defined]
     if index.classes:
         _log_precision(run, task.k, index.classes, embedding, untrained, epoch, warning)
 
@@ -125,7 +122,12 @@ def worse_features(finished: FinishedRun, epoch: int, is_last: bool) -> str | No
     return worse_than_untrained(dict(accuracies).get(0), trained)
 
 
-def _read(name: str) -> Image.Image:
+def read_picture(name: str) -> Image.Image:
+    """Read an image file that `task.images` names.
+
+    Raises:
+        UserError: if it is missing or broken.
+    """
     path = Path(name)
     if not path.is_file():
         raise UserError(f"task.images: {name} is not a file")
@@ -135,11 +137,26 @@ def _read(name: str) -> Image.Image:
         raise UserError(f"task.images: {error}") from error
 
 
-def embedded_crops(finished: FinishedRun) -> tuple[Index, list[int]]:
-    """Return the validation objects whose features a pretraining run recorded, as an index and positions in it.
+def find_pretraining(config: RunConfig, store: Store) -> FinishedRun:
+    """Return the pretraining run that `config.run` names, or else the newest finished one.
 
     Raises:
-        UserError: if the data are no longer those of the run.
+        UserError: if there is none.
+    """
+    finished = find_run(store, config, "role", "pretraining")
+    if finished is None:
+        raise UserError(
+            "run: there is no finished pretraining run; start one with python -m cvexp task=dino, or name a store with "
+            "tracking.folder= or MLFLOW_TRACKING_URI"
+        )
+    return finished
+
+
+def validation_data(finished: FinishedRun) -> Index:
+    """Return the validation data of a pretraining run.
+
+    Raises:
+        UserError: if they are no longer those of the run.
     """
     index = data.load(finished.config.dataset, "pretraining", needs_training=False).val
     if (recorded := finished.tags.get("data.val.fingerprint")) is None:
@@ -149,7 +166,7 @@ def embedded_crops(finished: FinishedRun) -> tuple[Index, list[int]]:
             f"dataset: the validation images or objects in {index.place} have changed since the run {finished.id}; "
             "restore the old ones, or pretrain again"
         )
-    return index, sample(index, finished.config.task.embed_crops)  # type: ignore[attr-defined]
+    return index
 
 
 def choose_queries(task: Config, embedding: Embedding, classes: Sequence[str]) -> list[int]:

@@ -117,14 +117,19 @@ class FinishedRun:
         return self.store.read_if_there(self.id, path, parse)
 
 
+def recorded_epochs(store: Store, run_id: str, folder: str) -> list[int]:
+    """List the epochs after which a run recorded an artifact `epoch-NNNN.npz` in a folder."""
+    names = store.files(run_id, folder)
+    return sorted(int(match[1]) for name in names if (match := re.search(r"epoch-(\d+)\.npz$", name)))
+
+
 def embedded_epochs(store: Store, run_id: str) -> list[int]:
     """List the epochs after which a run recorded an embedding.
 
     Raises:
         UserError: if it recorded none.
     """
-    names = store.files(run_id, "embeddings")
-    epochs = sorted(int(match[1]) for name in names if (match := re.search(r"epoch-(\d+)\.npz$", name)))
+    epochs = recorded_epochs(store, run_id, "embeddings")
     if not epochs:
         raise UserError(f"run: {run_id} has recorded no embedding; name another pretraining run")
     return epochs

@@ -124,6 +124,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}
     if isinstance(saved.get("trainer"), dict):
         saved["trainer"] = {"compile": False, "sync_batchnorm": False, **saved["trainer"]}
+    if isinstance(saved.get("task"), dict) and "embed_crops" in saved["task"]:
+        saved["task"].setdefault("dense_images", 0)
     return saved
 
 

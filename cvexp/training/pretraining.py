@@ -30,8 +30,10 @@ from cvexp.models.backbone import feature_dim
 from cvexp.models.probe import Needs
 from cvexp.report import embedding, explorer
 from cvexp.report.console import print_line
+from cvexp.report.dense import MAX_IMAGES
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.dense import DensePictures
 from cvexp.training.fit import fit
 from cvexp.training.module import TrainingModule
 from cvexp.weights.backbone import choose_arguments, create_backbone
@@ -54,12 +56,15 @@ class PretrainingConfig(TaskConfig):
     knn_bank: int = MISSING
     embed_every_n_epochs: int = MISSING
     embed_crops: int = MISSING
+    dense_images: int = MISSING
     monitor: str = MISSING
 
     def __post_init__(self) -> None:
         require(self.eval_size >= 2, "task.eval_size", self.eval_size, "at least 2 (pixels)")
         for key in ("knn_k", "knn_bank", "embed_crops", "embed_every_n_epochs"):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        fits = 0 <= self.dense_images <= MAX_IMAGES
+        require(fits, "task.dense_images", self.dense_images, f"from 0 (no pictures) to {MAX_IMAGES}")
         metrics = [f"val/{name}" for name in ("loss", *self.measures)]
         require_one_of("task.monitor", self.monitor, [selection.LAST, *metrics])
 
@@ -91,6 +96,7 @@ class Pretraining(TrainingModule):
     def build(self, start: Start) -> None:
         backbone, self.sizes = self.build_backbone(self.config, start)
         self.layout: NDArray[np.float32] | None = None
+        self.dense = DensePictures(self.splits.val, self.task.dense_images, self.task.eval_size)
         self.make_networks(backbone, feature_dim(backbone, self.task.eval_size))
 
     @property
@@ -246,6 +252,7 @@ class Pretraining(TrainingModule):
         if is_due and processes.rank() == 0:
             chosen = sample(self.splits.val, self.task.embed_crops)
             self._embed(self.features[chosen].cpu().numpy(), chosen)
+            self.dense.log(self.sink, self.encoder, self.normalize, self.epochs_done, self.global_step)
 
     def _embed(self, features: NDArray[np.float32], chosen: list[int]) -> None:
         """Record the features of some validation crops, and draw their t-SNE."""
@@ -257,12 +264,15 @@ class Pretraining(TrainingModule):
             self.sink.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
 
     def extra_state(self) -> dict[str, Any]:
-        # The next picture starts from the last layout, even after an interruption.
-        return {} if self.layout is None else {"tsne": torch.from_numpy(self.layout)}
+        # The next pictures follow from the last ones, even after an interruption.
+        last = {"tsne": self.layout, "dense": self.dense.reference}
+        return {key: torch.from_numpy(array) for key, array in last.items() if array is not None}
 
     def load_extra_state(self, state: Any) -> None:
         if "tsne" in state:
             self.layout = state["tsne"].numpy()
+        if "dense" in state:
+            self.dense.reference = state["dense"].numpy()
 
 
 def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> float:

@@ -7,6 +7,7 @@ import json
 from cvexp.metrics import selection
 from cvexp.report import curves, embedding
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
+from cvexp.report.sections.dense import dense_blocks
 from cvexp.report.sections.material import Blocks, Material, count, epochs, missing, worse_features
 from cvexp.report.style import shorten, state_of
 from cvexp.tracking.finished import FinishedRun, embedded_epochs
@@ -38,7 +39,7 @@ def pretraining_section(material: Material) -> Blocks:
     blocks.append(_measures(run, num_epochs))
     blocks += _precision(run, material.neighbors)
     blocks.append(_curves(run, losses, steps, num_epochs))
-    return [*blocks, *_embeddings(run), *_neighbors(material.neighbors)]
+    return [*blocks, *_embeddings(run), *dense_blocks(run), *_neighbors(material.neighbors)]
 
 
 def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:

@@ -1,0 +1,153 @@
+"""`task=features`: what a pretrained network sees in images, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import MISSING
+from PIL import Image, ImageOps
+
+from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.data.files.images import SUFFIXES
+from cvexp.errors import UserError
+from cvexp.inference import Embedder, choose_device, load_embedder
+from cvexp.metrics.components import Components, Scale, align, fit_scale, main_components
+from cvexp.models.dense import Dense, DenseView, choose_view, compute_dense
+from cvexp.report import dense as report
+from cvexp.report.console import print_line
+from cvexp.report.dense import MAX_IMAGES
+from cvexp.report.style import state_of
+from cvexp.tasks.neighbors import find_pretraining, read_picture, validation_data
+from cvexp.tracking.finished import FinishedRun, recorded_epochs
+from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.dense import read_squares, to_batch
+
+MAX_RATIO = 3  # of the longer side to the shorter one; what is beyond is cut off
+NUM_REFERENCE = 6  # validation images to which colors refer, if the run recorded none
+
+
+@dataclass(kw_only=True)
+class Config(TaskConfig):
+    works_on: ClassVar[str | None] = "run"
+
+    images: list[str] = MISSING
+    size: int | None = MISSING
+    checkpoint: str = MISSING
+
+    def __post_init__(self) -> None:
+        require(self.size is None or self.size >= 2, "task.size", self.size, "null, or at least 2 (pixels)")
+        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
+
+
+class Viewed(NamedTuple):
+    """An image as the network got it, and what the network computed."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    dense: Dense
+
+
+def main(config: RunConfig, run: ReadOnlyRun) -> None:
+    """Record `features/components.png` and, for a vision transformer, `features/attention.png`.
+
+    Raises:
+        UserError: if there is no finished pretraining run, its data have changed, or an image can't be used.
+    """
+    task = config.task
+    assert isinstance(task, Config)
+    files = list_images(task.images)
+    pictures = [read_picture(str(path)) for path in files]
+    finished = find_pretraining(config, run.store)
+    run.set_tag("of_run", finished.id)
+    embedder = load_embedder(finished, choose_device(config.trainer), task.checkpoint)
+    try:
+        view = choose_view(embedder.encoder, finished.config.task.eval_size, task.size)  # type: ignore[attr-defined]
+    except ValueError as error:
+        key = "run" if task.size is None else "task.size"
+        raise UserError(f"{key}: the backbone of {finished.id} can't be used here: {error}") from error
+    num_reference = finished.config.task.dense_images or NUM_REFERENCE  # type: ignore[attr-defined]
+    squares = read_squares(validation_data(finished), num_reference, view.size)
+    reference = [Viewed("validation", np.asarray(square), _compute(embedder, view, square)) for square in squares]
+    components, scale = fit_colors(reference, _recorded_scores(finished))
+    own = [_look(embedder, view, path.name, picture) for path, picture in zip(files, pictures, strict=True)]
+    epoch = round(finished.metrics["best/epoch"]) + 1 if task.checkpoint == "best" else _last_epoch(finished)
+    _log(run, own or reference, components, scale, state_of(epoch))
+    print_line(f"pictures: {run.artifacts}/features")
+
+
+def list_images(names: Sequence[str]) -> list[Path]:
+    """Return the image files that are named, and those in the folders that are named, sorted by name.
+
+    Raises:
+        UserError: if a folder has no images, or there are too many.
+    """
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"task.images: the folder {name} has no images ({', '.join(SUFFIXES)})")
+        files += inside
+    if len(files) > MAX_IMAGES:
+        raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
+    return files
+
+
+def fit_colors(reference: Sequence[Viewed], recorded: NDArray[np.float32] | None) -> tuple[Components, Scale]:
+    """Fit the components and their scale to the validation images, aligned with those that the run recorded."""
+    maps = [viewed.dense.maps[0].flatten(1).T.cpu().numpy() for viewed in reference]
+    features = np.concatenate(maps)
+    components = main_components(features, 3)
+    if recorded is not None and len(recorded) == len(features):  # else the size or the number of images differs
+        components = components.rotated(align(components.scores(features), recorded))
+    return components, fit_scale(components.scores(features))
+
+
+def _recorded_scores(finished: FinishedRun) -> NDArray[np.float32] | None:
+    """Return the scores of the run's last picture, or None if it recorded none."""
+    epochs = recorded_epochs(finished.store, finished.id, "dense")
+    return report.read_record(finished.store, finished.id, epochs[-1]).reference if epochs else None
+
+
+def _last_epoch(finished: FinishedRun) -> int:
+    return len([step for step, _ in finished.history("val/loss") if step > 0])
+
+
+def _compute(embedder: Embedder, view: DenseView, picture: Image.Image) -> Dense:
+    images = to_batch([picture], embedder.encoder)
+    return compute_dense(embedder.encoder, embedder.normalize(images), view.map_index)
+
+
+def _look(embedder: Embedder, view: DenseView, name: str, picture: Image.Image) -> Viewed:
+    """Compute the features of an image in its own aspect ratio, or of its center square if the network needs squares.
+
+    Its shorter side gets the size of the view, and its longer one a multiple of the stride.
+    """
+    ratio = min(max(picture.size) / min(picture.size), MAX_RATIO)
+    longer = max(view.size, round(view.size * ratio / view.stride) * view.stride)
+    own_size = (longer, view.size) if picture.width > picture.height else (view.size, longer)
+    fitted = ImageOps.fit(picture, own_size, Image.Resampling.BICUBIC)
+    try:
+        return Viewed(name, np.asarray(fitted), _compute(embedder, view, fitted))
+    except Exception:  # models raise exceptions of many types for images that they do not accept
+        square = ImageOps.fit(picture, (view.size, view.size), Image.Resampling.BICUBIC)
+        return Viewed(name, np.asarray(square), _compute(embedder, view, square))
+
+
+def _log(run: ReadOnlyRun, shown: Sequence[Viewed], components: Components, scale: Scale, state: str) -> None:
+    pixels, names = [viewed.pixels for viewed in shown], [viewed.name for viewed in shown]
+    maps: list[NDArray[Any]] = [viewed.dense.maps[0].permute(1, 2, 0).cpu().numpy() for viewed in shown]
+    colors = [scale.colors(components.scores(features)) for features in maps]
+    title = f"main components of the feature maps, {state}"
+    run.log_figure(report.draw_components(pixels, colors, names, title), "features/components.png")
+    attention = [viewed.dense.attention for viewed in shown]
+    if all(isinstance(weights, torch.Tensor) for weights in attention):
+        weights = [weights[0].cpu().numpy() for weights in attention if weights is not None]
+        figure = report.draw_attention(pixels, weights, names, shown[0].dense.of_class_token, state)
+        run.log_figure(figure, "features/attention.png")
