@@ -120,18 +120,18 @@ def print_comparison(comparison: Comparison) -> None:
 def markdown(comparison: Comparison) -> str:
     """Return the comparison as a Markdown page."""
     columns, cells = rows(comparison)
-    lines = [[_escape(cell) for cell in row] for row in (columns, *cells)]
+    lines = [[escape(cell) for cell in row] for row in (columns, *cells)]
     lines.insert(1, ["---"] * len(columns))
     runs = [
-        f"* `{run.run_id}`: {run.method} from {_escape(shorten(run.start))}, seed {run.seed}, {run.miou:.4f}"
+        f"* `{run.run_id}`: {run.method} from {escape(shorten(run.start))}, seed {run.seed}, {run.miou:.4f}"
         for run in comparison.evaluated
     ]
     title = (
         f"Differences in mIoU, with {comparison.confidence:.0%} intervals from a paired bootstrap over the images, not "
         "over the seeds:"
     )
-    differences = [f"* {_escape(name)}: {sentence}" for name, sentence in sentences(comparison)]
-    warnings = [f"* {warning}" for warning in constant_warnings(comparison, lambda name: _escape(shorten(name)))]
+    differences = [f"* {escape(name)}: {sentence}" for name, sentence in sentences(comparison)]
+    warnings = [f"* {warning}" for warning in constant_warnings(comparison, lambda name: escape(shorten(name)))]
     page = [
         f"# Comparison on {len(comparison.images)} validation images",
         "",
@@ -150,7 +150,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(page) + "\n"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escape text so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|$~&!])", r"\\\1", text)
 
