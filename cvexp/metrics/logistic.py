@@ -21,7 +21,8 @@ INVERSE_STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 5))
 DEFAULT_INVERSE_STRENGTH = 1.0  # if no class has two samples, so that nothing can be held out
 MAX_FOLDS = 5
 MAX_ITERATIONS = 500
-TOLERANCE = 1e-5  # of the largest entry of the gradient of the mean loss
+TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean loss
+TUNING_TOLERANCE = 1e-4  # in the cross-validation, which needs only accuracies
 CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its mean, is constant up to rounding
 
 
@@ -66,7 +67,11 @@ class Classifier(NamedTuple):
 
 
 def fit(
-    features_nd: Tensor, labels_n: Tensor, inverse_strength: float, initial: Classifier | None = None
+    features_nd: Tensor,
+    labels_n: Tensor,
+    inverse_strength: float,
+    initial: Classifier | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Classifier:
     """Fit a classifier with L-BFGS.
 
@@ -75,6 +80,7 @@ def fit(
         labels_n: Their labels, int64. Labels that do not occur are never predicted.
         inverse_strength: The inverse strength of the penalty, `C`.
         initial: A classifier of the same labels to start from; None starts from zero.
+        tolerance: The largest entry of the gradient of the mean loss at which to stop.
     """
     occurring_c, target_n = labels_n.unique(return_inverse=True)
     (num_samples, num_features), num_classes = features_nd.shape, len(occurring_c)
@@ -93,7 +99,7 @@ def fit(
     start = np.zeros(shape)
     if initial is not None:
         start = torch.cat([initial.weights_dc, initial.biases_c[None]]).double().cpu().numpy()
-    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
+    options = {"maxiter": MAX_ITERATIONS, "gtol": tolerance, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
     found = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     parameters = torch.from_numpy(found.x).to(features_nd).view(shape)
     return Classifier(parameters[:-1], parameters[-1], occurring_c)
@@ -142,7 +148,7 @@ def choose_inverse_strength(
         train_nd, train_labels_n = features_nd[~is_held_out], labels_n[~is_held_out]
         classifier = None
         for candidate in candidates:  # from strong to weak penalties, each starting from the last result
-            classifier = fit(train_nd, train_labels_n, candidate, classifier)
+            classifier = fit(train_nd, train_labels_n, candidate, classifier, TUNING_TOLERANCE)
             correct = classifier.predict(features_nd[is_held_out]) == labels_n[is_held_out]
             accuracies.append(correct.double().mean().item())
     means = np.array(accuracies).reshape(-1, len(candidates)).mean(0)

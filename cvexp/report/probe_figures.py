@@ -78,7 +78,8 @@ def draw_confusion(
         names = [drawable(classes[i], 16) if is_named else str(i) for i in ticks]
         ax.set_xticks(ticks, names, rotation=90, fontsize=font_size if is_named else SMALL)
         ax.set_yticks(ticks, names, fontsize=font_size if is_named else SMALL)
-        ax.set(xlabel="predicted class", ylabel="class", title=f"linear probe, {drawable(name, 40)}")
+        unit = "class" if is_named else "class number"
+        ax.set(xlabel=f"predicted {unit}", ylabel=unit, title=f"linear probe, {drawable(name, 40)}")
         for i, j in np.argwhere(totals + 0 * counts > 0) if num_classes <= MAX_NUMBERED else ():
             shade = "white" if shares[i, j] > 0.6 else "black"
             ax.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=SMALL)

@@ -20,6 +20,7 @@ from cvexp.report.sections.comparison import comparison_section
 from cvexp.report.sections.data import data_section
 from cvexp.report.sections.material import Material
 from cvexp.report.sections.pretraining import pretraining_section
+from cvexp.report.sections.probe import probe_section
 from cvexp.report.sections.repeat import repeat_section
 from cvexp.report.sections.segmentation import segmentation_section
 from cvexp.report.sections.summary import summary
@@ -73,7 +74,11 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
         for other in all_runs(store, config, "task", "neighbors")
         if pretrainings and other.tags.get("of_run") == pretrainings[0].id
     )
-    return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None))
+    ids = {pretraining.id for pretraining in pretrainings}
+    probes = list(all_runs(store, config, "task", "probe"))
+    of_these = (other for other in probes if ids & set(other.tags.get("of_runs", "").split()))
+    probe = next(of_these, probes[0] if probes else None)
+    return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None), probe)
 
 
 def write(title: str, material: Material) -> Document:
@@ -82,6 +87,7 @@ def write(title: str, material: Material) -> Document:
     sections = [
         Section("Data", data_section(material)),
         Section("Pretraining", pretraining_section(material)),
+        Section("Probe", probe_section(material)),
         Section("Segmentation", segmentation_section(material, methods)),
         Section("Comparison", comparison_section(material)),
         Section("How to reproduce the runs", repeat_section(material)),
