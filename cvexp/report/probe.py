@@ -101,7 +101,7 @@ def print_results(results: ProbeResults) -> None:
     for column in COLUMNS.values():
         table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for name, *values in rows(results):
-        table.add_row(name, *(value.replace(" (", "\n").replace(" to ", "–").removesuffix(")") for value in values))
+        table.add_row(name, *(value.replace(" (", "\n").replace(" to ", "-").removesuffix(")") for value in values))
     console.print(table)
     for sentence in sentences(results):
         print_line(sentence)

@@ -43,7 +43,7 @@ def draw_scores(results: ProbeResults) -> Figure:
             ax.axvline(chance, color="#888888", linestyle="--", linewidth=0.8)
             ax.set_title(title)
             ax.grid(visible=False, axis="y")
-        axes[0].set_yticks(range(len(networks)), [drawable(network.name, 34) for network in networks])
+        axes[0].set_yticks(range(len(networks)), [drawable(network.name, 40) for network in networks])
         axes[0].set_ylim(len(networks) - 0.4, -0.6)
     return figure
 

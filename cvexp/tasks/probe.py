@@ -61,7 +61,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     task = config.task
     assert isinstance(task, Config)
     given = given_keys(run.tags()["command"])
-    runs = [] if "backbone.weights" in given else choose_runs(run, config, given)
+    runs = choose_runs(run, config, given)
     dataset = choose_dataset(config, given, runs)
     splits = load(dataset)
     record_data(run, dataset.name, splits)
