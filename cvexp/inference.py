@@ -132,12 +132,40 @@ def load_embedder(run: FinishedRun, device: torch.device, checkpoint: str = "las
     Raises:
         UserError: if the checkpoint can't be fetched or read.
     """
-    method = _method(run.config)
-    encoder = method.build_backbone(run.config, Start()).backbone
-    prefix = f"{method.encoder_name}."
-    state = _fetch(run, f"{checkpoint}.ckpt", key="run")
-    encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+    encoder = create_encoder(run.config, Start())
+    load_encoder(encoder, run, f"{checkpoint}.ckpt", key="run")
     return Embedder(encoder, run.config, device)
+
+
+def create_encoder(config: RunConfig, start: Start) -> nn.Module:
+    """Create the encoder of a pretraining run with its initial weights.
+
+    Args:
+        config: The run's configuration.
+        start: The initial weights.
+
+    Raises:
+        UserError: if the encoder can't be created, or the weights don't fit or can't be fetched.
+    """
+    encoder: nn.Module = _method(config).build_backbone(config, start).backbone
+    return encoder
+
+
+def load_encoder(encoder: nn.Module, run: FinishedRun, name: str, key: str) -> None:
+    """Load the weights that a pretraining run recorded.
+
+    Args:
+        encoder: The network, from :func:`create_encoder`.
+        run: The run.
+        name: The name of the checkpoint.
+        key: The key that named the run, for messages.
+
+    Raises:
+        UserError: if the checkpoint can't be fetched or read.
+    """
+    prefix = f"{_method(run.config).encoder_name}."
+    state = _fetch(run, name, key)
+    encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
 
 
 def _method(config: RunConfig) -> Any:

@@ -1,4 +1,4 @@
-"""The pixel counts of the selected checkpoint on the images that are scored, from which studies compute intervals."""
+"""The results of runs for each scored image, from which studies compute intervals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvexp.data.index import Index
 from cvexp.metrics import iou
@@ -31,6 +32,35 @@ def log_scores(sink: Sink, counts: iou.Counts, index: Index, step: int) -> None:
         path = Path(folder) / "counts.npz"
         np.savez_compressed(path, counts=counts, split=index.split, fingerprint=index.fingerprint())
         sink.log_file(path, "scores")
+
+
+def read_probe(store: Store, run_id: str, index: Index) -> NDArray[np.int64]:
+    """Read for each image of a split how many objects the linear probe classified correctly, and how many there are.
+
+    Args:
+        store: Where the probe is recorded.
+        run_id: Its run.
+        index: The scored split.
+
+    Returns:
+        (images, 2).
+
+    Raises:
+        UserError: if the predictions are missing, damaged, or those of other objects.
+    """
+
+    def read(path: Path) -> NDArray[np.int64]:
+        with np.load(path) as saved:
+            linear, labels, files = saved["linear"][0], saved["labels"], saved["images"]
+        if not np.array_equal(labels, index.label) or files.tolist() != [index.catalog.file(i) for i in index.image]:
+            raise ValueError("it is about other objects or labels")
+        place = np.searchsorted(index.images, index.image)
+        counts = np.zeros((len(index.images), 2), dtype=np.int64)
+        np.add.at(counts, (place, 0), linear == labels)
+        np.add.at(counts, (place, 1), 1)
+        return counts
+
+    return store.read(run_id, "probe/predictions.npz", read)
 
 
 def read_counts(store: Store, run_id: str, index: Index) -> iou.Counts:

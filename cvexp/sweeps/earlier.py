@@ -31,14 +31,16 @@ class Data:
 
     def fingerprints(self, config: RunConfig) -> dict[str, str] | None:
         """Return the fingerprint of each split of a run's data, or None if the data can't be used."""
-        use: Use = "pretraining" if config.role == "pretraining" else "segmentation"
+        role = config.task.role
+        use: Use = "segmentation" if role == "segmentation" else "pretraining"
+        uses_labels = role != "pretraining"
         dataset = config.dataset
-        if use == "pretraining" or dataset.fraction == 1:
+        if not uses_labels or dataset.fraction == 1:
             dataset = replace(dataset, fraction_seed=0)  # which has no effect
-        key = f"{use} {flatten(asdict(dataset))}"
+        key = f"{use} {uses_labels} {flatten(asdict(dataset))}"
         if key not in self._known:
             try:
-                splits = data.open_splits(dataset, use)
+                splits = data.open_splits(dataset, use, uses_labels)
                 self._known[key] = {index.split: index.fingerprint() for index in splits}
             except UserError:  # the job itself says what is wrong
                 self._known[key] = None
@@ -55,17 +57,16 @@ class Data:
         return {split: fingerprint for split, fingerprint in tags.items() if fingerprint is not None}
 
 
-def find_finished(store: Store, config: RunConfig, known: Data) -> MLflowRun | None:
+def find_finished(store: Store, config: RunConfig, known: Data, repeats_jobs: bool = True) -> MLflowRun | None:
     """Return the newest finished run with the same configuration, the same data and the same initial weights.
-
-    Jobs on finished runs are always repeated, because there may be new ones.
 
     Args:
         store: Where runs are recorded.
         config: The configuration of the job.
         known: The data of the sweep.
+        repeats_jobs: Whether tasks that do not train are always repeated, because there may be new runs to work on.
     """
-    if config.role == "job" or config.resume is not None:
+    if (config.role == "job" and repeats_jobs) or config.resume is not None:
         return None
     for run in store.search(f"attributes.status = 'FINISHED' and tags.`cvexp.config` = '{digest(config)}'"):
         if known.are_those_of(run, config) and _has_same_start(run, config, store):

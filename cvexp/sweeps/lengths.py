@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cvexp import data
 from cvexp.config import RunConfig
 from cvexp.errors import UserError
-from cvexp.sweeps.outcome import Job, Outcome
+from cvexp.sweeps.outcome import DONE, Job, Outcome
 from cvexp.sweeps.study_jobs import StudyJobs
 from cvexp.tasks.study import Config
 from cvexp.tracking.sweep import SweepRun
@@ -166,7 +166,7 @@ def _measure(
     measured = {}
     for task in tasks:  # one after another, because they would slow each other down
         (outcome,) = run_jobs(run, [jobs.benchmark(task)])
-        if outcome.status != "finished":
+        if outcome.status not in DONE:
             raise UserError(f"task={task}: its speed could not be measured ({outcome.error or outcome.status})")
         speed = run.store.run(outcome.run_id, "study").data.metrics["benchmark/images_per_second"]
         measured[task] = Measured(speed, configs[task].loader.batch_size, _num_validated(configs[task]))

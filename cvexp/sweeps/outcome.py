@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+DONE = ("finished", "finished before")  # statuses of jobs with a result
+
 
 class Job(NamedTuple):
     """A job of a sweep.

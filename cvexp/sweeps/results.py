@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvexp import data
 from cvexp.config import RunConfig
@@ -17,7 +18,7 @@ from cvexp.report import study as report
 from cvexp.report import study_text
 from cvexp.report.console import print_line
 from cvexp.report.document import html
-from cvexp.report.scores import read_counts
+from cvexp.report.scores import read_counts, read_probe
 from cvexp.report.sections.study import study_page
 from cvexp.report.study_figures import draw_curves, draw_gains
 from cvexp.sweeps.plan import Cell, Plan
@@ -47,7 +48,9 @@ class Results:
         self.study_so_far: report.Study | None = None
         self.stopped: dict[tuple[str, str], int] = {}
         self.is_probe = config.task.name == PROBE
-        self.scored = data.load(config.dataset, "pretraining" if self.is_probe else "segmentation").scored
+        self.scored = data.load(
+            config.dataset, "pretraining" if self.is_probe else "segmentation", uses_labels=True
+        ).scored
         self.weights = image_weights(len(self.scored.images), study.samples)
         self.runs: dict[Cell, tuple[str, float, Array]] = {}  # the id, the score, and the scores of the samples
 
@@ -57,9 +60,17 @@ class Results:
         Raises:
             UserError: if it is missing or damaged.
         """
-        counts = read_counts(self.run.store, run_id, self.scored)[:, 1:]
+        if self.is_probe:
+            counts = read_probe(self.run.store, run_id, self.scored)
+        else:
+            counts = read_counts(self.run.store, run_id, self.scored)[:, 1:]
         sums = (self.weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])
-        self.runs[cell] = (run_id, float(iou.mean_iou(counts.sum(axis=0))), iou.mean_iou(sums))
+        full, resampled = (self._score(total) for total in (counts.sum(axis=0), sums))
+        self.runs[cell] = (run_id, float(full), resampled)
+
+    def _score(self, counts: NDArray[np.int64]) -> Array:
+        """Return the score of summed counts, (..., c, 3) to (...), or (..., 2) to (...)."""
+        return counts[..., 0] / counts[..., 1] if self.is_probe else iou.mean_iou(counts)
 
     def curves(self) -> list[Curve]:
         """Return the curves of all methods and starts that have results."""

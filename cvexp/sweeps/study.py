@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cvexp.errors import UserError
 from cvexp.metrics.comparison import RANDOM
 from cvexp.report.console import print_line
-from cvexp.sweeps.outcome import Job
+from cvexp.sweeps.outcome import DONE, Job
 from cvexp.sweeps.plan import Cell, Plan
 from cvexp.sweeps.sweeper import Sweeper
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cvexp.sweeps.study_jobs import StudyJobs
     from cvexp.tasks.study import Config
     from cvexp.tracking.sweep import SweepRun
-
-DONE = ("finished", "finished before")
 
 
 class Study(Sweeper):
@@ -40,6 +38,7 @@ class Study(Sweeper):
     """
 
     task = "study"
+    repeats_jobs = False  # its probes name the weights that they work on
 
     def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None, **unknown: Any) -> None:
         super().__init__(skip_finished, params)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -12,9 +11,7 @@ from cvexp.metrics.comparison import RANDOM
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.plan import Cell, Plan
 from cvexp.sweeps.sweeper import quoted
-
-if TYPE_CHECKING:
-    from cvexp.tasks.study import Config
+from cvexp.tasks.study import PROBE, Config
 
 SET_BY_STUDY = {  # and the keys by which a study sets them
     "seed": "task.seeds",
@@ -87,6 +84,8 @@ class StudyJobs:
             f"dataset.fraction={cell.fraction}",
             f"seed={cell.seed}",
         )
+        if cell.method == PROBE:
+            own = (*own, "task.controls=[]")
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.number(cell)
         return Job(number, (*self.overrides(cell.method), *own))
 

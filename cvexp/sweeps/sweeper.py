@@ -47,12 +47,14 @@ class Sweeper(sweeper.Sweeper):
 
     Attributes:
         task: What the parent run is recorded as.
+        repeats_jobs: Whether tasks that do not train are always repeated, because there may be new runs to work on.
         master: The configuration of the sweep, which its jobs override.
         outcomes: What became of the jobs so far.
         further_environment: Further environment variables of the jobs.
     """
 
     task: ClassVar[str] = "sweep"
+    repeats_jobs: ClassVar[bool] = True
 
     def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None) -> None:
         self.skip_finished = skip_finished
@@ -218,7 +220,7 @@ class Sweeper(sweeper.Sweeper):
             return summary.outcome_of(job, None, "failed", run.swept, str(error))
         if not self.skip_finished:
             return None
-        if finished := find_finished(run.store, config, self.known):
+        if finished := find_finished(run.store, config, self.known, self.repeats_jobs):
             return summary.outcome_of(job, finished, "finished before", run.swept)
         if running := find_running(run.store, config):
             return summary.outcome_of(job, running, "running", run.swept)

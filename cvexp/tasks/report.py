@@ -20,8 +20,10 @@ from cvexp.report.sections.comparison import comparison_section
 from cvexp.report.sections.data import data_section
 from cvexp.report.sections.material import Material
 from cvexp.report.sections.pretraining import pretraining_section
+from cvexp.report.sections.probe import probe_section
 from cvexp.report.sections.repeat import repeat_section
 from cvexp.report.sections.segmentation import segmentation_section
+from cvexp.report.sections.study import study_section
 from cvexp.report.sections.summary import summary
 from cvexp.tracking.finished import all_runs, find_run
 from cvexp.tracking.run import ReadOnlyRun
@@ -73,7 +75,12 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
         for other in all_runs(store, config, "task", "neighbors")
         if pretrainings and other.tags.get("of_run") == pretrainings[0].id
     )
-    return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None))
+    probed = {pretraining.id for pretraining in pretrainings}
+    probes = list(all_runs(store, config, "task", "probe"))
+    of_these = (other for other in probes if probed & set(other.tags.get("of_runs", "").split()))
+    probe = next(of_these, probes[0] if probes else None)
+    study = next(all_runs(store, config, "task", "study"), None)
+    return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None), probe, study)
 
 
 def write(title: str, material: Material) -> Document:
@@ -82,8 +89,10 @@ def write(title: str, material: Material) -> Document:
     sections = [
         Section("Data", data_section(material)),
         Section("Pretraining", pretraining_section(material)),
+        Section("Probe", probe_section(material)),
         Section("Segmentation", segmentation_section(material, methods)),
         Section("Comparison", comparison_section(material)),
+        *([Section("Labels and pretraining", study_section(material.study))] if material.study else []),
         Section("How to reproduce the runs", repeat_section(material)),
     ]
     return Document(title, summary(material), sections)

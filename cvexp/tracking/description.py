@@ -111,6 +111,12 @@ def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
     return hide_secrets(" ".join([*launcher, "-m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 
+def given_keys(command: str) -> set[str]:
+    """Return the keys and groups that a recorded command line sets, for example ``{"task", "dataset.limit"}``."""
+    words = (word.lstrip("+~") for word in shlex.split(command))
+    return {word.partition("=")[0].partition("@")[0] for word in words if "=" in word}
+
+
 def _git(*arguments: str) -> str:
     """Return git's answer about the working folder, or "" outside a repository or without git."""
     with contextlib.suppress(OSError):

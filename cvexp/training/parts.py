@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from cvexp.config import RunConfig
+from cvexp.models.arguments import Needs
 from cvexp.models.backbone import Encoder
 from cvexp.models.deeplab import DECODERS
-from cvexp.models.probe import Needs
 from cvexp.training.segmentation_config import SegmentationConfig
 from cvexp.weights.backbone import choose_arguments, create_backbone
 from cvexp.weights.start import Start

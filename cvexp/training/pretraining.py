@@ -26,8 +26,8 @@ from cvexp.data.order import Groups, group_by_shard
 from cvexp.errors import UserError
 from cvexp.metrics import collapse, selection
 from cvexp.metrics.knn import knn_top1
+from cvexp.models.arguments import Needs
 from cvexp.models.backbone import feature_dim
-from cvexp.models.probe import Needs
 from cvexp.report import embedding, explorer
 from cvexp.report.console import print_line
 from cvexp.report.dense import MAX_IMAGES

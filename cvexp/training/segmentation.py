@@ -25,7 +25,7 @@ from cvexp.errors import UserError
 from cvexp.inference import Segmenter, choose_device
 from cvexp.metrics import iou
 from cvexp.metrics.ranking import best_median_worst
-from cvexp.models.probe import DEFAULT_STRIDE
+from cvexp.models.arguments import DEFAULT_STRIDE
 from cvexp.models.segmenters import Prediction
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line

@@ -10,9 +10,9 @@ from torch import nn
 
 from cvexp.config import BackboneConfig
 from cvexp.errors import UserError, nearest
+from cvexp.models import arguments as model_arguments
 from cvexp.models import backbone as models
-from cvexp.models import probe
-from cvexp.models.probe import Needs
+from cvexp.models.arguments import Needs
 from cvexp.weights.fitting import fit_backbone
 from cvexp.weights.start import Start
 
@@ -24,7 +24,7 @@ def choose_arguments(config: BackboneConfig, needs: Needs) -> dict[str, Any]:
         UserError: naming sizes that the backbone accepts, or its default output stride, if no arguments will do.
     """
     with _explained(config):
-        return probe.choose_arguments(config.name, config.args, needs)
+        return model_arguments.choose_arguments(config.name, config.args, needs)
 
 
 def create_backbone(config: BackboneConfig, arguments: dict[str, Any], start: Start) -> nn.Module:
@@ -58,9 +58,9 @@ def _explained(config: BackboneConfig) -> Iterator[None]:
         raise UserError(
             f"backbone.weights=timm: {error}; check the internet connection, or give a file with backbone.weights=PATH"
         ) from error
-    except probe.StrideError as error:
+    except model_arguments.StrideError as error:
         raise UserError(f"task.output_stride: {error}") from error
-    except probe.SizeError as error:  # the message names the keys
+    except model_arguments.SizeError as error:  # the message names the keys
         raise UserError(str(error)) from error
     except models.BackboneError as error:
         raise UserError(

@@ -20,12 +20,14 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         tensors: The tensors by name.
-        dataset: The configuration of the data that the network was trained on; empty for files of other programs.
+        dataset, task: The configuration of the data and of the task that the network was trained on; empty for files of
+            other programs.
         encoder: The name of the encoder in the checkpoint; empty for files of other programs.
     """
 
     tensors: dict[str, Tensor]
     dataset: dict[str, Any]
+    task: dict[str, Any]
     encoder: str
 
 
@@ -44,7 +46,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return Checkpoint(load_file(path), {}, "")
+            return Checkpoint(load_file(path), {}, {}, "")
         with torch.serialization.safe_globals([argparse.Namespace]):  # type of the options in the course's files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -62,8 +64,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: the file holds no named tensors; save the model's state_dict")
-    dataset = _entry(_entry(metadata, "config"), "dataset")
-    return Checkpoint(tensors, dataset, str(metadata.get("encoder", "")))
+    config = _entry(metadata, "config")
+    return Checkpoint(tensors, _entry(config, "dataset"), _entry(config, "task"), str(metadata.get("encoder", "")))
 
 
 def _entry(content: Any, key: str) -> dict[Any, Any]:

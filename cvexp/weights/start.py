@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class Start:
         pretrained: Whether timm's pretrained weights are loaded.
         tensors: The tensors of a checkpoint, by name.
         encoder: The name of the encoder in that checkpoint; empty if it is unknown.
+        dataset, task: The configuration of the data and the task of that checkpoint; empty if they are unknown.
         same_classes: Whether the checkpoint's run had the same data set and classes.
         loaded: For each loaded tensor, its name in the checkpoint and the name in the model.
         left_random: Names of tensors in the model that are not in the checkpoint.
@@ -37,6 +40,8 @@ class Start:
     pretrained: bool = False
     tensors: dict[str, Tensor] = field(default_factory=dict)
     encoder: str = ""
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
     same_classes: bool = True
     loaded: dict[str, str] = field(default_factory=dict)
     left_random: list[str] = field(default_factory=list)
@@ -64,7 +69,14 @@ def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
         checkpoint = read_checkpoint(location.path)
     dataset = asdict(config.dataset)
     same_classes = all(checkpoint.dataset.get(key) == dataset[key] for key in ("name", "root", "classes"))
-    return Start(weights, tensors=checkpoint.tensors, encoder=checkpoint.encoder, same_classes=same_classes)
+    return Start(
+        weights,
+        tensors=checkpoint.tensors,
+        encoder=checkpoint.encoder,
+        dataset=checkpoint.dataset,
+        task=checkpoint.task,
+        same_classes=same_classes,
+    )
 
 
 def _link(run: ReadOnlyRun, source: str) -> None:

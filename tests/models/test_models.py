@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvexp.models.arguments import Needs, choose_arguments
 from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.models.backbone import Encoder, create_backbone
 from cvexp.models.deeplab import DECODERS
 from cvexp.models.dino import DINOHead, DINONetwork
-from cvexp.models.probe import Needs, choose_arguments
 from cvexp.models.segmenters import AttentionSegmenter, MulticlassSegmenter
 from tests.models.base import Case, ModelTest
 

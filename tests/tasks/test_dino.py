@@ -9,8 +9,8 @@ from PIL import Image
 
 from cvexp.composition import compose
 from cvexp.errors import UserError
+from cvexp.models.arguments import Needs
 from cvexp.models.backbone import create_backbone
-from cvexp.models.probe import Needs
 from cvexp.tasks.dino import DINO
 from cvexp.weights.backbone import choose_arguments
 from cvexp.weights.start import Start

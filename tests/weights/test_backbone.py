@@ -7,7 +7,7 @@ import pytest
 from cvexp.config import BackboneConfig
 from cvexp.errors import UserError
 from cvexp.models import backbone as models
-from cvexp.models.probe import Needs
+from cvexp.models.arguments import Needs
 from cvexp.weights.backbone import choose_arguments, create_backbone
 from cvexp.weights.start import Start
 

@@ -24,6 +24,8 @@ class Material:
         pretrainings: The pretraining runs that the segmentation runs start from, most used first; if there are none,
             the newest pretraining run.
         neighbors: The run that computed the nearest neighbors for the first pretraining run.
+        probe: The newest run that probed one of the pretraining runs; without any, the newest that probed something.
+        study: The newest study.
     """
 
     comparison_run: FinishedRun | None
@@ -31,6 +33,8 @@ class Material:
     segmentations: list[FinishedRun]
     pretrainings: list[FinishedRun]
     neighbors: FinishedRun | None
+    probe: FinishedRun | None
+    study: FinishedRun | None
 
 
 def missing(what: str, command: str) -> Blocks:

@@ -12,6 +12,7 @@ def repeat_section(material: Material) -> Blocks:
     candidates = [
         *material.pretrainings,
         material.neighbors,
+        material.probe,
         *material.segmentations,
         material.comparison_run,
     ]
@@ -29,6 +30,8 @@ def _exact_command(run: FinishedRun, material: Material) -> str:
     command = run.sweep_command() or run.tags["command"]
     if run.task == "neighbors" and run.config.run is None:
         command += f" run={run.tags['of_run']}"
+    if run.task == "probe" and run.config.runs is None and "weights_from" not in run.tags and "of_run" in run.tags:
+        command += f" 'runs=[{run.tags['of_run']}]'"
     if run.task == "compare" and run.config.runs is None and material.comparison is not None:
         command += f" 'runs=[{', '.join(compared.run_id for compared in material.comparison.evaluated)}]'"
     return command

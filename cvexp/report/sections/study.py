@@ -5,7 +5,7 @@ from __future__ import annotations
 from cvexp.report import study_text as studied
 from cvexp.report.document import Document, Paragraph, Picture, Section, Table, png, read_png
 from cvexp.report.sections.material import Blocks
-from cvexp.report.study import Study
+from cvexp.report.study import Study, read_study
 from cvexp.report.study_figures import draw_curves, draw_gains
 from cvexp.tracking.finished import FinishedRun
 
@@ -18,10 +18,11 @@ CURVES_ALT = "Score by share of labeled images, with a panel for each method and
 GAINS_ALT = "Difference from the reference by share of labeled images, with a panel for each method"
 
 
-def study_section(run: FinishedRun | None, study: Study | None) -> Blocks:
-    """Show the results of a study in a report; nothing if there is none."""
-    if run is None or study is None:
-        return []
+def study_section(run: FinishedRun) -> Blocks:
+    """Show the results of a study in a report."""
+    study = read_study(run.store, run.id)
+    if study is None:
+        return [Paragraph(f"The study {run.id[:8]} has no results.")]
     curves, differences = (run.read(f"study/{name}.png", read_png) for name in ("curves", "differences"))
     where = f" (run {run.id[:8]}; its artifact study/study.html has all runs and their commands)"
     blocks = _blocks(study, curves, differences, where)

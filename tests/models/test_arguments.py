@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from cvexp.composition import CONF
+from cvexp.models.arguments import Needs, SizeError, StrideError, choose_arguments
 from cvexp.models.backbone import ArgumentsError, BackboneError, Encoder, create_backbone
-from cvexp.models.probe import Needs, SizeError, StrideError, choose_arguments
 
 TWO_SIZES = Needs({"global": 96, "local": 48})
 SMALL_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}

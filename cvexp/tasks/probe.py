@@ -1,0 +1,226 @@
+"""`task=probe`: how well frozen features tell the classes apart, compared with controls that learned nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from omegaconf import MISSING
+
+from cvexp.config import DatasetConfig, RunConfig, TaskConfig, require, require_one_of
+from cvexp.data.index import Splits
+from cvexp.errors import UserError
+from cvexp.inference import choose_device
+from cvexp.metrics.probe_results import Contrast, Probed, ProbeResults, constant_scores, score
+from cvexp.metrics.probing import NonFiniteError, Predictions, ProbeSettings, probe
+from cvexp.probing.dataset import choose_dataset, load
+from cvexp.probing.features import compute_features, estimate_statistics
+from cvexp.probing.networks import CONTROLS, Controls, FrozenNetwork, Subject, from_run, from_weights, make_controls
+from cvexp.report import probe as report
+from cvexp.report.console import print_line
+from cvexp.tracking.data_record import record_data
+from cvexp.tracking.description import given_keys
+from cvexp.tracking.finished import FinishedRun, all_runs, find_runs
+from cvexp.tracking.run import ReadOnlyRun
+
+
+@dataclass(kw_only=True)
+class Config(TaskConfig):
+    works_on: ClassVar[str | None] = "runs"
+
+    checkpoint: str = MISSING
+    eval_size: int | None = MISSING
+    knn_k: int = MISSING
+    knn_bank: int = MISSING
+    tuning_samples: int = MISSING
+    controls: list[str] = MISSING
+    samples: int = MISSING
+    confidence: float = MISSING
+
+    def __post_init__(self) -> None:
+        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
+        require(self.eval_size is None or self.eval_size >= 2, "task.eval_size", self.eval_size, "null, or at least 2")
+        for key in ("knn_k", "knn_bank"):
+            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
+        require(self.tuning_samples >= 10, "task.tuning_samples", self.tuning_samples, "at least 10")
+        for control in self.controls:
+            require_one_of("task.controls", control, CONTROLS)
+        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
+        require(0 < self.confidence < 1, "task.confidence", self.confidence, "between 0 and 1")
+
+
+def main(config: RunConfig, run: ReadOnlyRun) -> None:
+    """Record scores, intervals, pictures and predictions in `run`.
+
+    Raises:
+        UserError: if there is nothing to probe, the weights or the data can't be used, or the data have no labels.
+    """
+    task = config.task
+    assert isinstance(task, Config)
+    given = given_keys(run.tags()["command"])
+    runs = choose_runs(run, config, given)
+    dataset = choose_dataset(config, given, runs)
+    splits = load(dataset)
+    record_data(run, dataset.name, splits)
+    if runs:
+        subjects = [from_run(finished, task.checkpoint, task.eval_size) for finished in runs]
+    else:
+        subjects = [from_weights(config, run, task.eval_size)]
+    _link(run, subjects)
+    controls = make_controls(subjects, task.controls)
+    networks = [*(subject.network for subject in subjects), *controls.networks]
+    notes = [_describe_split(splits, config, task, dataset, runs), *controls.skipped]
+    for note in notes:
+        print_line(note, style="bold yellow")
+    predictions, num_features = _predict(networks, splits, config)
+    probed, contrasts = _evaluate(networks, controls, splits, predictions, num_features, task)
+    scored = splits.scored
+    results = ProbeResults(
+        dataset=dataset.name,
+        split=scored.split,
+        classes=scored.classes,
+        num_images=len(np.unique(scored.image)),
+        num_objects=len(scored),
+        num_training=len(splits.train),
+        confidence=task.confidence,
+        constant=constant_scores(splits.train.label.astype(np.int64), scored.label.astype(np.int64)),
+        networks=probed,
+        contrasts=contrasts,
+        notes=notes,
+    )
+    report.print_results(results)
+    report.log_results(run, results)
+    report.log_predictions(run, results, scored, predictions)
+    print_line(f"table, pictures and predictions: {run.artifacts}/probe")
+
+
+def choose_runs(run: ReadOnlyRun, config: RunConfig, given: Collection[str]) -> list[FinishedRun]:
+    """Return the pretraining runs that `runs` names, or else the newest one; none if `backbone.weights` is given.
+
+    Raises:
+        UserError: if there is no such run, or it is unclear what to probe.
+    """
+    if "backbone.weights" in given or (config.backbone.weights is not None and "experiment" in given):
+        if config.runs is not None:
+            raise UserError("runs: backbone.weights= is given, too; leave out one of them, as only one can be probed")
+        return []
+    if backbone := sorted(key for key in given if key.partition(".")[0] == "backbone"):
+        raise UserError(
+            f"{backbone[0]}: a pretraining run is probed with its own backbone; to probe another network, give its "
+            "weights, too, with backbone.weights="
+        )
+    if config.runs is not None:
+        named = {finished.id: finished for finished in find_runs(run.store, config, "role", "pretraining")}
+        if not named:
+            raise UserError("runs: got an empty list; name at least one run, or leave it out for the newest one")
+        return list(named.values())
+    newest = next((r for r in all_runs(run.store, config, "role", "pretraining") if r.is_readable()), None)
+    if newest is None:
+        raise UserError(
+            "runs: there is no finished pretraining run; start one with python -m cvexp task=dino, name a store with "
+            "tracking.folder= or MLFLOW_TRACKING_URI, or probe other weights with backbone.weights="
+        )
+    return [newest]
+
+
+def _link(run: ReadOnlyRun, subjects: Sequence[Subject]) -> None:
+    """Record the probed runs as tags: the first one for MLflow's search, and all of them for the report."""
+    if ids := [subject.network.origin.run_id for subject in subjects if subject.network.origin.run_id is not None]:
+        run.set_tag("of_run", ids[0])
+        run.set_tag("of_runs", " ".join(ids))
+
+
+def _describe_split(
+    splits: Splits, config: RunConfig, task: Config, dataset: DatasetConfig, runs: Sequence[FinishedRun]
+) -> str:
+    """Say whether the scored images were also used otherwise."""
+    if splits.test is not None:
+        return f"The test split is scored. Nothing was chosen on its {len(splits.test.images)} images."
+    sentence = "There is no test split, so the validation split is scored"
+    places = [(run.config.dataset.name, run.config.dataset.root) for run in runs]
+    if runs and (task.checkpoint == "last" or (dataset.name, dataset.root) not in places):
+        return f"{sentence}."
+    if config.backbone.weights in (None, "timm") and not runs:
+        return f"{sentence}."
+    also = "also chose the checkpoint" if runs else "may also have chosen the checkpoint"
+    return f"{sentence}, whose images {also}; this may favor the trained features slightly."
+
+
+def _predict(
+    networks: Sequence[FrozenNetwork], splits: Splits, config: RunConfig
+) -> tuple[list[Predictions], list[int]]:
+    """Compute the features of both splits with all networks, and probe them.
+
+    Returns:
+        The predictions for the scored objects, and the lengths of the feature vectors.
+
+    Raises:
+        UserError: if features are not finite.
+    """
+    task, device, scored = config.task, choose_device(config.trainer), splits.scored
+    assert isinstance(task, Config)
+    for network in networks:
+        network.module.to(device).to(memory_format=torch.channels_last).eval()
+        if network.normalize is not None:
+            network.normalize.to(device)
+    print_line(
+        f"{len(splits.train)} training and {len(scored)} {scored.split} crops, "
+        f"{' and '.join(sorted({f'{network.eval_size} px' for network in networks}))}, {len(networks)} networks"
+    )
+    estimate_statistics(networks, splits.train, config.loader, device)
+    features = [compute_features(networks, index, config.loader, device) for index in (splits.train, scored)]
+    labels = torch.from_numpy(splits.train.label).long().to(device)
+    settings = ProbeSettings(task.knn_k, task.knn_bank, task.tuning_samples)
+    predictions = []
+    for network, train, test in zip(networks, *features, strict=True):
+        try:
+            predictions.append(probe(train, labels, test, len(scored.classes), settings))
+        except NonFiniteError as error:
+            raise UserError(
+                f"{network.name}: {error}, so the network can't be probed; its training has probably diverged"
+            ) from error
+    return predictions, [parts.shape[1] for parts in features[0]]
+
+
+def _evaluate(
+    networks: Sequence[FrozenNetwork],
+    controls: Controls,
+    splits: Splits,
+    predictions: Sequence[Predictions],
+    num_features: Sequence[int],
+    task: Config,
+) -> tuple[list[Probed], list[Contrast]]:
+    """Score all networks, and compare the probed ones with their controls."""
+    scored, names = splits.scored, [network.name for network in networks]
+    pairs = [(name, control) for name, of_network in controls.names.items() for control in of_network]
+    scores = score(
+        predictions,
+        scored.label.astype(np.int64),
+        scored.image.astype(np.int64),
+        [(names.index(name), names.index(control)) for name, control in pairs],
+        task.samples,
+        task.confidence,
+    )
+    probed = [
+        Probed(
+            name=network.name,
+            is_control=network.name not in controls.names,
+            **network.origin._asdict(),
+            eval_size=network.eval_size,
+            num_features=length,
+            inverse_strength=predicted.inverse_strength,
+            scores=estimates,
+        )
+        for network, length, predicted, estimates in zip(
+            networks, num_features, predictions, scores.estimates, strict=True
+        )
+    ]
+    contrasts = [
+        Contrast(name, control, key, interval)
+        for (name, control), intervals in zip(pairs, scores.contrasts, strict=True)
+        for key, interval in intervals.items()
+    ]
+    return probed, contrasts
