@@ -54,11 +54,9 @@ def read_probe(store: Store, run_id: str, index: Index) -> NDArray[np.int64]:
             linear, labels, files = saved["linear"][0], saved["labels"], saved["images"]
         if not np.array_equal(labels, index.label) or files.tolist() != [index.catalog.file(i) for i in index.image]:
             raise ValueError("it is about other objects or labels")
-        place = np.searchsorted(index.images, index.image)
-        counts = np.zeros((len(index.images), 2), dtype=np.int64)
-        np.add.at(counts, (place, 0), linear == labels)
-        np.add.at(counts, (place, 1), 1)
-        return counts
+        place, num_images = np.searchsorted(index.images, index.image), len(index.images)
+        right = np.bincount(place[linear == labels], minlength=num_images)
+        return np.stack([right, np.bincount(place, minlength=num_images)], axis=1)
 
     return store.read(run_id, "probe/predictions.npz", read)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cvexp import data
 from cvexp.config import RunConfig
+from cvexp.data.prepare import Use
 from cvexp.errors import opening
 from cvexp.metrics import iou
 from cvexp.metrics.efficiency import Curve, Gain, gains, reference_of, savings
@@ -48,9 +49,8 @@ class Results:
         self.study_so_far: report.Study | None = None
         self.stopped: dict[tuple[str, str], int] = {}
         self.is_probe = config.task.name == PROBE
-        self.scored = data.load(
-            config.dataset, "pretraining" if self.is_probe else "segmentation", uses_labels=True
-        ).scored
+        use: Use = "pretraining" if self.is_probe else "segmentation"
+        self.scored = data.load(config.dataset, use).scored
         self.weights = image_weights(len(self.scored.images), study.samples)
         self.runs: dict[Cell, tuple[str, float, Array]] = {}  # the id, the score, and the scores of the samples
 
@@ -159,7 +159,7 @@ class Results:
     def show(self) -> None:
         """Print the scores and what they say."""
         if self.study_so_far is None:
-            print_line("no run on labels has finished, so there is nothing to compare")
+            print_line(" ".join(["No run on labels has finished, so there is nothing to compare.", *self._notes()]))
             return
         study_text.print_study(self.study_so_far)
         print_line(f"open {(Path(self.run.folder) / 'study.html').absolute().as_uri()}")

@@ -79,13 +79,13 @@ class StudyJobs:
             source: The run that pretrained its start, if the study did.
         """
         weights = f"runs:/{source}/checkpoints/best.ckpt" if source else cell.start
-        own = (
+        own = [
             f"backbone.weights={'null' if cell.start == RANDOM else quoted(weights)}",
             f"dataset.fraction={cell.fraction}",
             f"seed={cell.seed}",
-        )
+        ]
         if cell.method == PROBE:
-            own = (*own, "task.controls=[]")
+            own.append("task.controls=[]")
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.number(cell)
         return Job(number, (*self.overrides(cell.method), *own))
 

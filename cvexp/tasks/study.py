@@ -47,6 +47,8 @@ class Config(TaskConfig):
         require(min(self.seeds) >= 0, "task.seeds", self.seeds, "whole numbers from 0")
         for method in self.methods or ():
             require_one_of("task.methods", method, [*methods(), PROBE])
+        is_mixed = self.methods is not None and PROBE in self.methods and len(self.methods) > 1
+        require(not is_mixed, "task.methods", self.methods, "either probe or segmentation methods")
         for task in self.overrides or ():
             require_one_of("task.overrides", task, [*pretrainings(), *methods(), PROBE])
         require(self.hours is None or self.hours > 0, "task.hours", self.hours, "positive, or null")

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from cvexp.sweeps.clock import Clock
 from tests.helpers import Outcome, runs, start, store
 
 pytestmark = pytest.mark.slow
@@ -51,15 +52,14 @@ def results(study: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def finished(folder: str, task: str) -> list[mlflow.entities.Run]:
-    found = runs(Path(folder)) if (Path(folder) / "mlflow.db").exists() else []
-    return [run for run in found if run.data.tags["task"] == task and run.info.status == "FINISHED"]
+    return [run for run in runs(Path(folder)) if run.data.tags["task"] == task and run.info.status == "FINISHED"]
 
 
 def test_a_study_that_is_killed_twice_ends_with_the_same_result(cvexp: Callable[..., Outcome]) -> None:
     for num_runs in (1, 4):
         process = start(*QUICK, "tracking.folder=killed")
-        while process.poll() is None and len(finished("killed", "multiclass")) < num_runs:
-            time.sleep(0.1)
+        while process.poll() is None and len(list(Path("killed/artifacts").glob("*/*/scores/counts.npz"))) < num_runs:
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert len(finished("killed", "multiclass")) < 8
@@ -84,11 +84,17 @@ def test_a_study_that_is_killed_twice_ends_with_the_same_result(cvexp: Callable[
     assert "Labels and pretraining" in Path("outputs/report.html").read_text()
 
 
-def test_a_budget_ends_a_study_with_what_there_was_time_for(cvexp: Callable[..., Outcome]) -> None:
-    outcome = cvexp(*QUICK, "task.hours=1e-4")  # the first group has no known duration, so it runs
+def test_a_budget_ends_a_study_with_what_there_was_time_for(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [True, True, False]  # for the pretraining, the first two runs, and the next two
+    monkeypatch.setattr(Clock, "allows", lambda *_: answers.pop(0))
+    outcome = cvexp(*QUICK, "task.hours=5")
     assert outcome.code == 0
-    assert "budget of 0.0001 hours was too small" in outcome.message
-    assert 0 < len(finished("outputs", "multiclass")) < 8
+    assert "budget of 5 hours was too small" in outcome.message
+    assert not answers
+    assert [point["fraction"] for point in read()["points"]] == [0.25, 0.25]
+    assert "one seed does not decide" in outcome.message
 
 
 def test_a_start_that_can_not_be_pretrained_is_left_out(cvexp: Callable[..., Outcome]) -> None:
