@@ -22,7 +22,7 @@ DEFAULT_INVERSE_STRENGTH = 1.0  # if no class has two samples, so that nothing c
 MAX_FOLDS = 5
 MAX_ITERATIONS = 500
 TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean loss
-TUNING_TOLERANCE = 1e-4  # in the cross-validation, which needs only accuracies
+TUNING_TOLERANCE = 1e-5  # in the cross-validation, which needs only accuracies
 CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its mean, is constant up to rounding
 
 

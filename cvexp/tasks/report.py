@@ -75,9 +75,9 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
         for other in all_runs(store, config, "task", "neighbors")
         if pretrainings and other.tags.get("of_run") == pretrainings[0].id
     )
-    probed = {pretraining.id for pretraining in pretrainings}
+    described = {pretraining.id for pretraining in pretrainings}
     probes = list(all_runs(store, config, "task", "probe"))
-    of_these = (other for other in probes if probed & set(other.tags.get("of_runs", "").split()))
+    of_these = (other for other in probes if described & set(other.tags.get("of_runs", "").split()))
     probe = next(of_these, probes[0] if probes else None)
     study = next(all_runs(store, config, "task", "study"), None)
     return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None), probe, study)
