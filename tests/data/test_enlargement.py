@@ -34,7 +34,7 @@ def make_cifar(root: Path, side: int) -> None:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             for i in range(4):
-                save_image(root / split / name / f"{i}.png", size=(side, side), seed=i)
+                save_image(root / split / name / f"{i}.png", size=(side, side))
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_dino_names_the_sizes_to_set(cvexp: Callable[..., Outcome], side: int, r
 def test_segmentation_names_the_size_to_set(cvexp: Callable[..., Outcome], size: int, reported: int) -> None:
     for split in ("train", "val"):
         for i in range(4):
-            save_image(Path("mine") / split / f"{i}.jpg", seed=i)
+            save_image(Path("mine") / split / f"{i}.jpg")
             save_mask(Path("mine") / split / f"{i}.png", 0, 1)
     tiny = [argument for argument in TINY_SEGMENTATION if not argument.startswith("dataset.")]
     data = ["dataset=folder", "dataset.root=mine", "dataset.train_masks=train", "dataset.val_masks=val"]
