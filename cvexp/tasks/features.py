@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING
 from PIL import Image, ImageOps
@@ -146,8 +145,7 @@ def _log(run: ReadOnlyRun, shown: Sequence[Viewed], components: Components, scal
     colors = [scale.colors(components.scores(features)) for features in maps]
     title = f"main components of the feature maps, {state}"
     run.log_figure(report.draw_components(pixels, colors, names, title), "features/components.png")
-    attention = [viewed.dense.attention for viewed in shown]
-    if all(isinstance(weights, torch.Tensor) for weights in attention):
-        weights = [weights[0].cpu().numpy() for weights in attention if weights is not None]
-        figure = report.draw_attention(pixels, weights, names, shown[0].dense.of_class_token, state)
+    attention = [viewed.dense.attention[0].cpu().numpy() for viewed in shown if viewed.dense.attention is not None]
+    if attention:
+        figure = report.draw_attention(pixels, attention, names, shown[0].dense.of_class_token, state)
         run.log_figure(figure, "features/attention.png")

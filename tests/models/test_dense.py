@@ -1,5 +1,7 @@
 """Feature maps and class attention of several backbones, against computations of our own."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from cvexp.models.dense import DenseView, choose_view, compute_dense
 FIXED = {"dynamic_img_size": False}  # takes only images of one size
 
 
-def create(name: str, **args: object) -> nn.Module:
+def create(name: str, **args: Any) -> nn.Module:
     torch.manual_seed(0)
     return create_backbone(name, **args)
 
@@ -48,7 +50,7 @@ def test_maps_are_those_of_timm_and_nothing_changes() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
     assert backbone.training
     assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
-    assert torch.equal(dense.maps, backbone.eval().forward_features(images))
+    assert torch.equal(dense.maps, backbone.eval().forward_features(images))  # type: ignore[operator]
     assert dense.maps.shape == (2, 96, 2, 3)
     assert dense.attention is None
 
@@ -66,7 +68,7 @@ def attention_of(backbone: nn.Module, images: Tensor) -> Tensor:
     q_bnth, k_bnth = (part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)[:2])
     q_bnth, k_bnth = layer.q_norm.double()(q_bnth), layer.k_norm.double()(k_bnth)
     scores = torch.einsum("bnqh,bnkh->bnqk", q_bnth, k_bnth) / q_bnth.shape[-1] ** 0.5
-    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    weights: Tensor = scores.exp() / scores.exp().sum(-1, keepdim=True)
     backbone.float()
     return weights
 

@@ -28,7 +28,7 @@ def dense_blocks(run: FinishedRun) -> Blocks:
         "Red, green and blue are the three main components, fitted once to the images of all these epochs; each "
         "epoch's features are centered and have unit variance. Positions with similar features have similar colors."
     )
-    blocks: Blocks = [Picture(png(dense.draw_epochs(records)), alt, caption, wide=True)]
+    blocks: Blocks = [Picture(png(dense.draw_epochs(records)), alt, caption, wide=True, screen_only=True)]
     if num_heads := newest.attention.shape[1]:
         of_class_token, state = bool(newest.of_class_token), state_of(chosen[-1])
         query = "the class token" if of_class_token else "all positions, on average,"
