@@ -228,11 +228,8 @@ class Pretraining(TrainingModule):
         self.features = features
         labels, bank_labels = (torch.cat(processes.gather_in_order(values, self.device)) for values in self._labels)
         num_classes = len(self.splits.val.classes)
-        measures = {
-            **self.summarize(means),
-            "feature_std": collapse.feature_std(features),
-            "feature_rank": collapse.effective_rank(features),
-        }
+        measures = {"feature_std": collapse.feature_std(features), "feature_rank": collapse.effective_rank(features)}
+        measures = {**self.summarize(means), **measures}
         if num_classes:
             accuracy = knn_top1(bank, bank_labels, features, labels, num_classes, self.task.knn_k)
             measures = {"knn_top1": accuracy, **measures}
@@ -269,10 +266,8 @@ class Pretraining(TrainingModule):
         return {key: torch.from_numpy(array) for key, array in last.items() if array is not None}
 
     def load_extra_state(self, state: Any) -> None:
-        if "tsne" in state:
-            self.layout = state["tsne"].numpy()
-        if "dense" in state:
-            self.dense.reference = state["dense"].numpy()
+        arrays = {key: state[key].numpy() for key in ("tsne", "dense") if key in state}
+        self.layout, self.dense.reference = arrays.get("tsne"), arrays.get("dense")
 
 
 def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> float:
