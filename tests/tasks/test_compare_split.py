@@ -36,12 +36,12 @@ def without_dataset(settings: list[str]) -> list[str]:
 
 @pytest.fixture
 def photos() -> Path:
-    """A folder of images with masks, and other masks for the test images."""
+    """A folder of images with masks. There are two folders of masks for the test images."""
     root = Path("photos")
     for split, count in (("train", 8), ("val", 4), ("test", 4)):
         for i in range(count):
             save_image(root / split / f"{i}.jpg")
-            save_mask(root / split / f"{i}.png", 1, 2)
+            save_mask(root / ("masks" if split == "test" else split) / f"{i}.png", 1, 2)
             if split == "test":
                 save_mask(root / "other" / f"{i}.png", 2, 0, 1, 1)
     return root
@@ -69,15 +69,15 @@ def test_labels_of_the_test_split_change_nothing_but_the_comparison(
     cvexp: Callable[..., Outcome], photos: Path
 ) -> None:
     tiny = [*without_dataset(TINY_SEGMENTATION), *FOLDER, *MASKS, "dataset.image_size=32", "dataset.min_crop_size=8"]
-    trained: dict[str, dict[str, mlflow.entities.Run]] = {"test": {}, "other": {}}
+    trained: dict[str, dict[str, mlflow.entities.Run]] = {"masks": {}, "other": {}}
     for masks in trained:
         for task in ("multiclass", "attention"):
             outcome = cvexp(*tiny, f"task={task}", f"dataset.test_masks={masks}")
             assert outcome.code == 0, outcome.message
             trained[masks][task] = runs()[0]
     for task in ("multiclass", "attention"):
-        assert_equal_but_for_the_test_split(trained["test"][task], trained["other"][task])
-    ids = [run.info.run_id for run in (trained["test"]["multiclass"], trained["other"]["attention"])]
+        assert_equal_but_for_the_test_split(trained["masks"][task], trained["other"][task])
+    ids = [run.info.run_id for run in (trained["masks"]["multiclass"], trained["other"]["attention"])]
     assert "different test images or labels" in cvexp(*COMPARE, f"runs=[{','.join(ids)}]").message
     counts = []
     for of_task in trained.values():
