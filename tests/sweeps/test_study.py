@@ -112,3 +112,20 @@ def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*QUICK, "task.methods=[multiclas]")
     assert outcome.code == 1
     assert "did you mean multiclass?" in outcome.message
+
+
+def test_without_masks_a_study_probes_frozen_features(cvexp: Callable[..., Outcome]) -> None:
+    own = [word for word in QUICK if "methods" not in word and "overrides" not in word]
+    probes = [*own, "task.methods=[probe]", "task.overrides={dino: ['+experiment=demo'], probe: ['task.eval_size=32']}"]
+    outcome = cvexp(*probes)
+    assert outcome.code == 0
+    study = read()
+    assert study["score"] == "accuracy of the linear probe"
+    assert {(p["method"], p["start"], p["fraction"]) for p in study["points"]} == {
+        ("probe", start, fraction) for start in ("random", "dino") for fraction in (0.25, 1.0)
+    }
+    number = len(finished("outputs", "probe"))
+    assert number == 8
+    assert cvexp(*probes).code == 0  # nothing is left to do
+    assert len(finished("outputs", "probe")) == number
+    assert results(read()) == results(study)
