@@ -65,6 +65,8 @@ class Study(Sweeper):
         plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
         jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
         configs = {task: self.compose(Job(0, jobs.overrides(task))) for task in (*jobs.pretrained, *methods)}
+        sizes = [configs[start].task.eval_size for start in jobs.pretrained]  # type: ignore[attr-defined]
+        jobs.of_probes = [f"task.eval_size={size}" for size in sizes[:1]]
         jobs.plan = plan = plan._replace(starts=_available(plan.starts, configs[methods[0]]))
         results = Results(run, study, configs[methods[0]])
         clock = Clock(run, study.hours)

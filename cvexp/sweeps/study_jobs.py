@@ -56,15 +56,19 @@ class StudyJobs:
 
     Attributes:
         lengths: The overrides that set how long the runs of a task are, by task.
+        of_probes: Further overrides of probes, with which all starts get images of the same size.
     """
 
     def __init__(self, study: Config, common: Sequence[str], plan: Plan, pretrained: Sequence[str]) -> None:
         self.study, self.common, self.plan, self.pretrained = study, tuple(common), plan, list(pretrained)
         self.lengths: dict[str, list[str]] = {}
+        self.of_probes: list[str] = []
 
     def overrides(self, task: str) -> tuple[str, ...]:
         """Return the overrides of all runs of a task."""
         own = (self.study.overrides or {}).get(task, ())
+        if task == PROBE:
+            own = ("task.controls=[]", *self.of_probes, *own)
         return (*own, f"task={task}", *self.common, *self.lengths.get(task, ()))
 
     def pretraining(self, start: str, seed: int) -> Job:
@@ -84,8 +88,6 @@ class StudyJobs:
             f"dataset.fraction={cell.fraction}",
             f"seed={cell.seed}",
         ]
-        if cell.method == PROBE:
-            own.append("task.controls=[]")
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.number(cell)
         return Job(number, (*self.overrides(cell.method), *own))
 

@@ -118,3 +118,15 @@ def test_methods_that_train_equally_long_have_steps_by_their_speeds() -> None:
     seconds = {task: length.steps * 10 / measured[task].images_per_second for task, length in changed.items()}
     assert seconds["multiclass"] == pytest.approx(seconds["attention"], rel=0.01)
     assert changed["multiclass"].steps > 3.9 * changed["attention"].steps
+
+
+def test_probes_of_all_starts_get_images_of_the_same_size_unless_told_otherwise() -> None:
+    jobs = StudyJobs(_study(), [], PLAN._replace(methods=("probe",)), ["dino"])
+    jobs.of_probes = ["task.eval_size=48"]
+    for start in ("random", "dino"):
+        assert "task.eval_size=48" in jobs.on_labels(Cell("probe", start, 1.0, 0), "abc").overrides
+    task = compose("task=study", "task.overrides={probe: ['task.eval_size=64']}").task
+    assert isinstance(task, Config)
+    jobs.study = task
+    overrides = jobs.overrides("probe")
+    assert overrides.index("task.eval_size=64") > overrides.index("task.eval_size=48")  # the last one counts
