@@ -18,6 +18,7 @@ from cvexp.sweeps.sweeper import Sweeper
 if TYPE_CHECKING:
     from cvexp.config import RunConfig
     from cvexp.sweeps.clock import Clock
+    from cvexp.sweeps.lengths import Length
     from cvexp.sweeps.results import Results
     from cvexp.sweeps.study_jobs import StudyJobs
     from cvexp.tasks.study import Config
@@ -73,6 +74,7 @@ class Study(Sweeper):
         try:
             lengths = choose_lengths(run, study, configs, jobs, self.run_jobs)
             jobs.lengths = {task: length.overrides() for task, length in lengths.items()}
+            _announce(plan, jobs, lengths)
             for seed in plan.seeds:
                 if not self._run_round(run, jobs, results, clock, seed):
                     break
@@ -133,6 +135,22 @@ class Study(Sweeper):
                 clock.note(start, outcome.run_id)
         clock.save()
         return sources
+
+
+def _announce(plan: Plan, jobs: StudyJobs, lengths: Mapping[str, Length]) -> None:
+    crossed = ", ".join(
+        f"{len(values)} {word}"
+        for values, word in (
+            (plan.methods, "methods"),
+            (plan.starts, "starts"),
+            (plan.fractions, "shares of the labels"),
+            (plan.seeds, "seeds"),
+        )
+    )
+    print_line(f"study: {plan.num_cells} runs on labels ({crossed})", style="bold")
+    print_line(f"and {len(jobs.pretrained) * len(plan.seeds)} pretraining runs")
+    if lengths:
+        print_line("steps of a run: " + ", ".join(f"{task} {length.steps}" for task, length in lengths.items()))
 
 
 def _available(starts: Sequence[str], config: RunConfig) -> tuple[str, ...]:
