@@ -7,7 +7,9 @@ from cvexp.metrics.selection import describe, direction, objective, selects
     ("monitor", "expected"), [("last", [0, 1, 2, 3]), ("val/loss", [0, 1]), ("val/feature_rank", [0, 3])]
 )
 def test_an_epoch_is_selected_if_it_is_later_or_better(monitor: str, expected: list[int]) -> None:
-    epochs = [{"val/loss": loss, "val/feature_rank": rank} for loss, rank in ((3, 2), (1, 1), (2, 2), (1, 5))]
+    epochs = [
+        {"val/loss": loss, "val/feature_rank": rank} for loss, rank in ((3.0, 2.0), (1.0, 1.0), (2.0, 2.0), (1.0, 5.0))
+    ]
     best: dict[str, float] = {}
     selected = []
     for number, metrics in enumerate(epochs):
