@@ -208,7 +208,7 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
     assert cvexp("task=report").code == 0
     header, _, body = page().partition("<nav")
     assert ": the highest val/knn_top1. It has" in text(body)
-    assert "This was chosen with task.monitor" in text(body)
+    assert "The setting task.monitor=val/knn_top1 selected it" in text(body)
     assert "measure untrained selected last" in text(body)
     with_run = f"{said.removesuffix('.')} (run {pretraining.info.run_id[:8]})."
     assert (with_run in text(header)) == bool(said)
@@ -229,7 +229,7 @@ def test_worse_features_are_stated_beside_a_collapse(
     assert "The run warned: step 2: collapse: all is one." in text(page())
     assert text(page()).count(worse.removesuffix(".")) == 2  # in the summary and in its section
     assert "best.ckpt, is from epoch 1 of 1: the last one. It has" in text(page())
-    assert "The last epoch is selected because" in text(page())
+    assert "The last epoch is the default because" in text(page())
 
 
 @pytest.mark.parametrize(

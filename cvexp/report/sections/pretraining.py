@@ -59,11 +59,11 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
 
 
 def _reason(monitor: str) -> str:
-    """Say why this epoch is a good choice, or what is known about the choice."""
-    measured = "where this was measured (experiments/start_checkpoint.md)"
+    """Say why this epoch is selected."""
+    measured = "experiments/start_checkpoint.md"
     if monitor == selection.LAST:
-        return f"The last epoch is selected because no metric without labels chose a better start {measured}."
-    return f"This was chosen with task.monitor; by default, the last epoch is selected, which was as good {measured}."
+        return f"The last epoch is the default because no metric reliably selected a better start ({measured})."
+    return f"The setting task.monitor={monitor} selected it; the default is the last epoch ({measured})."
 
 
 def _measures(run: FinishedRun, num_epochs: int) -> Table:
