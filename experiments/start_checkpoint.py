@@ -4,7 +4,7 @@
     python experiments/start_checkpoint.py +experiment=demo --seeds 0 1 2 \
         --segmentation +experiment=demo_segmentation trainer.max_epochs=3
     python experiments/start_checkpoint.py task=dino dataset=folder dataset.root=PATH     (your own images, in classes)
-    python experiments/start_checkpoint.py --run-folders outputs/artifacts/RUN_ID/artifacts  (with epochs/epoch-*.ckpt)
+    python experiments/start_checkpoint.py --run-folders FOLDER_OF_A_RUN                  (which contains epochs/*.ckpt)
 
 The script pretrains once per seed from random weights and keeps the weights of every epoch, or reads those of finished
 runs. It freezes the encoder of each epoch, and classifies the validation crops with a linear probe and with kNN, both
@@ -108,17 +108,19 @@ def pretrain(overrides: Sequence[str], seed: int, folder: Path) -> Pretrained:
 
 def read_run(folder: Path) -> Pretrained:
     """Read a run that has kept the checkpoints of its epochs, and whose store is in a folder above them."""
-    checkpoints = sorted(folder.glob("epochs/epoch-*.ckpt"))
-    about = torch.load(checkpoints[0], map_location="cpu", weights_only=True)["cvexp"]
-    store = next(parent / "mlflow.db" for parent in checkpoints[0].parents if (parent / "mlflow.db").exists())
-    client = mlflow.MlflowClient(f"sqlite:///{store.absolute()}")
-    measured: list[Scores] = [{} for _ in checkpoints]
+    steps = {}
+    for path in sorted(folder.glob("epochs/*.ckpt")):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["global_step"] > 0:  # else it is untrained
+            steps[path], about = content["global_step"], content["cvexp"]
+    store = next(parent / "mlflow.db" for parent in folder.absolute().parents if (parent / "mlflow.db").exists())
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    measured: list[Scores] = [{} for _ in steps]
     for name in ("loss", "feature_rank"):
-        history = sorted(client.get_metric_history(about["run_id"], f"val/{name}"), key=lambda metric: metric.step)
-        trained = [metric.value for metric in history if metric.step > 0]
-        for scores, value in zip(measured, trained, strict=True):
-            scores[name] = value
-    return Pretrained(check(OmegaConf.create(about["config"])), checkpoints, measured)
+        history = {metric.step: metric.value for metric in client.get_metric_history(about["run_id"], f"val/{name}")}
+        for scores, step in zip(measured, steps.values(), strict=True):
+            scores[name] = history[step]
+    return Pretrained(check(OmegaConf.create(about["config"])), list(steps), measured)
 
 
 class Views(NamedTuple):
