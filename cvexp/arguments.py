@@ -12,9 +12,11 @@ from hydra.errors import HydraException
 
 from cvexp.redaction import VARIABLE
 
+QUESTIONS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # Hydra's, but for the last
+
 
 def with_sweeper(arguments: list[str], conf: Path) -> list[str]:
-    """Make a sweep of `task=study`, even if an experiment chooses this task.
+    """Make a sweep of `task=study`, even if an experiment chooses this task, unless Hydra is only asked about it.
 
     Args:
         arguments: The command line without the program's name.
@@ -23,7 +25,8 @@ def with_sweeper(arguments: list[str], conf: Path) -> list[str]:
     tasks = [word for word in arguments if word.startswith("task=")]
     files = [conf / "experiment" / f"{word.partition('=')[2]}.yaml" for word in arguments if "experiment=" in word]
     by_experiment = any("override /task: study" in file.read_text() for file in files if file.is_file())
-    if tasks != ["task=study"] and (tasks or not by_experiment):
+    is_question = any(word in QUESTIONS or word.startswith("--cfg=") for word in arguments)
+    if is_question or (tasks != ["task=study"] and (tasks or not by_experiment)):
         return arguments
     flag = [] if {"-m", "--multirun"} & set(arguments) else ["-m"]
     return [*flag, "hydra/sweeper=study", *arguments]

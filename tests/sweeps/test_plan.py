@@ -2,7 +2,8 @@
 
 import pytest
 
-from cvexp.composition import compose
+from cvexp.arguments import with_sweeper
+from cvexp.composition import CONF, compose
 from cvexp.errors import UserError
 from cvexp.sweeps.lengths import Length, Measured, equal_time
 from cvexp.sweeps.plan import Cell, Plan, spread_out
@@ -130,3 +131,24 @@ def test_probes_of_all_starts_get_images_of_the_same_size_unless_told_otherwise(
     jobs.study = task
     overrides = jobs.overrides("probe")
     assert overrides.index("task.eval_size=64") > overrides.index("task.eval_size=48")  # the last one counts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_sweep"),
+    [
+        (["task=study"], True),
+        (["-m", "task=study"], True),
+        (["+experiment=shapes_study", "task.stop=false"], True),
+        (["+experiment=shapes_study", "task=compare"], False),
+        (["task=study", "--cfg", "job"], False),
+        (["+experiment=demo"], False),
+        (["-m", "seed=0,1"], False),
+    ],
+)
+def test_a_study_has_a_sweeper_of_its_own(arguments: list[str], is_sweep: bool) -> None:
+    rewritten = with_sweeper(arguments, CONF)
+    assert ("hydra/sweeper=study" in rewritten) == is_sweep
+    assert (("-m" in rewritten) and rewritten.count("-m") == 1) == (is_sweep or "-m" in arguments)
+    assert [word for word in rewritten if word not in ("-m", "hydra/sweeper=study")] == [
+        w for w in arguments if w != "-m"
+    ]
