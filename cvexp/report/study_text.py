@@ -94,12 +94,13 @@ def _saving_sentence(saving: Saving) -> str:
 
 
 def needed(saving: Saving) -> str:
-    """Return the share of the labels that the reference needs, with its interval: ``55% [40%, 70%]``."""
+    """Return the share of the labels that the reference needs, and its interval, if it has one: ``55% [40%, 70%]``."""
 
     def bound(value: float) -> str:
         return "more than all" if math.isinf(value) else "fewer than tried" if value == 0 else percent(value)
 
-    return f"{bound(saving.needed)} [{bound(saving.low)}, {bound(saving.high)}]"
+    share, low, high = bound(saving.needed), bound(saving.low), bound(saving.high)
+    return share if share == low == high else f"{share} [{low}, {high}]"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -122,7 +123,7 @@ def _cell(point: Point | None) -> str:
     if point is None:
         return "not run"
     mean, low, high = point.interval
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def difference_rows(study: Study) -> tuple[list[str], list[list[str]]]:

@@ -109,6 +109,7 @@ def test_shares_beyond_the_curve_are_words() -> None:
     saving = replace(study(0.1).savings[0], needed=0.55, low=0.4, high=math.inf)
     assert needed(saving) == "55% [40%, more than all]"
     assert needed(replace(saving, low=0.0, high=0.7)) == "55% [fewer than tried, 70%]"
+    assert needed(replace(saving, needed=math.inf, low=math.inf)) == "more than all"
 
 
 def test_a_study_survives_its_file(tmp_path: Path) -> None:
