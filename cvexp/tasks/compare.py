@@ -134,6 +134,8 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
     for candidate in candidates:
         method, start, seed = key = (candidate.task, candidate.start, candidate.seed)
         other, reason = candidates[0], obstacle(candidates[0], candidate)
+        if config.runs is None and reason is None:
+            reason = _other_share(candidates[0], candidate)
         if reason is None and key in newest:
             other = newest[key]
             reason = f"both are {method} from {start} with seed {seed}; MLflow's UI can compare other settings"
@@ -142,18 +144,30 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
         elif config.runs is not None:
             raise UserError(f"runs: {other.id} and {candidate.id} can't be compared: {reason}")
     if len(newest) < 2:
-        reason = obstacle(candidates[0], candidates[1]) or "it has the same task, start and seed"
+        reason = obstacle(*candidates[:2]) or _other_share(*candidates[:2]) or "it has the same task, start and seed"
         raise UserError(
             f"runs: no other finished run can be compared with the newest one, {candidates[0].id}; for example, "
             f"{candidates[1].id} can't, because {reason}; name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
-        print_line(f"{left_out} other finished runs are left out: they have other data, or newer ones replace them")
+        print_line(
+            f"{left_out} other finished runs are left out: they have other data or labels, or newer ones replace them"
+        )
     return sorted(newest.values(), key=_order)
 
 
 def _order(run: FinishedRun) -> tuple[bool, str, str, int]:
     return (not run.config.task.is_baseline, run.task, run.start, run.seed)  # type: ignore[attr-defined]
+
+
+def _other_share(first: FinishedRun, second: FinishedRun) -> str | None:
+    """Return why two runs are not compared unless they are named, or None: they had different shares of the labels."""
+    shares = [run.params.get("dataset.fraction", "1.0") for run in (first, second)]
+    if shares[0] == shares[1]:
+        return None
+    return (
+        f"they were trained on different shares of the labels, {shares[0]} and {shares[1]}, which task=study compares"
+    )
 
 
 def obstacle(first: FinishedRun, second: FinishedRun) -> str | None:

@@ -25,7 +25,8 @@ from cvexp.report.sections.repeat import repeat_section
 from cvexp.report.sections.segmentation import segmentation_section
 from cvexp.report.sections.study import study_section
 from cvexp.report.sections.summary import summary
-from cvexp.tracking.finished import all_runs, find_run
+from cvexp.report.study import FILE as STUDY
+from cvexp.tracking.finished import all_runs, find_run, newest_with
 from cvexp.tracking.run import ReadOnlyRun
 
 MAX_SEGMENTATIONS = 8  # segmentation runs in a report without a comparison
@@ -79,7 +80,7 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
     probes = list(all_runs(store, config, "task", "probe"))
     of_these = (other for other in probes if described & set(other.tags.get("of_runs", "").split()))
     probe = next(of_these, probes[0] if probes else None)
-    study = next(all_runs(store, config, "task", "study"), None)
+    study = newest_with(store, config, "study", STUDY)
     return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None), probe, study)
 
 

@@ -157,6 +157,15 @@ def all_runs(store: Store, config: RunConfig, tag: str, value: str) -> Iterator[
         yield FinishedRun(store, run, config)
 
 
+def newest_with(store: Store, config: RunConfig, task: str, artifact: str) -> FinishedRun | None:
+    """Return the newest run of a task that has recorded an artifact, whether it has finished or not, or None."""
+    folder = artifact.rpartition("/")[0]
+    for run in store.search(f"tags.task = '{task}'"):
+        if artifact in store.files(run.info.run_id, folder):
+            return FinishedRun(store, run, config)
+    return None
+
+
 def find_run(store: Store, config: RunConfig, tag: str, value: str) -> FinishedRun | None:
     """Return the run that `config.run` names, or else the newest finished run with a tag, or None.
 

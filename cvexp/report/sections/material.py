@@ -25,7 +25,7 @@ class Material:
             the newest pretraining run.
         neighbors: The run that computed the nearest neighbors for the first pretraining run.
         probe: The newest run that probed one of the pretraining runs; without any, the newest that probed something.
-        study: The newest study.
+        study: The newest study with results.
     """
 
     comparison_run: FinishedRun | None
