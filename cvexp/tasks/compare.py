@@ -150,9 +150,7 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
             f"{candidates[1].id} can't, because {reason}; name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
-        print_line(
-            f"{left_out} other finished runs are left out: they have other data or labels, or newer ones replace them"
-        )
+        print_line(f"{left_out} other finished runs are left out: their data differ, or newer ones replace them")
     return sorted(newest.values(), key=_order)
 
 

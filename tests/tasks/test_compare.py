@@ -69,6 +69,7 @@ def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Call
     train(cvexp, "task=multiclass")
     other_size = train(cvexp, "task=attention", "dataset.image_size=48")
     old, new = (train(cvexp, "task=multiclass") for _ in range(2))
+    few_labels = train(cvexp, "task=attention", "dataset.fraction=0.5")
     attention = train(cvexp, "task=attention", "trainer.max_steps=2")
     outcome = cvexp(*COMPARE)
     assert outcome.code == 0, outcome.message
@@ -77,7 +78,8 @@ def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Call
     assert old.info.run_id not in outcome.message
     assert other_size.info.run_id not in outcome.message
     assert "trainer.max_steps: 1, 2" in outcome.message
-    assert "3 other finished runs are left out" in outcome.message
+    assert few_labels.info.run_id not in outcome.message
+    assert "4 other finished runs are left out" in outcome.message
 
 
 @pytest.mark.parametrize(
