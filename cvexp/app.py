@@ -170,6 +170,8 @@ def _run(composed: DictConfig) -> float | None:
     with contextlib.suppress(Pruned), processes.connected():
         with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
             objective: float | None = task.main(config, run)
+        if hydra_config.mode == RunMode.MULTIRUN and run.noted_signal in (signal.SIGINT, signal.SIGTERM):
+            raise Interrupted(run.noted_signal)  # it came in the last epoch: this job is done, but no other one starts
         return objective
     return None
 

@@ -16,7 +16,10 @@ from cvexp.tracking.finished import FinishedRun
 CHOOSES_DATA = {"dataset", "dataset.name", "experiment"}  # keys that choose another data set than that of the runs
 
 # Keys that do not decide which objects are probed, or only where they are stored.
-IRRELEVANT = {"mean", "std", "image_size", "cache", "keep", "download", "password", "local", "local_gb", "strict"}
+IRRELEVANT = {
+    *("mean", "std", "image_size", "cache", "keep", "download", "password", "local", "local_gb", "strict"),
+    "fraction_seed",  # which follows the seed of each run
+}
 
 
 def choose_dataset(config: RunConfig, given: Collection[str], runs: Sequence[FinishedRun]) -> DatasetConfig:

@@ -101,10 +101,15 @@ def make_points(
                     scores.full.tolist(),
                     ids,
                     commands,
-                    interval(scores, confidence),
+                    _within_bounds(interval(scores, confidence)),
                 )
             )
     return points
+
+
+def _within_bounds(score: Interval) -> Interval:
+    """Return the interval of a score, which is from 0 to 1."""
+    return score._replace(low=max(score.low, 0.0), high=min(score.high, 1.0))
 
 
 def to_json(study: Study) -> dict[str, Any]:

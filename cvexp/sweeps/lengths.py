@@ -24,6 +24,8 @@ PRETRAINING_SHARE = 0.3
 LABELS_SHARE = 0.5
 
 SECONDS_AROUND = 20.0  # that a run takes besides training and validation
+SECONDS_TO_MEASURE = 90.0  # the speed of a task
+
 FEWEST_STEPS = 50  # with less, it is better to have fewer runs
 
 
@@ -100,6 +102,11 @@ def choose_lengths(
     lengths = {task: Length(steps, study.validations) for task, steps in given.items() if steps is not None}
     is_open = study.hours is not None and len(lengths) < len(given)
     measured: dict[str, Measured] = {}
+    if is_open and study.hours is not None and 3600 * study.hours < SECONDS_TO_MEASURE * len(given):
+        raise UserError(
+            f"task.hours: {study.hours:g} hours are less than it takes to measure the speed of {', '.join(given)}; "
+            "give more, or set the lengths with task.steps= and task.pretraining_steps="
+        )
     if is_open or study.equal == "time":
         measured = _measure(run, configs, [*pretrainings, *methods] if is_open else methods, jobs, run_jobs)
     if study.hours is not None and is_open:

@@ -6,8 +6,10 @@ PyTorch and MLflow are imported only when a study starts, because Hydra's `--hel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cvexp.config import flatten
 from cvexp.errors import UserError
 from cvexp.metrics.comparison import RANDOM
 from cvexp.report.console import print_line
@@ -57,12 +59,14 @@ class Study(Sweeper):
         from cvexp.sweeps.clock import Clock
         from cvexp.sweeps.lengths import choose_lengths
         from cvexp.sweeps.results import Results
-        from cvexp.sweeps.study_jobs import StudyJobs, shared_overrides
-        from cvexp.tasks.study import pretrainings
+        from cvexp.sweeps.study_jobs import StudyJobs, check_starts, shared_overrides
+        from cvexp.tasks.study import ALL, pretrainings
 
         study: Config = self.compose(Job(0, tuple(overrides))).task  # type: ignore[assignment]
         common = shared_overrides(overrides)
-        methods = tuple(study.methods or self._default_methods(common))
+        self._refuse_ignored_settings(overrides, common)
+        check_starts(study.starts)
+        methods = tuple(study.methods or self._default_methods(((study.overrides or {}).get(ALL) or []) + list(common)))
         plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
         jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
         configs = {task: self.compose(Job(0, jobs.overrides(task))) for task in (*jobs.pretrained, *methods)}
@@ -86,6 +90,18 @@ class Study(Sweeper):
 
     def show_results(self) -> None:
         self.results.show()
+
+    def _refuse_ignored_settings(self, overrides: Sequence[str], common: Sequence[str]) -> None:
+        """Raise a UserError if an experiment sets more than the study itself, because its runs would not get that."""
+        chosen, plain = (
+            flatten(asdict(self.compose(Job(0, tuple(words))))) for words in (overrides, ("task=study", *common))
+        )
+        differing = {key.partition(".")[0] for key in chosen.keys() | plain.keys() if chosen.get(key) != plain.get(key)}
+        if groups := sorted(differing - {"task"}):
+            raise UserError(
+                f"experiment: it sets {', '.join(groups)}, but the file of a study sets only its task; put the rest "
+                "into another file, and name that in task.overrides={all: ['+experiment=NAME']}"
+            )
 
     def _default_methods(self, common: Sequence[str]) -> list[str]:
         """Return both segmentation methods if the data have masks, and otherwise the probe."""

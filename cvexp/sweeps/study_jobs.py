@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cvexp.errors import UserError
+from cvexp.errors import UserError, nearest
 from cvexp.metrics.comparison import RANDOM
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.plan import Cell, Plan
 from cvexp.sweeps.sweeper import quoted
-from cvexp.tasks.study import PROBE, Config
+from cvexp.tasks.study import ALL, PROBE, Config, pretrainings
 
 SET_BY_STUDY = {  # and the keys by which a study sets them
     "seed": "task.seeds",
@@ -45,6 +46,14 @@ def shared_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(shared)
 
 
+def check_starts(starts: Sequence[str]) -> None:
+    """Raise a UserError for a start that is neither a known word, nor weights that have an address, nor a file."""
+    words = [RANDOM, "timm", *pretrainings()]
+    for start in starts:
+        if start not in words and ":" not in start and not Path(start).is_file():
+            raise UserError(f"task.starts: there is no file or start {start!r}; {nearest(start, words)}")
+
+
 class StudyJobs:
     """Makes the jobs of a study.
 
@@ -66,7 +75,8 @@ class StudyJobs:
 
     def overrides(self, task: str) -> tuple[str, ...]:
         """Return the overrides of all runs of a task."""
-        own = (self.study.overrides or {}).get(task, ())
+        given = self.study.overrides or {}
+        own: tuple[str, ...] = (*given.get(ALL, ()), *given.get(task, ()))
         if task == PROBE:
             own = ("task.controls=[]", *self.of_probes, *own)
         return (*own, f"task={task}", *self.common, *self.lengths.get(task, ()))

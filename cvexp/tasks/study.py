@@ -17,6 +17,8 @@ from cvexp.tracking.run import ReadOnlyRun
 
 PROBE = "probe"  # the method where there are no masks
 
+ALL = "all"  # in task.overrides
+
 LENGTHS = ("steps", "time")
 
 
@@ -50,7 +52,7 @@ class Config(TaskConfig):
         is_mixed = self.methods is not None and PROBE in self.methods and len(self.methods) > 1
         require(not is_mixed, "task.methods", self.methods, "either probe or segmentation methods")
         for task in self.overrides or ():
-            require_one_of("task.overrides", task, [*pretrainings(), *methods(), PROBE])
+            require_one_of("task.overrides", task, [*pretrainings(), *methods(), PROBE, ALL])
         require(self.hours is None or self.hours > 0, "task.hours", self.hours, "positive, or null")
         require_one_of("task.equal", self.equal, LENGTHS)
         for key in ("steps", "pretraining_steps"):

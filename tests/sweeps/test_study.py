@@ -112,6 +112,12 @@ def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*QUICK, "task.methods=[multiclas]")
     assert outcome.code == 1
     assert "did you mean multiclass?" in outcome.message
+    outcome = cvexp(*QUICK, "task.starts=[random,tim]")
+    assert outcome.code == 1
+    assert "task.starts: there is no file or start 'tim'; did you mean timm?" in outcome.message
+    outcome = cvexp("task=study", "task.starts=[random]", "task.hours=1e-4")
+    assert outcome.code == 1
+    assert "task.hours: 0.0001 hours are less than it takes" in outcome.message
 
 
 def test_without_masks_a_study_probes_frozen_features(cvexp: Callable[..., Outcome]) -> None:
