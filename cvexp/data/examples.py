@@ -62,6 +62,8 @@ def choose_images(index: Index, num_images: int) -> set[int]:
 def _positions_of_classes(index: Index) -> dict[int, list[int]]:
     """Return, by each class's value in label maps, the positions of the images with an object of this class."""
     catalog = index.catalog
+    if not catalog.classes:
+        return {}
     value = index.value_of[catalog.label]
     is_object = ~catalog.crowd & (value != BACKGROUND) & (value != IGNORE)
     return {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from cvexp.config import flatten
 from cvexp.errors import UserError
-from cvexp.metrics.comparison import RANDOM
 from cvexp.report.console import print_line
 from cvexp.sweeps.outcome import DONE, Job
 from cvexp.sweeps.plan import Cell, Plan
@@ -184,6 +183,6 @@ def _available(starts: Sequence[str], config: RunConfig) -> tuple[str, ...]:
         return tuple(starts)
     except BackboneError as error:
         if set(starts) == {"timm"}:
-            raise UserError(f"task.starts: got [timm], but {error}; give others, such as [{RANDOM},dino]") from error
+            raise UserError(f"task.starts: got [timm], but {error}; give others, such as [random,dino]") from error
         print_line(f"timm is left out of the starts: {error}", style="bold yellow")
         return tuple(start for start in starts if start != "timm")

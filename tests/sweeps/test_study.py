@@ -56,22 +56,23 @@ def finished(folder: str, task: str) -> list[mlflow.entities.Run]:
 
 
 def test_a_study_that_is_killed_twice_ends_with_the_same_result(cvexp: Callable[..., Outcome]) -> None:
-    for num_runs in (1, 4):
-        process = start(*QUICK, "tracking.folder=killed")
+    once = [*QUICK, "task.seeds=[0]"]
+    for num_runs in (1, 2):
+        process = start(*once, "tracking.folder=killed")
         while process.poll() is None and len(list(Path("killed/artifacts").glob("*/*/scores/counts.npz"))) < num_runs:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert len(finished("killed", "multiclass")) < 8
-    assert cvexp(*QUICK, "tracking.folder=killed").code == 0
-    outcome = cvexp(*QUICK)
+        assert len(finished("killed", "multiclass")) < 4
+    assert cvexp(*once, "tracking.folder=killed").code == 0
+    outcome = cvexp(*once)
     assert outcome.code == 0
     assert results(read("killed")) == results(read())
-    assert len(finished("killed", "multiclass")) == len(finished("outputs", "multiclass")) == 8
-    assert len(finished("killed", "dino")) == 2
+    assert len(finished("killed", "multiclass")) == len(finished("outputs", "multiclass")) == 4
+    assert len(finished("killed", "dino")) == 1
     study = read()
     assert {(p["start"], p["fraction"], tuple(p["seeds"])) for p in study["points"]} == {
-        (name, fraction, (0, 1)) for name in ("random", "dino") for fraction in (0.25, 1.0)
+        (name, fraction, (0,)) for name in ("random", "dino") for fraction in (0.25, 1.0)
     }
     assert study["split"] == "test"
     assert study["num_images"] == 24

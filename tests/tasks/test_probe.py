@@ -13,7 +13,7 @@ from PIL import Image
 from cvexp.metrics.probe_results import SCORES
 from cvexp.report.probe import read_results, to_json
 from cvexp.tracking.store import Store
-from tests.helpers import TINY, Outcome, runs, store
+from tests.helpers import TINY, Outcome, runs, save_image, store
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
@@ -143,7 +143,7 @@ def test_any_name_of_a_class_is_shown(cvexp: Callable[..., Outcome]) -> None:
 def test_weights_of_a_file_keep_their_normalization_and_size(cvexp: Callable[..., Outcome]) -> None:
     assert cvexp(*TINY, "trainer.max_steps=1", "task.eval_size=40", "dataset.mean=[0.2,0.3,0.4]").code == 0
     run_id = runs()[0].info.run_id
-    same = ["dataset.train_images=12", "dataset.val_images=6", "task.controls=[]", *QUICK]
+    same = ["dataset.train_images=12", "dataset.val_images=6", "dataset.test_images=0", "task.controls=[]", *QUICK]
     assert cvexp("task=probe", "task.controls=[]", *QUICK).code == 0
     expected = results()["networks"][0]
     for weights in (f"runs:/{run_id}/checkpoints/best.ckpt", artifact_of(run_id, "checkpoints/best.ckpt")):
@@ -163,7 +163,7 @@ def test_mistakes_are_explained(cvexp: Callable[..., Outcome]) -> None:
     unlabeled, single = Path("unlabeled"), write_folder(Path("single"), ["x"])
     for split in ("train", "val"):
         (unlabeled / split).mkdir(parents=True)
-        Image.new("RGB", (40, 40)).save(unlabeled / split / f"{split}.png")
+        save_image(unlabeled / split / f"{split}.png")
     random = ["backbone=resnet_mini", "backbone.weights=null"]
     for settings, words in (
         (["runs=['0123']"], "runs: there is no run '0123'"),

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from cvexp.tracking import opening
 from cvexp.training import module
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, save_image, store, write_coco
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
@@ -177,7 +177,7 @@ def take_image_out(root: Path) -> str:
 
 def change_many(root: Path) -> str:
     for i in range(8):
-        shutil.copy(root / "val2017" / f"val{i % 4}.jpg", root / "train2017" / f"train{i}.jpg")
+        save_image(root / "train2017" / f"train{i}.jpg", size=(80, 60), seed=100 + i)
     return "train: changed train2017/train0.jpg, train2017/train1.jpg, train2017/train2.jpg and 5 more"
 
 
