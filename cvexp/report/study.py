@@ -43,6 +43,7 @@ class Study:
     """The results of a study.
 
     Attributes:
+        about: The data and the backbone, in a sentence.
         score: The name of the score.
         reference: The start that the others are compared with.
         split: The split that was scored.
@@ -53,6 +54,7 @@ class Study:
         notes: What a reader should know about how the study ran.
     """
 
+    about: str
     score: str
     reference: str
     split: str
@@ -141,5 +143,5 @@ def _read(path: Path) -> Study:
             entry[key] = math.inf if entry[key] is None else float(entry[key])
     saved_labels = [Saving(**entry) for entry in saved["savings"]]
     pretrainings = [(str(name), str(run_id), str(command)) for name, run_id, command in saved["pretrainings"]]
-    rest = {key: saved[key] for key in ("score", "reference", "split", "num_images", "confidence", "notes")}
+    rest = {key: saved[key] for key in ("about", "score", "reference", "split", "num_images", "confidence", "notes")}
     return Study(**rest, points=points, gains=gained, savings=saved_labels, pretrainings=pretrainings)

@@ -36,7 +36,7 @@ def sentences(study: Study) -> list[str]:
     Where an interval includes zero difference, or there is one seed, the sentence says that the data do not decide.
     """
     if study.num_images < MIN_IMAGES:
-        return [f"{study.num_images} images are too few to judge."]
+        return [too_few(study.num_images, study.split)]
     found = []
     for method in study.methods:
         for start in study.starts:
@@ -47,6 +47,14 @@ def sentences(study: Study) -> list[str]:
                 saved = [saving for saving in study.savings if (saving.method, saving.start) == (method, start)]
                 found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear])
     return found or ["No start was compared with another one."]
+
+
+def too_few(num_images: int, split: str) -> str:
+    """Return the sentence that replaces all others if there are fewer than `MIN_IMAGES` images."""
+    return (
+        f"The {split} split has {num_images} images, which are too few to judge whether pretraining pays; at least "
+        f"{MIN_IMAGES} are needed, and some hundreds are better."
+    )
 
 
 def _gain_sentence(own: Sequence[Gain], study: Study) -> str:
@@ -158,6 +166,7 @@ def difference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 def markdown(study: Study) -> str:
     """Return the study as a Markdown page."""
     lines = [f"# {study.score} by label fraction", "", *(f"* {escape(text)}" for text in sentences(study)), ""]
+    lines += [escape(study.about), ""]
     lines += [NO_TEST, ""] if study.split != "test" else []
     lines += [*_markdown_table(*score_rows(study)), "", *_markdown_table(*difference_rows(study)), ""]
     lines += [*(f"* {escape(note)}" for note in study.notes)]

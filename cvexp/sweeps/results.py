@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cvexp import data
 from cvexp.config import RunConfig
+from cvexp.data.index import Splits
 from cvexp.data.prepare import Use
 from cvexp.errors import opening
 from cvexp.metrics import iou
@@ -17,16 +18,29 @@ from cvexp.metrics.efficiency import Curve, Gain, gains, reference_of, savings
 from cvexp.metrics.hierarchical import Array, Scores, image_weights
 from cvexp.report import study as report
 from cvexp.report import study_text
+from cvexp.report.comparison import MIN_IMAGES
 from cvexp.report.console import print_line
 from cvexp.report.document import html
 from cvexp.report.scores import read_counts, read_probe
 from cvexp.report.sections.study import study_page
 from cvexp.report.study_figures import draw_curves, draw_gains
+from cvexp.report.style import shorten
 from cvexp.sweeps.plan import Cell, Plan
 from cvexp.tasks.study import PROBE, Config
 from cvexp.tracking.sweep import SweepRun
 
 TITLE = "Does pretraining pay, and how many labels does it save?"
+
+
+def _describe(splits: Splits, config: RunConfig) -> str:
+    """Return a sentence about the data and the backbone of a study."""
+    names = ", ".join(shorten(name) for name in splits.train.classes[:10])
+    more = " and others" if len(splits.train.classes) > 10 else ""
+    sizes = ", ".join(f"{len(index.images)} {index.split}" for index in splits)
+    return (
+        f"The data are those of dataset={config.dataset.name} in {splits.train.place} ({sizes} images; the classes "
+        f"{names}{more}), and the backbone is {config.backbone.name}."
+    )
 
 
 class Results:
@@ -50,7 +64,11 @@ class Results:
         self.stopped: dict[tuple[str, str], int] = {}
         self.is_probe = config.task.name == PROBE
         use: Use = "pretraining" if self.is_probe else "segmentation"
-        self.scored = data.load(config.dataset, use).scored
+        splits = data.load(config.dataset, use)
+        self.scored = splits.scored
+        if len(self.scored.images) < MIN_IMAGES:
+            print_line(study_text.too_few(len(self.scored.images), self.scored.split), style="bold yellow")
+        self.about = _describe(splits, config)
         self.weights = image_weights(len(self.scored.images), study.samples)
         self.runs: dict[Cell, tuple[str, float, Array]] = {}  # the id, the score, and the scores of the samples
 
@@ -168,7 +186,8 @@ class Results:
         curves = self.curves()
         runs = {tuple(cell): (run_id, self._command(run_id)) for cell, (run_id, *_) in self.runs.items()}
         return report.Study(
-            score="accuracy of the linear probe" if self.is_probe else "mIoU",
+            about=self.about,
+            score="probe accuracy" if self.is_probe else "mIoU",
             reference=reference_of(curves),
             split=self.scored.split,
             num_images=len(self.scored.images),

@@ -127,7 +127,7 @@ def test_without_masks_a_study_probes_frozen_features(cvexp: Callable[..., Outco
     outcome = cvexp(*probes)
     assert outcome.code == 0
     study = read()
-    assert study["score"] == "accuracy of the linear probe"
+    assert study["score"] == "probe accuracy"
     assert {(p["method"], p["start"], p["fraction"]) for p in study["points"]} == {
         ("probe", start, fraction) for start in ("random", "dino") for fraction in (0.25, 1.0)
     }

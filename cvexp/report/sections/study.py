@@ -42,7 +42,7 @@ def study_page(study: Study, title: str) -> Document:
 def _blocks(study: Study, curves: bytes | None, differences: bytes | None, where: str) -> Blocks:
     basis = f"{study.num_images} {'test' if study.split == 'test' else 'validation'} images"
     intervals = f"{study.confidence:.0%} intervals over images and seeds"
-    blocks: Blocks = [Paragraph(QUESTION)]
+    blocks: Blocks = [Paragraph(study.about), Paragraph(QUESTION)]
     if study.split != "test":
         blocks.append(Paragraph(studied.NO_TEST))
     if curves is not None:
