@@ -20,8 +20,8 @@ def test_mlflow_shows_pictures_the_explorer_and_the_comparison_of_two_runs(cvexp
     for seed in (0, 1):
         assert cvexp(*TINY, "trainer.max_epochs=1", f"seed={seed}").code == 0
     second, first = (run.info.run_id for run in runs())
-    pictures = [item.path for item in store().list_artifacts(first, "images") if item.path.endswith(".png")]
-    picture = Path(pictures[0]).name
+    names = [Path(item.path).name for item in store().list_artifacts(first, "images")]
+    picture = next(name for name in names if name.startswith("tsne") and name.endswith(".png"))
     experiment = runs()[0].info.experiment_id
     with (
         mlflow_server("--backend-store-uri", f"sqlite:///{Path('outputs/mlflow.db')}") as address,

@@ -93,7 +93,7 @@ def test_everything_of_a_run_is_recorded(cvexp: Callable[..., Outcome]) -> None:
     assert artifacts("curves") == {"curves/curves.png"}
     pictures = [path for path in artifacts("images") if path.endswith(".png")]
     assert [sum(f"images/{key}+" in path for path in pictures) for key in ("tsne", "dense")] == [3, 3]
-    assert all(path.startswith("images/tsne") for path in pictures)
+    assert len(pictures) == 6
 
 
 def test_an_embedding_says_which_crop_each_feature_is_of(cvexp: Callable[..., Outcome]) -> None:
