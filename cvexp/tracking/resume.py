@@ -123,7 +123,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     new_keys = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
     saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}
     if isinstance(saved.get("trainer"), dict):
-        saved["trainer"] = {"compile": False, "sync_batchnorm": False, **saved["trainer"]}
+        saved["trainer"] = {"compile": False, "sync_batchnorm": False, "steps_per_epoch": None, **saved["trainer"]}
     if isinstance(saved.get("task"), dict) and "embed_crops" in saved["task"]:
         saved["task"].setdefault("dense_images", 0)
     return saved

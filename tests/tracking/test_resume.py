@@ -5,13 +5,16 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
-from cvexp.tracking import opening
+from cvexp.composition import check, compose_yaml
+from cvexp.tracking import opening, resume
 from cvexp.training import module
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, save_image, store, write_coco
 
@@ -199,3 +202,24 @@ def test_resume_refuses_changed_data_and_names_files(
     shutil.rmtree(root)
     shutil.copytree("kept", root)
     assert cvexp(f"resume={run.info.run_id}").code == 0
+
+
+@pytest.mark.parametrize("dataset", ["shapes", "coco", "voc", "folder"])
+@pytest.mark.parametrize("task", ["dino", "attention"])
+def test_configurations_that_lack_newer_keys_can_be_read(dataset: str, task: str, tmp_path: Path) -> None:
+    config = compose_yaml([f"dataset={dataset}", "dataset.root=x", f"task={task}"])
+    recorded = OmegaConf.to_container(OmegaConf.create(asdict(check(config))))
+    assert isinstance(recorded, dict)
+    newer = {
+        "dataset": ("keep", "fraction", "fraction_seed", "test_fraction", "test_images", "test_list", "test_masks"),
+        "trainer": ("compile", "sync_batchnorm", "steps_per_epoch"),
+        "task": ("dense_images",),
+    }
+    for group, keys in newer.items():
+        for key in keys:
+            recorded[group].pop(key, None)
+    path = tmp_path / "config.yaml"
+    OmegaConf.save(OmegaConf.create(recorded), path)
+    read = check(OmegaConf.create(resume._read_config(path)))
+    assert read.dataset.fraction == 1.0
+    assert read.trainer.steps_per_epoch is None
