@@ -72,7 +72,7 @@ def _verdict(results: ProbeResults, interval: Interval) -> str:
 
 def _bounds(contrast: Contrast) -> str:
     interval = contrast.interval
-    return f"({interval.difference:+.3f}, {interval.low:+.3f} to {interval.high:+.3f})"
+    return f"({interval.difference:+.3f}, interval {interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -85,7 +85,7 @@ def about(results: ProbeResults) -> str:
     return (
         f"Probes of frozen features on dataset={results.dataset}: trained on {results.num_training} training crops, "
         f"scored on {results.num_objects} crops from {results.num_images} {SPLITS[results.split]} images. Recall is "
-        f"the mean over the classes. In parentheses: {results.confidence:.0%} intervals over the images, which do "
+        f"the mean over the classes. Ranges are {results.confidence:.0%} intervals over the images, which do "
         f"not include the choice of the seed. ± is the standard deviation over the seeds.{few}"
     )
 
