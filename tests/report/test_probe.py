@@ -37,8 +37,10 @@ def results(num_images: int = 100) -> ProbeResults:
 def test_each_network_has_a_sentence_that_claims_only_what_the_images_show() -> None:
     assert sentences(results()) == [
         "The linear top-1 accuracy of dino 1, seed 0 is 0.700, higher than untrained|<b> (+0.200, "
-        "interval +0.100 to +0.300); the images do not decide between it and histogram (-0.020, interval -0.100 to +0.100).",
-        "The linear top-1 accuracy of dino 2, seed 1 is 0.750, lower than untrained|<b> (-0.200, interval -0.300 to -0.100).",
+        "interval +0.100 to +0.300); the images do not decide between it and histogram (-0.020, "
+        "interval -0.100 to +0.100).",
+        "The linear top-1 accuracy of dino 2, seed 1 is 0.750, lower than untrained|<b> (-0.200, "
+        "interval -0.300 to -0.100).",
     ]
     assert "do not decide between it and untrained" in sentences(results(num_images=5))[0]
     assert sentences(replace(results(), contrasts=[]))[0].endswith("is 0.700.")
