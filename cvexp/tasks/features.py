@@ -17,6 +17,7 @@ from cvexp.data.files.images import SUFFIXES
 from cvexp.errors import UserError
 from cvexp.inference import Embedder, choose_device, load_embedder
 from cvexp.metrics.components import Components, Scale, align, fit_scale, main_components
+from cvexp.models.backbone import one_line
 from cvexp.models.dense import Dense, DenseView, choose_view, compute_dense
 from cvexp.report import dense as report
 from cvexp.report.console import print_line
@@ -124,19 +125,22 @@ def _compute(embedder: Embedder, view: DenseView, picture: Image.Image) -> Dense
 
 
 def _look(embedder: Embedder, view: DenseView, name: str, picture: Image.Image) -> Viewed:
-    """Compute the features of an image in its own aspect ratio, or of its center square if the network needs squares.
+    """Compute the features of an image in its own aspect ratio, or of its center square if the network refuses that.
 
     Its shorter side gets the size of the view, and its longer one a multiple of the stride.
     """
     ratio = min(max(picture.size) / min(picture.size), MAX_RATIO)
     longer = max(view.size, round(view.size * ratio / view.stride) * view.stride)
     own_size = (longer, view.size) if picture.width > picture.height else (view.size, longer)
-    fitted = ImageOps.fit(picture, own_size, Image.Resampling.BICUBIC)
-    try:
-        return Viewed(name, np.asarray(fitted), _compute(embedder, view, fitted))
-    except Exception:  # models raise exceptions of many types for images that they do not accept
-        square = ImageOps.fit(picture, (view.size, view.size), Image.Resampling.BICUBIC)
-        return Viewed(name, np.asarray(square), _compute(embedder, view, square))
+    square = ImageOps.fit(picture, (view.size, view.size), Image.Resampling.BICUBIC)
+    if longer > view.size:
+        fitted = ImageOps.fit(picture, own_size, Image.Resampling.BICUBIC)
+        try:
+            return Viewed(name, np.asarray(fitted), _compute(embedder, view, fitted))
+        except Exception as error:  # models raise exceptions of many types for images that they do not accept
+            width, height = own_size
+            print_line(f"{name}: only its center square is shown, as {width} x {height} px failed ({one_line(error)})")
+    return Viewed(name, np.asarray(square), _compute(embedder, view, square))
 
 
 def _log(run: ReadOnlyRun, shown: Sequence[Viewed], components: Components, scale: Scale, state: str) -> None:

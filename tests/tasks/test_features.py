@@ -49,6 +49,7 @@ def test_own_images_and_mistakes(cvexp: Callable[..., Outcome], monkeypatch: pyt
     assert outcome.code == 0, outcome.message
     assert recorded() == {"features/components.png", "features/attention.png"}
     assert shown == [(32, 32, 3)]  # its network takes only squares
+    assert "wide $x_1$.png: only its center square is shown, as 96 x 32 px failed" in outcome.message
     shown.clear()
     assert cvexp("task=features", "task.size=64").code == 0
     assert shown == [(64, 64, 3)] * 2  # validation images
