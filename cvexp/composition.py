@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -66,7 +66,9 @@ def check(composed: DictConfig) -> RunConfig:
         raise UserError(f"{key}: a value is needed; give one with {key}=...") from error
     except OmegaConfBaseException as error:
         got = f"got {OmegaConf.select(composed, error.full_key)!r}: " if error.full_key else ""
-        raise UserError(_explain(error, keys_of(schema), got)) from error
+        of_data = str(error.full_key).startswith("dataset.")
+        hint = f"; this is a key of dataset={composed.dataset.name}, is another one meant?" if of_data else ""
+        raise UserError(_explain(error, keys_of(schema), got) + hint) from error
     assert isinstance(config, RunConfig)
     return config
 
@@ -102,6 +104,11 @@ def explain_composition(error: Exception, overrides: Iterable[str]) -> str:
             if f"{group}/{option}".startswith(prefix):
                 return f"{group}={option}: this needs a package; install it with: pip install {package}"
         return f"{group}: there is no option {option!r}; {nearest(option, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: this can't be read; a value with special characters needs quotes of its own, such as "
+            """'dataset.classes=["R&D",car]'"""
+        )
     for cause in (error, error.__cause__):
         if isinstance(cause, OmegaConfBaseException):
             return _explain(cause, _known_keys(overrides))

@@ -52,6 +52,11 @@ def test_python_composes_what_the_command_line_does() -> None:
         (["optimizer.lrr=1"], "optimizer.lrr: there is no such key or group; did you mean optimizer.lr"),
         (["optimizer.lr=abc"], "optimizer.lr: .*'abc'"),
         (["dataset=coco"], r"dataset.root: a value is needed; give one with dataset\.root=\.\.\."),
+        (
+            ["dataset.test_images=test"],
+            "dataset.test_images: got 'test': .* .* dataset=shapes, is another",
+        ),
+        (["dataset.classes=[R&D]"], r"dataset.classes=\[R&D\]: this can't be read; .* needs quotes of its own"),
         (["loader.batch_size=0"], "loader.batch_size: got 0, but it must be at least 1"),
     ],
 )

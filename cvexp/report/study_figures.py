@@ -32,6 +32,9 @@ def draw_curves(study: Study) -> Figure:
             ax.set_title(method)
             _label_fractions(ax, study)
         panels[0].set_ylabel(study.score)
+        scores = [score for point in study.points for score in point.scores]
+        span = max(max(scores) - min(scores), 0.05)
+        panels[0].set_ylim(max(min(scores) - span, 0.0), min(max(scores) + span, 1.0))  # cuts off very wide bands
         _add_legend(figure)
     return figure
 

@@ -45,7 +45,7 @@ def sentences(study: Study) -> list[str]:
                 found.append(_gain_sentence(own, study))
                 clear = {gain.fraction for gain in own if gain.is_decided}
                 saved = [saving for saving in study.savings if (saving.method, saving.start) == (method, start)]
-                found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear])
+                found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear], study)
     return found or ["No start was compared with another one."]
 
 
@@ -60,7 +60,7 @@ def too_few(num_images: int, split: str) -> str:
 def _gain_sentence(own: Sequence[Gain], study: Study) -> str:
     mean = next((gain for gain in own if gain.fraction is None), own[-1])
     difference, low, high = mean.interval
-    several = "over the label fractions" if mean.fraction is None else f"with {percent(mean.fraction)} of the labels"
+    several = "over the shares of labels" if mean.fraction is None else f"with {percent(mean.fraction)} of the labels"
     seeds = f"{mean.num_seeds} seed{'s' * (mean.num_seeds > 1)}"
     basis = f"{difference:+.3f}, {study.confidence:.0%} interval {low:+.3f} to {high:+.3f} over images and {seeds}"
     subject = f"With {mean.method}, the mean {study.score} {several} from {weights(mean.start)}"
@@ -76,36 +76,41 @@ def _gain_sentence(own: Sequence[Gain], study: Study) -> str:
     single = {gain.fraction: gain.is_decided for gain in own if gain.fraction is not None}
     clear = [percent(fraction) for fraction, is_decided in single.items() if is_decided]
     if mean.fraction is None and len(clear) < len(single):
-        where = f"at {_listed(clear)} of the labels" if clear else "at no single label fraction"
+        where = f"at {_listed(clear)} of the labels" if clear else "at no single share"
         sentence += f" The difference is clear {where}."
     return sentence
 
 
-def _saving_sentences(saved: Sequence[Saving], decided: Sequence[Saving]) -> list[str]:
-    """Return a sentence for the smallest and the largest label fraction at which labels are saved or lost."""
+def _saving_sentences(saved: Sequence[Saving], decided: Sequence[Saving], study: Study) -> list[str]:
+    """Return a sentence for the smallest and the largest share of labels at which labels are saved or lost."""
     if not saved or saved[0].num_seeds < MIN_SEEDS:
         return []
     if not decided:
         first = saved[0]
         return [f"With {first.method}, these data do not decide how many labels {weights(first.start)} saves or costs."]
-    return [_saving_sentence(saving) for saving in dict.fromkeys((decided[0], decided[-1]))]
+    return [_saving_sentence(saving, study.fractions[0]) for saving in dict.fromkeys((decided[0], decided[-1]))]
 
 
-def _saving_sentence(saving: Saving) -> str:
+def _saving_sentence(saving: Saving, smallest: float) -> str:
     start, reference = weights(saving.start), weights(saving.reference)
     subject = f"With {saving.method}, from {start}, {percent(saving.fraction)} of the labels give"
     if math.isinf(saving.low):
         return f"{subject} more than {reference} reach with all labels."
     if saving.high == 0:
         return f"{subject} less than {reference} reach with the fewest labels tried."
-    return f"{subject} what {reference} need {needed(saving)} for."
+    return f"{subject} what {reference} need {needed(saving, smallest)} for."
 
 
-def needed(saving: Saving) -> str:
-    """Return the share of the labels that the reference needs, and its interval, if it has one: ``55% [40%, 70%]``."""
+def needed(saving: Saving, smallest: float) -> str:
+    """Return the share of the labels that the reference needs, and its interval, if it has one: ``55% [40%, 70%]``.
+
+    Args:
+        saving: The share and its interval.
+        smallest: The smallest share that was tried. What is below is not known.
+    """
 
     def bound(value: float) -> str:
-        return "more than all" if math.isinf(value) else "fewer than tried" if value == 0 else percent(value)
+        return "over 100%" if math.isinf(value) else f"under {percent(smallest)}" if value == 0 else percent(value)
 
     share, low, high = bound(saving.needed), bound(saving.low), bound(saving.high)
     return share if share == low == high else f"{share} [{low}, {high}]"
@@ -149,7 +154,7 @@ def difference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]",
                 f"{gain.num_seeds}",
                 "yes" if gain.is_decided else "no",
-                needed(saving) if saving else "",
+                needed(saving, study.fractions[0]) if saving else "",
             ]
         )
     return [

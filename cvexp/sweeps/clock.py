@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import median
 
 from cvexp.tracking.sweep import SweepRun
@@ -16,10 +17,12 @@ class Clock:
     Args:
         run: The study's run, which remembers the time of earlier starts.
         hours: The budget; None for no limit.
+        at_once: Number of runs at a time.
     """
 
-    def __init__(self, run: SweepRun, hours: float | None) -> None:
+    def __init__(self, run: SweepRun, hours: float | None, at_once: int) -> None:
         self.run = run
+        self.at_once = at_once
         self.budget = None if hours is None else 3600 * hours
         self.before = float(run.store.run(run.id, "study").data.tags.get(TAG, 0))
         self.started = time.monotonic()
@@ -39,9 +42,11 @@ class Clock:
         info = self.run.store.client.get_run(run_id).info
         self.durations.setdefault(task, []).append((info.end_time - info.start_time) / 1000)
 
-    def allows(self, tasks: list[str], at_once: int) -> bool:
-        """Return whether further runs of these tasks probably end in time."""
-        if self.budget is None:
-            return True
+    def allows(self, tasks: Sequence[str]) -> bool:
+        """Return whether further runs of these tasks, given to the launcher together, probably end in time."""
+        return self.budget is None or self.seconds + self.needed(tasks) <= self.budget
+
+    def needed(self, tasks: Sequence[str]) -> float:
+        """Return how many seconds runs of these tasks take. Tasks of which no run has finished are left out."""
         known = [median(self.durations[task]) for task in tasks if task in self.durations]
-        return self.seconds + sum(known) / min(at_once, len(tasks)) <= self.budget
+        return sum(known) / max(min(self.at_once, len(tasks)), 1)

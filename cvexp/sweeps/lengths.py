@@ -110,8 +110,7 @@ def choose_lengths(
     if is_open or study.equal == "time":
         measured = _measure(run, configs, [*pretrainings, *methods] if is_open else methods, jobs, run_jobs)
     if study.hours is not None and is_open:
-        seconds = 3600 * study.hours * study.at_once
-        lengths = {**_fit(seconds, study, measured, pretrainings, methods), **lengths}
+        lengths = {**fit(study.hours, study, measured, pretrainings, methods), **lengths}
     for method in methods:
         lengths.setdefault(method, _own_length(configs[method]))
     if study.equal == "time":
@@ -125,18 +124,21 @@ def _read(path: Path) -> dict[str, Length]:
     return {str(task): Length(int(values["steps"]), int(values["validations"])) for task, values in saved.items()}
 
 
-def _fit(
-    seconds: float, study: Config, measured: Mapping[str, Measured], pretrainings: Sequence[str], methods: Sequence[str]
+def fit(
+    hours: float, study: Config, measured: Mapping[str, Measured], pretrainings: Sequence[str], methods: Sequence[str]
 ) -> dict[str, Length]:
-    """Return lengths with which the study ends in time: equal time for pretraining, equal steps for runs on labels."""
-    num_seeds = len(study.seeds)
+    """Return lengths with which the study ends in time: equal time for pretraining, equal steps for runs on labels.
+
+    The pretraining runs of a seed are given to the launcher together, so part of it may be idle meanwhile.
+    """
+    budget = 3600 * hours / len(study.seeds)  # seconds
     lengths = {}
     for task in pretrainings:
-        own = PRETRAINING_SHARE * seconds / (len(pretrainings) * num_seeds)
+        own = PRETRAINING_SHARE * budget / math.ceil(len(pretrainings) / study.at_once)
         lengths[task] = Length(measured[task].steps(own, study.validations), study.validations)
     share = LABELS_SHARE if pretrainings else LABELS_SHARE + PRETRAINING_SHARE
-    num_runs = len(methods) * len(study.starts) * len(study.fractions) * num_seeds
-    steps = [measured[method].steps(share * seconds / num_runs, study.validations) for method in methods]
+    in_turn = math.ceil(len(methods) * len(study.starts) * len(study.fractions) / study.at_once)
+    steps = [measured[method].steps(share * budget / in_turn, study.validations) for method in methods]
     return lengths | dict.fromkeys(methods, Length(round(sum(steps) / max(len(steps), 1)), study.validations))
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp import data
 from cvexp.config import RunConfig
 from cvexp.data.index import Splits
-from cvexp.data.prepare import Use
 from cvexp.errors import opening
 from cvexp.metrics import iou
 from cvexp.metrics.efficiency import Curve, Gain, gains, reference_of, savings
@@ -49,7 +47,8 @@ class Results:
     Args:
         run: The study's run.
         study: The configuration of the study.
-        config: The configuration of the runs of one method, which says what the data are.
+        config: The configuration of the runs of one method.
+        splits: Their data.
 
     Attributes:
         out_of_time: Whether the budget was too small for all runs.
@@ -57,14 +56,12 @@ class Results:
         study_so_far: What was last recorded.
     """
 
-    def __init__(self, run: SweepRun, study: Config, config: RunConfig) -> None:
+    def __init__(self, run: SweepRun, study: Config, config: RunConfig, splits: Splits) -> None:
         self.run, self.study = run, study
         self.out_of_time = False
         self.study_so_far: report.Study | None = None
         self.stopped: dict[tuple[str, str], int] = {}
         self.is_probe = config.task.name == PROBE
-        use: Use = "pretraining" if self.is_probe else "segmentation"
-        splits = data.load(config.dataset, use)
         self.scored = splits.scored
         if len(self.scored.images) < MIN_IMAGES:
             print_line(study_text.too_few(len(self.scored.images), self.scored.split), style="bold yellow")

@@ -13,7 +13,7 @@ from cvexp.config import flatten
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
 from cvexp.sweeps.outcome import DONE, Job
-from cvexp.sweeps.plan import Cell, Plan
+from cvexp.sweeps.plan import Plan
 from cvexp.sweeps.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class Study(Sweeper):
         skip_finished, params: See :class:`Sweeper`.
 
     Attributes:
+        jobs: Makes the jobs.
+        configs: The configuration of each task's runs.
+        scored_config: That of the first method, whose data are those of all methods.
+        splits: These data.
         pretrained: The name and the id of each pretraining run.
     """
 
@@ -54,12 +58,10 @@ class Study(Sweeper):
     def swept(self, overrides: Sequence[str]) -> list[str]:
         return ["task", "backbone.weights", "dataset.fraction", "seed"]
 
-    def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
-        from cvexp.sweeps.clock import Clock
-        from cvexp.sweeps.lengths import choose_lengths
-        from cvexp.sweeps.results import Results
+    def check(self, overrides: Sequence[str]) -> None:
+        from cvexp import data
         from cvexp.sweeps.study_jobs import StudyJobs, check_starts, shared_overrides
-        from cvexp.tasks.study import ALL, pretrainings
+        from cvexp.tasks.study import ALL, PROBE, pretrainings
 
         study: Config = self.compose(Job(0, tuple(overrides))).task  # type: ignore[assignment]
         common = shared_overrides(overrides)
@@ -67,19 +69,28 @@ class Study(Sweeper):
         check_starts(study.starts)
         methods = tuple(study.methods or self._default_methods(((study.overrides or {}).get(ALL) or []) + list(common)))
         plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
-        jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
-        configs = {task: self.compose(Job(0, jobs.overrides(task))) for task in (*jobs.pretrained, *methods)}
-        sizes = [configs[start].task.eval_size for start in jobs.pretrained]  # type: ignore[attr-defined]
-        jobs.of_probes = [f"task.eval_size={size}" for size in sizes[:1]]
-        jobs.plan = plan = plan._replace(starts=_available(plan.starts, configs[methods[0]]))
-        results = Results(run, study, configs[methods[0]])
-        clock = Clock(run, study.hours)
+        self.jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
+        self.configs = {task: self.compose(Job(0, self.jobs.overrides(task))) for task in self.jobs.tasks}
+        sizes = [self.configs[start].task.eval_size for start in self.jobs.pretrained]  # type: ignore[attr-defined]
+        self.jobs.of_probes = [f"task.eval_size={size}" for size in sizes[:1]]
+        self.scored_config = self.configs[methods[0]]
+        self.splits = data.load(self.scored_config.dataset, "pretraining" if methods == (PROBE,) else "segmentation")
+        self.jobs.plan = plan._replace(starts=_available(plan.starts, self.scored_config))
+
+    def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
+        from cvexp.sweeps.clock import Clock
+        from cvexp.sweeps.lengths import choose_lengths
+        from cvexp.sweeps.results import Results
+
+        jobs, study = self.jobs, self.jobs.study
+        results = Results(run, study, self.scored_config, self.splits)
+        clock = Clock(run, study.hours, study.at_once)
         try:
-            lengths = choose_lengths(run, study, configs, jobs, self.run_jobs)
+            lengths = choose_lengths(run, study, self.configs, jobs, self.run_jobs)
             jobs.lengths = {task: length.overrides() for task, length in lengths.items()}
-            _announce(plan, jobs, lengths)
-            for seed in plan.seeds:
-                if not self._run_round(run, jobs, results, clock, seed):
+            _announce(jobs, lengths)
+            for seed in jobs.plan.seeds:
+                if not self._run_round(run, results, clock, seed):
                     break
                 results.record(self.pretrained)
         finally:
@@ -110,21 +121,22 @@ class Study(Sweeper):
         config = self.compose(Job(0, ("task=multiclass", *common)))
         return ["multiclass", "attention"] if "segmentation" in data.uses(config.dataset) else [PROBE]
 
-    def _run_round(self, run: SweepRun, jobs: StudyJobs, results: Results, clock: Clock, seed: int) -> bool:
+    def _run_round(self, run: SweepRun, results: Results, clock: Clock, seed: int) -> bool:
         """Run all cells of a seed, and return whether there was time for all of them."""
+        jobs = self.jobs
         settled = results.settled(jobs.plan) if jobs.study.stop else set()
         rest = jobs.plan.round(seed, settled, results.doubts())
         needed = {cell.start for group in rest for cell in group}
-        sources = self._pretrain(run, jobs, [start for start in jobs.pretrained if start in needed], seed, clock)
+        sources = self._pretrain(run, [start for start in jobs.pretrained if start in needed], seed, clock)
         if sources is None:
             results.out_of_time = True
             return False
         while rest:
-            batch: list[Cell] = []
-            while rest and (not batch or len(batch) + len(rest[0]) <= jobs.study.at_once):
+            batch = rest.pop(0)
+            while rest and len(batch) % jobs.study.at_once > 0:  # or else some of the launcher would be idle
                 batch += rest.pop(0)
             cells = [cell for cell in batch if cell.start not in jobs.pretrained or cell.start in sources]
-            if not clock.allows([cell.method for cell in cells], jobs.study.at_once):
+            if not clock.allows([cell.method for cell in cells]):
                 results.out_of_time = True
                 return False
             ran = self.run_jobs(run, [jobs.on_labels(cell, sources.get(cell.start)) for cell in cells])
@@ -133,15 +145,18 @@ class Study(Sweeper):
                     results.add(cell, outcome.run_id)
                     clock.note(cell.method, outcome.run_id)
             clock.save()
+            if any(outcome.status != "finished before" for outcome in ran):
+                later = jobs.plan.seeds[jobs.plan.seeds.index(seed) + 1 :]
+                minutes = clock.needed([*(cell.method for group in rest for cell in group), *jobs.of_seeds(later)]) / 60
+                done = f"{len(results.runs)} of {_counted(jobs.plan.num_cells, 'run')} on labels done"
+                print_line(f"study: {done}, at most about {minutes:.0f} min left", style="bold")
         return True
 
-    def _pretrain(
-        self, run: SweepRun, jobs: StudyJobs, starts: Sequence[str], seed: int, clock: Clock
-    ) -> dict[str, str] | None:
+    def _pretrain(self, run: SweepRun, starts: Sequence[str], seed: int, clock: Clock) -> dict[str, str] | None:
         """Pretrain with a seed, and return the run of each start; None if there is no time for it."""
-        if not clock.allows(list(starts), jobs.study.at_once):
+        if not clock.allows(list(starts)):
             return None
-        ran = self.run_jobs(run, [jobs.pretraining(start, seed) for start in starts]) if starts else []
+        ran = self.run_jobs(run, [self.jobs.pretraining(start, seed) for start in starts]) if starts else []
         sources = {}
         for start, outcome in zip(starts, ran, strict=True):
             if outcome.status in DONE:
@@ -152,20 +167,26 @@ class Study(Sweeper):
         return sources
 
 
-def _announce(plan: Plan, jobs: StudyJobs, lengths: Mapping[str, Length]) -> None:
+def _announce(jobs: StudyJobs, lengths: Mapping[str, Length]) -> None:
+    plan = jobs.plan
     crossed = ", ".join(
-        f"{len(values)} {word}"
+        _counted(len(values), word)
         for values, word in (
-            (plan.methods, "methods"),
-            (plan.starts, "starts"),
-            (plan.fractions, "shares of the labels"),
-            (plan.seeds, "seeds"),
+            (plan.methods, "method"),
+            (plan.starts, "start"),
+            (plan.fractions, "label fraction"),
+            (plan.seeds, "seed"),
         )
     )
-    print_line(f"study: {plan.num_cells} runs on labels ({crossed})", style="bold")
-    print_line(f"and {len(jobs.pretrained) * len(plan.seeds)} pretraining runs")
+    print_line(f"study: {_counted(plan.num_cells, 'run')} on labels ({crossed})", style="bold")
+    if jobs.pretrained:
+        print_line(f"and {_counted(len(jobs.pretrained) * len(plan.seeds), 'pretraining run')}")
     if lengths:
         print_line("steps of a run: " + ", ".join(f"{task} {length.steps}" for task, length in lengths.items()))
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _available(starts: Sequence[str], config: RunConfig) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cvexp.errors import UserError, nearest
 from cvexp.metrics.comparison import RANDOM
+from cvexp.redaction import hide_secrets
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.plan import Cell, Plan
 from cvexp.sweeps.sweeper import quoted
@@ -73,6 +74,16 @@ class StudyJobs:
         self.lengths: dict[str, list[str]] = {}
         self.of_probes: list[str] = []
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the jobs."""
+        return [*self.pretrained, *self.plan.methods]
+
+    def of_seeds(self, seeds: Sequence[int]) -> list[str]:
+        """Return the task of each run of some seeds."""
+        cells = [cell.method for seed in seeds for group in self.plan.round(seed, (), {}) for cell in group]
+        return [*self.pretrained * len(seeds), *cells]
+
     def overrides(self, task: str) -> tuple[str, ...]:
         """Return the overrides of all runs of a task."""
         given = self.study.overrides or {}
@@ -83,7 +94,7 @@ class StudyJobs:
 
     def pretraining(self, start: str, seed: int) -> Job:
         number = self.pretrained.index(start) * len(self.plan.seeds) + self.plan.seeds.index(seed)
-        return Job(number, (*self.overrides(start), f"seed={seed}"))
+        return Job(number, (*self.overrides(start), f"seed={seed}", _name(start, f"seed{seed}")))
 
     def on_labels(self, cell: Cell, source: str | None = None) -> Job:
         """Return the job of a cell.
@@ -97,12 +108,17 @@ class StudyJobs:
             f"backbone.weights={'null' if cell.start == RANDOM else quoted(weights)}",
             f"dataset.fraction={cell.fraction}",
             f"seed={cell.seed}",
+            _name(cell.method, cell.start, f"{100 * cell.fraction:g}%", f"seed{cell.seed}"),
         ]
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.number(cell)
         return Job(number, (*self.overrides(cell.method), *own))
 
     def benchmark(self, task: str) -> Job:
         """Return the job that measures the speed of a task."""
-        tasks = [*self.pretrained, *self.plan.methods]
-        number = len(self.pretrained) * len(self.plan.seeds) + self.plan.num_cells + tasks.index(task)
+        number = len(self.pretrained) * len(self.plan.seeds) + self.plan.num_cells + self.tasks.index(task)
         return Job(number, (*self.overrides(task), "benchmark=true"))
+
+
+def _name(*parts: str) -> str:
+    """Return the override that names a run."""
+    return f"name={quoted(hide_secrets('-'.join(parts))[:250])}"

@@ -80,6 +80,9 @@ class Sweeper(sweeper.Sweeper):
             ) from error
         self.known: Data = Data()
 
+    def check(self, overrides: Sequence[str]) -> None:
+        """Raise a UserError for wrong settings of the sweep itself, before anything is recorded."""
+
     @abstractmethod
     def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
         """Run all jobs with :meth:`run_jobs`."""
@@ -111,6 +114,7 @@ class Sweeper(sweeper.Sweeper):
         assert isinstance(hydra_overrides, list)
         command = command_line([*arguments, *map(str, hydra_overrides)], is_sweep=True)
         identity = json.dumps([sorted(overrides), self.identity()])
+        self.check(overrides)
         with (
             failures_explained("once it works again, start the same command again"),
             open_sweep(
@@ -240,8 +244,10 @@ class Sweeper(sweeper.Sweeper):
 
 
 def quoted(value: str) -> str:
-    """Quote a value for Hydra's command line, keeping interpolations.
+    """Return a string as Hydra's command line takes it, with quotes if it needs any, keeping interpolations.
 
     Hydra unescapes quotes, and backslashes only before quotes.
     """
+    if re.fullmatch(r"[A-Za-z][\w./:%-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + (match[2] and "\\'"), value) + "'"

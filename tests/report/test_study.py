@@ -69,7 +69,7 @@ def study(
 def test_a_clear_gain_is_told_with_its_interval_and_the_labels_that_it_saves() -> None:
     first, *others = sentences(study(0.1))
     assert first.startswith(
-        "With multiclass, the mean mIoU over the label fractions from dino is higher than from random"
+        "With multiclass, the mean mIoU over the shares of labels from dino is higher than from random"
     )
     assert "95% interval +0.0" in first
     assert "over images and 3 seeds" in first
@@ -107,11 +107,11 @@ def test_shares_are_percentages_with_two_digits(fraction: float, shown: str) -> 
     assert percent(fraction) == shown
 
 
-def test_shares_beyond_the_curve_are_words() -> None:
+def test_shares_beyond_the_curve_are_bounds() -> None:
     saving = replace(study(0.1).savings[0], needed=0.55, low=0.4, high=math.inf)
-    assert needed(saving) == "55% [40%, more than all]"
-    assert needed(replace(saving, low=0.0, high=0.7)) == "55% [fewer than tried, 70%]"
-    assert needed(replace(saving, needed=math.inf, low=math.inf)) == "more than all"
+    assert needed(saving, 0.05) == "55% [40%, over 100%]"
+    assert needed(replace(saving, low=0.0, high=0.7), 0.05) == "55% [under 5%, 70%]"
+    assert needed(replace(saving, needed=math.inf, low=math.inf), 0.05) == "over 100%"
 
 
 def test_a_study_survives_its_file(tmp_path: Path) -> None:
@@ -131,6 +131,14 @@ def test_pictures_have_a_panel_for_each_method_and_a_legend_entry_for_each_start
         (legend,) = figure.legends
         assert len(legend.get_texts()) == entries
         figure.canvas.draw()
+
+
+def test_wide_intervals_do_not_hide_the_curves() -> None:
+    figure = draw_curves(study(0.02, noise=0.01, num_seeds=2))
+    low, high = figure.axes[0].get_ylim()
+    scores = [score for point in study(0.02, noise=0.01, num_seeds=2).points for score in point.scores]
+    assert low <= min(scores) < max(scores) <= high
+    assert high - low <= 3.01 * (max(scores) - min(scores))
 
 
 def test_odd_names_survive_the_page_and_the_markdown() -> None:

@@ -1,11 +1,14 @@
 """What a study runs first, and how long its runs are."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from cvexp.arguments import with_sweeper
 from cvexp.composition import CONF, compose
 from cvexp.errors import UserError
-from cvexp.sweeps.lengths import Length, Measured, equal_time
+from cvexp.sweeps.lengths import Length, Measured, equal_time, fit
 from cvexp.sweeps.plan import Cell, Plan, spread_out
 from cvexp.sweeps.study_jobs import StudyJobs, shared_overrides
 from cvexp.tasks.study import Config
@@ -58,9 +61,10 @@ def test_a_job_has_the_overrides_of_its_task_of_all_and_of_its_cell() -> None:
         "trainer.max_steps=100",
         "trainer.steps_per_epoch=10",
         "trainer.max_epochs=10",
-        "backbone.weights='runs:/abc/checkpoints/best.ckpt'",
+        "backbone.weights=runs:/abc/checkpoints/best.ckpt",
         "dataset.fraction=0.05",
         "seed=1",
+        "name=attention-dino-5%-seed1",
     )
     assert "backbone.weights=null" in jobs.on_labels(Cell("multiclass", "random", 0.05, 1)).overrides
     jobs.plan = PLAN._replace(starts=("it's/a weight.pth",))
@@ -68,8 +72,8 @@ def test_a_job_has_the_overrides_of_its_task_of_all_and_of_its_cell() -> None:
     assert "backbone.weights='it\\'s/a weight.pth'" in odd
 
 
-def _study() -> Config:
-    task = compose("task=study", "task.overrides={attention: ['+experiment=demo']}").task
+def _study(*overrides: str) -> Config:
+    task = compose("task=study", "task.overrides={attention: ['+experiment=demo']}", *overrides).task
     assert isinstance(task, Config)
     return task
 
@@ -110,6 +114,19 @@ def test_the_number_of_steps_fits_the_time() -> None:
     steps = measured.steps(seconds=131.0, validations=10)
     assert 20 + (steps * 10 + 11 * 300 / 3) / 100 == pytest.approx(131.0, abs=0.2)
     assert measured.steps(seconds=1.0, validations=10) == 50  # the fewest
+
+
+@pytest.mark.parametrize(("at_once", "starts"), [(1, 2), (2, 2), (4, 2), (2, 3), (3, 2)])
+def test_runs_fit_into_the_budget_however_many_run_at_a_time(at_once: int, starts: int) -> None:
+    study = _study("task.hours=2", f"task.at_once={at_once}", "task.seeds=[0,1]", "task.fractions=[0.1,1]")
+    study = replace(study, starts=["random", "dino", "simclr"][:starts])
+    measured = dict.fromkeys(["dino", "simclr", "multiclass", "attention"], Measured(100.0, 10, 0))
+    pretrainings = study.starts[1:]
+    lengths = fit(2.0, study, measured, pretrainings, ["multiclass", "attention"])
+    seconds = {task: 20 + length.steps * 10 / 100 for task, length in lengths.items()}
+    labels = math.ceil(4 * starts / at_once) * seconds["multiclass"]
+    pretraining = math.ceil(len(pretrainings) / at_once) * seconds["dino"]
+    assert 2 * (labels + pretraining) == pytest.approx(0.8 * 7200, rel=0.01)
 
 
 def test_methods_that_train_equally_long_have_steps_by_their_speeds() -> None:

@@ -82,7 +82,10 @@ def test_a_study_that_is_killed_twice_ends_with_the_same_result(cvexp: Callable[
         scores = {i: s for p in study["points"] for i, s in zip(p["run_ids"], p["scores"], strict=True)}
         assert run.data.metrics["test/miou"] == pytest.approx(scores[run.info.run_id])
     assert cvexp("task=report").code == 0
-    assert "Labels and pretraining" in Path("outputs/report.html").read_text()
+    report = Path("outputs/report.html").read_text()
+    assert "Labels and pretraining" in report
+    assert "With multiclass, " in report.partition("<h2")[0]  # in the summary
+    assert "No methods have been compared yet" not in report
 
 
 def test_a_budget_ends_a_study_with_what_there_was_time_for(
@@ -116,6 +119,7 @@ def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*QUICK, "task.starts=[random,tim]")
     assert outcome.code == 1
     assert "task.starts: there is no file or start 'tim'; did you mean timm?" in outcome.message
+    assert not Path("outputs/mlflow.db").exists()  # nothing is recorded
     outcome = cvexp("task=study", "task.starts=[random]", "task.hours=1e-4")
     assert outcome.code == 1
     assert "task.hours: 0.0001 hours are less than it takes" in outcome.message

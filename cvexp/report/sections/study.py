@@ -48,7 +48,7 @@ def _blocks(study: Study, curves: bytes | None, differences: bytes | None, where
     if curves is not None:
         caption = (
             f"{study.score} on {basis} by the share of the labels that was trained on{where}. Lines: mean over the "
-            f"seeds, with {intervals}. Dots: single runs."
+            f"seeds, with {intervals}, which are cut off where they are very wide. Dots: single runs."
         )
         blocks.append(Picture(curves, CURVES_ALT, caption, wide=len(study.methods) > 1))
     columns, rows = studied.score_rows(study)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cvexp.metrics.comparison import RANDOM, Comparison, Difference
 from cvexp.report import comparison as compared
 from cvexp.report.sections.material import Material, count, worse_features
+from cvexp.report.study import read_study
+from cvexp.report.study_text import sentences
 from cvexp.report.style import shorten
 
 
@@ -14,7 +16,7 @@ def summary(material: Material) -> list[str]:
     warnings = [f"{warning.removesuffix('.')} (run {run.id[:8]})." for run, warning in worse if warning]
     comparison = material.comparison
     if comparison is None or material.comparison_run is None:
-        return [*warnings, "No methods have been compared yet."]
+        return [*warnings, *(_of_study(material) or ["No methods have been compared yet."])]
     groups = {key: sum(run.miou for run in runs) / len(runs) for key, runs in comparison.groups().items()}
     (method, start), miou = max(groups.items(), key=lambda item: item[1])
     constant = max(comparison.constants(), key=lambda constant: constant.scores["miou"])
@@ -30,7 +32,14 @@ def summary(material: Material) -> list[str]:
         f"; the best constant prediction, {shorten(constant.label)} for every pixel, has {constant.scores['miou']:.3f} "
         f"(run {material.comparison_run.id[:8]})."
     )
-    return [*warnings, result, *compared.constant_warnings(comparison), *plain_sentences(comparison)]
+    results = [result, *compared.constant_warnings(comparison), *plain_sentences(comparison)]
+    return [*warnings, *results, *_of_study(material)]
+
+
+def _of_study(material: Material) -> list[str]:
+    """Return what the study found, in sentences."""
+    study = material.study and read_study(material.study.store, material.study.id)
+    return sentences(study) if study else []
 
 
 def plain_sentences(comparison: Comparison) -> list[str]:
