@@ -61,13 +61,13 @@ class Study(Sweeper):
     def check(self, overrides: Sequence[str]) -> None:
         from cvexp import data
         from cvexp.sweeps.study_jobs import StudyJobs, check_starts, shared_overrides
-        from cvexp.tasks.study import ALL, PROBE, pretrainings
+        from cvexp.tasks.study import PROBE, pretrainings
 
         study: Config = self.compose(Job(0, tuple(overrides))).task  # type: ignore[assignment]
         common = shared_overrides(overrides)
         self._refuse_ignored_settings(overrides, common)
         check_starts(study.starts)
-        methods = tuple(study.methods or self._default_methods(((study.overrides or {}).get(ALL) or []) + list(common)))
+        methods = tuple(study.methods or self._default_methods(StudyJobs(study, common, Plan((), (), (), ()), [])))
         plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
         self.jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
         self.configs = {task: self.compose(Job(0, self.jobs.overrides(task))) for task in self.jobs.tasks}
@@ -113,12 +113,12 @@ class Study(Sweeper):
                 "into another file, and name that in task.overrides={all: ['+experiment=NAME']}"
             )
 
-    def _default_methods(self, common: Sequence[str]) -> list[str]:
+    def _default_methods(self, jobs: StudyJobs) -> list[str]:
         """Return both segmentation methods if the data have masks, and otherwise the probe."""
         from cvexp import data
         from cvexp.tasks.study import PROBE
 
-        config = self.compose(Job(0, ("task=multiclass", *common)))
+        config = self.compose(Job(0, jobs.overrides("multiclass")))
         return ["multiclass", "attention"] if "segmentation" in data.uses(config.dataset) else [PROBE]
 
     def _run_round(self, run: SweepRun, results: Results, clock: Clock, seed: int) -> bool:

@@ -119,6 +119,11 @@ def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*QUICK, "task.starts=[random,tim]")
     assert outcome.code == 1
     assert "task.starts: there is no file or start 'tim'; did you mean timm?" in outcome.message
+    of_method = "[dataset=voc,dataset.root=nowhere]"
+    words = f"task.overrides={{all: [dataset.val_list=null],multiclass: {of_method},attention: {of_method}}}"
+    outcome = cvexp("task=study", "task.starts=[random]", words)
+    assert outcome.code == 1
+    assert "nowhere" in outcome.message
     assert not Path("outputs/mlflow.db").exists()  # nothing is recorded
     outcome = cvexp("task=study", "task.starts=[random]", "task.hours=1e-4")
     assert outcome.code == 1
