@@ -109,6 +109,7 @@ def report(run: SweepRun, outcomes: Sequence[Outcome]) -> None:
     """Print what became of the jobs, record it in the sweep's run, and close that."""
     if not outcomes:
         return
+    outcomes = sorted(outcomes, key=lambda outcome: outcome.number)  # a study runs first what tells most
     rows = [HEADINGS, *(_cells(outcome) for outcome in outcomes)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     print_line(f"sweep {run.id}")
