@@ -23,8 +23,10 @@ def with_sweeper(arguments: list[str], conf: Path) -> list[str]:
         conf: Folder of the configuration groups.
     """
     tasks = [word for word in arguments if word.startswith("task=")]
-    files = [conf / "experiment" / f"{word.partition('=')[2]}.yaml" for word in arguments if "experiment=" in word]
-    by_experiment = any("override /task: study" in file.read_text() for file in files if file.is_file())
+    chosen = [word.lstrip("+").partition("=") for word in arguments]
+    names = [name for key, _, value in chosen if key == "experiment" for name in value.strip("[]").split(",")]
+    files = [file for name in names if len(name) < 200 and (file := conf / "experiment" / f"{name}.yaml").is_file()]
+    by_experiment = any("override /task: study" in file.read_text() for file in files)
     is_question = any(word in QUESTIONS or word.startswith("--cfg=") for word in arguments)
     if is_question or (tasks != ["task=study"] and (tasks or not by_experiment)):
         return arguments
@@ -36,7 +38,8 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     """Rewrite a command line for Hydra.
 
     * A password moves into an environment variable, because Hydra writes its arguments into files.
-    * Keys inside a free dictionary, such as ``backbone.args.drop_rate=0.1``, need no ``+``.
+    * Keys inside a free dictionary, such as ``backbone.args.drop_rate=0.1`` or ``backbone.args={drop_rate: 0.1}``, need
+      no ``+``.
     * A sweep over a group may set keys that only the swept options have, such as ``task.dropout=0``. Hydra first
       composes what all jobs share, without the swept groups, and refuses these keys at that point (hydra#2888).
 
@@ -58,7 +61,7 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     rewritten = []
     for key, equals, value in pairs:
         group, *inner = key.split(".")
-        is_free = len(inner) >= 2 and (conf / group).is_dir()
+        is_free = (len(inner) >= 2 or (bool(inner) and value.startswith("{"))) and (conf / group).is_dir()
         is_of_swept = group in swept and bool(inner)
         rewritten.append("".join(("++" * (is_free or is_of_swept), key, equals, value)))
     return rewritten

@@ -56,7 +56,10 @@ def test_python_composes_what_the_command_line_does() -> None:
             ["dataset.test_images=test"],
             "dataset.test_images: got 'test': .* .* dataset=shapes, is another",
         ),
-        (["dataset.classes=[R&D]"], r"dataset.classes=\[R&D\]: this can't be read; .* needs quotes of its own"),
+        (
+            ["dataset.classes=[R&D]"],
+            r"dataset.classes=\[R&D\]: this can.t be read .* needs quotes of its own",
+        ),
         (["loader.batch_size=0"], "loader.batch_size: got 0, but it must be at least 1"),
     ],
 )

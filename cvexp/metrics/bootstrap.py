@@ -12,6 +12,8 @@ import numpy as np
 
 from cvexp.metrics.iou import Counts, mean_iou
 
+MIN_IMAGES = 20  # with fewer, intervals from resampled images are far too narrow
+
 CHUNK = 200  # bootstrap samples that are computed at once, which bounds the memory
 
 

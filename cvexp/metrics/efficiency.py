@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import RANDOM
 from cvexp.metrics.hierarchical import Scores, draws, interval
 
@@ -45,6 +45,7 @@ class Gain:
         fraction: The label fraction; None for the mean over all fractions.
         interval: The difference in the score, and its interval over images and seeds.
         num_seeds: Number of pairs of runs, for each fraction.
+        num_images: Number of scored images.
     """
 
     method: str
@@ -53,11 +54,12 @@ class Gain:
     fraction: float | None
     interval: Interval
     num_seeds: int
+    num_images: int
 
     @property
     def is_decided(self) -> bool:
-        """Whether the interval excludes zero, and includes the spread between seeds."""
-        return self.interval.is_clear and self.num_seeds >= MIN_SEEDS
+        """Whether the interval excludes zero, and there are enough seeds and images to trust it."""
+        return self.interval.is_clear and self.num_seeds >= MIN_SEEDS and self.num_images >= MIN_IMAGES
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Saving:
         needed: The label fraction at which the reference has the same score: infinite if it does not reach that with
             the largest fraction, and 0 if it has more with the smallest one.
         low, high: The ends of its interval, over images and seeds.
+        fewest, most: The smallest and the largest label fraction of the reference.
         num_seeds: The smallest number of seeds at any point involved.
+        num_images: Number of scored images.
     """
 
     method: str
@@ -81,12 +85,16 @@ class Saving:
     needed: float
     low: float
     high: float
+    fewest: float
+    most: float
     num_seeds: int
+    num_images: int
 
     @property
     def is_decided(self) -> bool:
-        """Whether the interval excludes the fraction itself, and includes the spread between seeds."""
-        return not self.low <= self.fraction <= self.high and self.num_seeds >= MIN_SEEDS
+        """Whether the interval excludes the fraction itself, and there are enough seeds and images to trust it."""
+        is_clear = not self.low <= self.fraction <= self.high
+        return is_clear and self.num_seeds >= MIN_SEEDS and self.num_images >= MIN_IMAGES
 
 
 def reference_of(curves: Sequence[Curve]) -> str:
@@ -116,7 +124,15 @@ def gains(curves: Sequence[Curve], confidence: float) -> list[Gain]:
             resampled = np.mean([part.resampled for part in parts], axis=0)
             named.append((None, Scores(tuple(seeds), full, resampled, parts[0].num_images)))
         found += [
-            Gain(curve.method, curve.start, reference.start, fraction, interval(scores, confidence), len(scores.seeds))
+            Gain(
+                curve.method,
+                curve.start,
+                reference.start,
+                fraction,
+                interval(scores, confidence),
+                len(scores.seeds),
+                scores.num_images,
+            )
             for fraction, scores in named
         ]
     return found
@@ -139,7 +155,7 @@ def savings(curves: Sequence[Curve], confidence: float) -> list[Saving]:
             continue
         means = np.array([[scores.mean] for scores in reference.points.values()])
         drawn = np.stack([draws(scores, seed=i) for i, scores in enumerate(reference.points.values())])
-        fewest = min(len(scores.seeds) for scores in reference.points.values())
+        num_seeds = min(len(scores.seeds) for scores in reference.points.values())
         for i, (fraction, scores) in enumerate(curve.points.items()):
             needed = needed_fraction(fractions, means, np.array([scores.mean]))[0]
             samples = needed_fraction(fractions, drawn, draws(scores, seed=len(fractions) + i))
@@ -153,7 +169,10 @@ def savings(curves: Sequence[Curve], confidence: float) -> list[Saving]:
                     needed=float(needed),
                     low=float(low),
                     high=float(high),
-                    num_seeds=min(fewest, len(scores.seeds)),
+                    fewest=float(fractions[0]),
+                    most=float(fractions[-1]),
+                    num_seeds=min(num_seeds, len(scores.seeds)),
+                    num_images=scores.num_images,
                 )
             )
     return found

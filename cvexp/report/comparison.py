@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from cvexp.metrics import iou
-from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import Comparison, Difference, Evaluated, Group
 from cvexp.metrics.names import safe_name
 from cvexp.report.console import console, print_line
@@ -22,7 +22,6 @@ from cvexp.report.style import shorten
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
-MIN_IMAGES = 20  # with fewer, percentile intervals are far too narrow
 NO_PAIRS = (
     "No differences are computed. They need runs with equal seeds, of two methods or from random and other weights."
 )

@@ -13,10 +13,10 @@ import numpy as np
 from rich.table import Table
 
 from cvexp.data.index import Index
-from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.probe_results import SCORES, Contrast, Estimate, Probed, ProbeResults
 from cvexp.metrics.probing import Predictions
-from cvexp.report.comparison import MIN_IMAGES, escape
+from cvexp.report.comparison import escape
 from cvexp.report.console import console, print_line
 from cvexp.report.probe_figures import draw_confusion, draw_scores
 from cvexp.report.style import shorten

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from cvexp.metrics.bootstrap import MIN_IMAGES
 from cvexp.metrics.comparison import RANDOM
 from cvexp.metrics.efficiency import MIN_SEEDS, Gain, Saving
-from cvexp.report.comparison import MIN_IMAGES, escape
+from cvexp.report.comparison import escape
 from cvexp.report.console import console, print_line
 from cvexp.report.study import Point, Study
 from cvexp.report.style import shorten
@@ -45,7 +46,7 @@ def sentences(study: Study) -> list[str]:
                 found.append(_gain_sentence(own, study))
                 clear = {gain.fraction for gain in own if gain.is_decided}
                 saved = [saving for saving in study.savings if (saving.method, saving.start) == (method, start)]
-                found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear], study)
+                found += _saving_sentences(saved, [s for s in saved if s.is_decided and s.fraction in clear])
     return found or ["No start was compared with another one."]
 
 
@@ -63,54 +64,66 @@ def _gain_sentence(own: Sequence[Gain], study: Study) -> str:
     several = "over the shares of labels" if mean.fraction is None else f"with {percent(mean.fraction)} of the labels"
     seeds = f"{mean.num_seeds} seed{'s' * (mean.num_seeds > 1)}"
     basis = f"{difference:+.3f}, {study.confidence:.0%} interval {low:+.3f} to {high:+.3f} over images and {seeds}"
-    subject = f"With {mean.method}, the mean {study.score} {several} from {weights(mean.start)}"
+    both = f"{weights(mean.start)} or {weights(mean.reference)} is better"
     if mean.num_seeds < MIN_SEEDS:
-        return f"With {mean.method}, one seed does not decide whether {weights(mean.start)} helps ({basis})."
-    if not mean.is_decided:
-        return (
-            f"With {mean.method}, these data do not decide whether {weights(mean.start)} or {weights(mean.reference)} "
-            f"is better {several} ({basis})."
-        )
-    word = "higher" if difference > 0 else "lower"
-    sentence = f"{subject} is {word} than from {weights(mean.reference)} ({basis})."
-    single = {gain.fraction: gain.is_decided for gain in own if gain.fraction is not None}
-    clear = [percent(fraction) for fraction, is_decided in single.items() if is_decided]
-    if mean.fraction is None and len(clear) < len(single):
-        where = f"at {_listed(clear)} of the labels" if clear else "at no single share"
-        sentence += f" The difference is clear {where}."
-    return sentence
+        return f"With {mean.method}, one seed does not decide whether {both} ({basis})."
+    if mean.is_decided:
+        word = "higher" if difference > 0 else "lower"
+        subject = f"With {mean.method}, the mean {study.score} {several} from {weights(mean.start)}"
+        sentence = f"{subject} is {word} than from {weights(mean.reference)} ({basis})."
+    else:
+        sentence = f"With {mean.method}, these data do not decide whether {both} {several} ({basis})."
+    return sentence if mean.fraction is not None else sentence + _single_shares(own, study.score)
 
 
-def _saving_sentences(saved: Sequence[Saving], decided: Sequence[Saving], study: Study) -> list[str]:
+def _single_shares(own: Sequence[Gain], score: str) -> str:
+    """Return a sentence about the shares at which the difference is clear: none if this holds for all of them."""
+    single = {gain.fraction: gain for gain in own if gain.fraction is not None}
+    words = []
+    for word, sign in (("higher", 1), ("lower", -1)):
+        decided = [f for f, gain in single.items() if gain.is_decided and sign * gain.interval.difference > 0]
+        clear = list(map(percent, decided))
+        if len(clear) == len(single):
+            return ""
+        if clear:
+            words.append(f"clearly {word} at {_listed(clear)} of the labels")
+    if not words:
+        return " At no single share is the difference clear."
+    return f" From {weights(own[0].start)}, the {score} is {', and '.join(words)}."
+
+
+def _saving_sentences(saved: Sequence[Saving], decided: Sequence[Saving]) -> list[str]:
     """Return a sentence for the smallest and the largest share of labels at which labels are saved or lost."""
     if not saved or saved[0].num_seeds < MIN_SEEDS:
         return []
     if not decided:
         first = saved[0]
         return [f"With {first.method}, these data do not decide how many labels {weights(first.start)} saves or costs."]
-    return [_saving_sentence(saving, study.fractions[0]) for saving in dict.fromkeys((decided[0], decided[-1]))]
+    return [_saving_sentence(saving) for saving in dict.fromkeys((decided[0], decided[-1]))]
 
 
-def _saving_sentence(saving: Saving, smallest: float) -> str:
+def _saving_sentence(saving: Saving) -> str:
     start, reference = weights(saving.start), weights(saving.reference)
     subject = f"With {saving.method}, from {start}, {percent(saving.fraction)} of the labels give"
     if math.isinf(saving.low):
-        return f"{subject} more than {reference} reach with all labels."
+        most = "all labels" if saving.most == 1 else f"{percent(saving.most)} of them, the most that were tried"
+        return f"{subject} more than {reference} reach with {most}."
     if saving.high == 0:
-        return f"{subject} less than {reference} reach with the fewest labels tried."
-    return f"{subject} what {reference} need {needed(saving, smallest)} for."
+        fewest = f"{percent(saving.fewest)} of them, the fewest that were tried"
+        return f"{subject} less than {reference} reach with {fewest}."
+    return f"{subject} what {reference} need {needed(saving)} for."
 
 
-def needed(saving: Saving, smallest: float) -> str:
+def needed(saving: Saving) -> str:
     """Return the share of the labels that the reference needs, and its interval, if it has one: ``55% [40%, 70%]``.
 
-    Args:
-        saving: The share and its interval.
-        smallest: The smallest share that was tried. What is below is not known.
+    Outside of the shares that were tried, only a bound is known.
     """
 
     def bound(value: float) -> str:
-        return "over 100%" if math.isinf(value) else f"under {percent(smallest)}" if value == 0 else percent(value)
+        if math.isinf(value):
+            return f"over {percent(saving.most)}"
+        return f"under {percent(saving.fewest)}" if value == 0 else percent(value)
 
     share, low, high = bound(saving.needed), bound(saving.low), bound(saving.high)
     return share if share == low == high else f"{share} [{low}, {high}]"
@@ -134,7 +147,7 @@ def score_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 
 def _cell(point: Point | None) -> str:
     if point is None:
-        return "not run"
+        return "no result"
     mean, low, high = point.interval
     return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
 
@@ -154,7 +167,7 @@ def difference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]",
                 f"{gain.num_seeds}",
                 "yes" if gain.is_decided else "no",
-                needed(saving, study.fractions[0]) if saving else "",
+                needed(saving) if saving else "",
             ]
         )
     return [

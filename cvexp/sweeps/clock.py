@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
+from cvexp.tracking.description import RESUMED
 from cvexp.tracking.sweep import SweepRun
 
 TAG = "study.seconds"
@@ -38,15 +40,16 @@ class Clock:
         self.run.store.client.set_tag(self.run.id, TAG, f"{self.seconds:.1f}")
 
     def note(self, task: str, run_id: str) -> None:
-        """Note how long a finished run took."""
-        info = self.run.store.client.get_run(run_id).info
-        self.durations.setdefault(task, []).append((info.end_time - info.start_time) / 1000)
+        """Note how long a finished run took, unless it was interrupted, because then its time includes the break."""
+        run = self.run.store.client.get_run(run_id)
+        if RESUMED not in run.data.tags:
+            self.durations.setdefault(task, []).append((run.info.end_time - run.info.start_time) / 1000)
 
-    def allows(self, tasks: Sequence[str]) -> bool:
-        """Return whether further runs of these tasks, given to the launcher together, probably end in time."""
-        return self.budget is None or self.seconds + self.needed(tasks) <= self.budget
+    def allows(self, *batches: Sequence[str]) -> bool:
+        """Return whether further runs of these tasks probably end in time. Each batch waits for the one before."""
+        return self.budget is None or self.seconds + sum(map(self.needed, batches)) <= self.budget
 
     def needed(self, tasks: Sequence[str]) -> float:
         """Return how many seconds runs of these tasks take. Tasks of which no run has finished are left out."""
         known = [median(self.durations[task]) for task in tasks if task in self.durations]
-        return sum(known) / max(min(self.at_once, len(tasks)), 1)
+        return fmean(known) * math.ceil(len(known) / self.at_once) if known else 0.0

@@ -19,7 +19,7 @@ from cvexp.training.pretraining import PretrainingConfig
 
 FILE = "study/lengths.json"
 
-# Shares of the budget. The rest is for measuring speeds, for evaluating, and for runs that take longer than expected.
+# Shares of the budget after the speeds are measured. The rest is for runs that take longer than expected.
 PRETRAINING_SHARE = 0.3
 LABELS_SHARE = 0.5
 
@@ -62,10 +62,20 @@ class Measured(NamedTuple):
     batch_size: int
     num_validated: int
 
-    def steps(self, seconds: float, validations: int) -> int:
-        """Return how many optimizer steps a run may have to end in time."""
-        images = (seconds - SECONDS_AROUND) * self.images_per_second - (validations + 1) * self.num_validated / 3
-        return max(int(images / self.batch_size), FEWEST_STEPS)
+    @property
+    def step(self) -> float:
+        """The time of an optimizer step in seconds."""
+        return self.batch_size / self.images_per_second
+
+    def rest(self, validations: int) -> float:
+        """Return the time of a run without its optimizer steps, in seconds."""
+        return SECONDS_AROUND + (validations + 1) * self.num_validated / 3 / self.images_per_second
+
+
+def steps_in(seconds: float, measured: Sequence[Measured], validations: int) -> int:
+    """Return how many optimizer steps the runs of several tasks may have if all of them take so long in total."""
+    rest = sum(task.rest(validations) for task in measured)
+    return max(int((seconds - rest) / sum(task.step for task in measured)), FEWEST_STEPS)
 
 
 def choose_lengths(
@@ -131,23 +141,23 @@ def fit(
 
     The pretraining runs of a seed are given to the launcher together, so part of it may be idle meanwhile.
     """
-    budget = 3600 * hours / len(study.seeds)  # seconds
+    budget = (3600 * hours - SECONDS_TO_MEASURE * len(measured)) / len(study.seeds)  # seconds
     lengths = {}
     for task in pretrainings:
         own = PRETRAINING_SHARE * budget / math.ceil(len(pretrainings) / study.at_once)
-        lengths[task] = Length(measured[task].steps(own, study.validations), study.validations)
+        lengths[task] = Length(steps_in(own, [measured[task]], study.validations), study.validations)
     share = LABELS_SHARE if pretrainings else LABELS_SHARE + PRETRAINING_SHARE
     in_turn = math.ceil(len(methods) * len(study.starts) * len(study.fractions) / study.at_once)
-    steps = [measured[method].steps(share * budget / in_turn, study.validations) for method in methods]
-    return lengths | dict.fromkeys(methods, Length(round(sum(steps) / max(len(steps), 1)), study.validations))
+    if methods:
+        total = share * budget / in_turn * len(methods)  # of a run of each method
+        steps = steps_in(total, [measured[method] for method in methods], study.validations)
+        lengths |= dict.fromkeys(methods, Length(steps, study.validations))
+    return lengths
 
 
 def equal_time(lengths: Mapping[str, Length], measured: Mapping[str, Measured]) -> dict[str, Length]:
     """Change the numbers of steps so that all methods train for the mean of their times."""
-    seconds = {
-        task: length.steps * measured[task].batch_size / measured[task].images_per_second
-        for task, length in lengths.items()
-    }
+    seconds = {task: length.steps * measured[task].step for task, length in lengths.items()}
     mean = sum(seconds.values()) / max(len(seconds), 1)
     return {
         task: length._replace(steps=max(round(length.steps * mean / seconds[task]), 1))

@@ -24,6 +24,9 @@ class Cell(NamedTuple):
     fraction: float
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.method} from {self.start} with {100 * self.fraction:g}% of the labels, seed {self.seed}"
+
 
 class Plan(NamedTuple):
     """What a study crosses. The order of the values is that of the configuration."""

@@ -12,11 +12,11 @@ from cvexp.config import RunConfig
 from cvexp.data.index import Splits
 from cvexp.errors import opening
 from cvexp.metrics import iou
+from cvexp.metrics.bootstrap import MIN_IMAGES
 from cvexp.metrics.efficiency import Curve, Gain, gains, reference_of, savings
 from cvexp.metrics.hierarchical import Array, Scores, image_weights
 from cvexp.report import study as report
 from cvexp.report import study_text
-from cvexp.report.comparison import MIN_IMAGES
 from cvexp.report.console import print_line
 from cvexp.report.document import html
 from cvexp.report.scores import read_counts, read_probe
@@ -49,23 +49,29 @@ class Results:
         study: The configuration of the study.
         config: The configuration of the runs of one method.
         splits: Their data.
+        shares: The number of training images of each label fraction.
 
     Attributes:
         out_of_time: Whether the budget was too small for all runs.
+        missing: What has no result, because it failed.
         stopped: Methods and starts that got no further seeds, with the last seed that they had.
         study_so_far: What was last recorded.
     """
 
-    def __init__(self, run: SweepRun, study: Config, config: RunConfig, splits: Splits) -> None:
+    def __init__(self, run: SweepRun, study: Config, config: RunConfig, splits: Splits, shares: Sequence[int]) -> None:
         self.run, self.study = run, study
         self.out_of_time = False
+        self.missing: list[str] = []
         self.study_so_far: report.Study | None = None
         self.stopped: dict[tuple[str, str], int] = {}
         self.is_probe = config.task.name == PROBE
         self.scored = splits.scored
         if len(self.scored.images) < MIN_IMAGES:
             print_line(study_text.too_few(len(self.scored.images), self.scored.split), style="bold yellow")
-        self.about = _describe(splits, config)
+        images = ", ".join(
+            f"{study_text.percent(fraction)} {number}" for fraction, number in zip(study.fractions, shares, strict=True)
+        )
+        self.about = f"{_describe(splits, config)} The shares of labels, in images: {images}."
         self.weights = image_weights(len(self.scored.images), study.samples)
         self.runs: dict[Cell, tuple[str, float, Array]] = {}  # the id, the score, and the scores of the samples
 
@@ -106,20 +112,21 @@ class Results:
         resampled = np.stack([self.runs[cell][2] for cell in cells])
         return Scores(tuple(cell.seed for cell in cells), full, resampled, len(self.scored.images))
 
-    def gains(self) -> list[Gain]:
+    def gains(self, confidence: float) -> list[Gain]:
         curves = self.curves()
-        return gains(curves, self.study.confidence) if curves else []
+        return gains(curves, confidence) if curves else []
 
     def settled(self, plan: Plan) -> set[tuple[str, str]]:
         """Return the methods and starts that need no further seeds.
 
         A start needs none if its difference from the reference is clear at each fraction, and the reference needs none
-        if no other start needs it.
+        if no other start needs it. As this is asked after each seed, the intervals are wider than those that are
+        reported, so that a true zero is not called clear more often (Bonferroni's correction).
         """
         if not self.runs:
             return set()
         reference = reference_of(self.curves())
-        found = self.gains()
+        found = self.gains(1 - (1 - self.study.confidence) / len(plan.seeds))
         settled = set()
         for method in plan.methods:
             decided = [
@@ -137,14 +144,15 @@ class Results:
             if len(decided) == len(plan.starts) - 1 > 0:
                 settled.add((method, reference))
         for method, start in settled:
-            last = max(cell.seed for cell in self.runs if (cell.method, cell.start) == (method, start))
+            had = {cell.seed for cell in self.runs if (cell.method, cell.start) == (method, start)}
+            last = [seed for seed in plan.seeds if seed in had][-1]
             self.stopped.setdefault((method, start), last)
         return settled
 
     def doubts(self) -> dict[tuple[str, float], float]:
         """Return how doubtful each method and fraction is: the width of an interval in multiples of its difference."""
         doubts: dict[tuple[str, float], float] = {}
-        for gain in self.gains():
+        for gain in self.gains(self.study.confidence):
             if gain.fraction is not None:
                 width = gain.interval.high - gain.interval.low
                 doubt = width / max(abs(gain.interval.difference), 1e-9)
@@ -205,6 +213,8 @@ class Results:
             "clear at each label fraction."
             for (method, start), seed in self.stopped.items()
         ]
+        if self.missing:
+            notes.append(f"There are no results of {'; '.join(self.missing)}.")
         if self.out_of_time:
             notes.append(f"The budget of {self.study.hours:g} hours was too small for all runs; the rest was not run.")
         return notes

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 from cvexp.config import flatten
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
-from cvexp.sweeps.outcome import DONE, Job
-from cvexp.sweeps.plan import Plan
+from cvexp.sweeps.outcome import DONE, Job, Outcome
+from cvexp.sweeps.plan import Cell, Plan
 from cvexp.sweeps.sweeper import Sweeper
 
 if TYPE_CHECKING:
-    from cvexp.config import RunConfig
-    from cvexp.sweeps.clock import Clock
     from cvexp.sweeps.lengths import Length
-    from cvexp.sweeps.results import Results
     from cvexp.sweeps.study_jobs import StudyJobs
     from cvexp.tasks.study import Config
     from cvexp.tracking.sweep import SweepRun
@@ -40,6 +37,10 @@ class Study(Sweeper):
         configs: The configuration of each task's runs.
         scored_config: That of the first method, whose data are those of all methods.
         splits: These data.
+        shares: The number of training images of each label fraction.
+        left_out: Starts that are asked for, but can't be used.
+        clock: The time of the study.
+        results: Its results.
         pretrained: The name and the id of each pretraining run.
     """
 
@@ -49,6 +50,7 @@ class Study(Sweeper):
     def __init__(self, skip_finished: bool, params: Mapping[str, Any] | None, **unknown: Any) -> None:
         super().__init__(skip_finished, params)
         self.pretrained: list[tuple[str, str]] = []
+        self.left_out: list[str] = []
         for key in unknown:
             raise UserError(f"hydra.sweeper.{key}: a study has no such key; its own are those of task=study")
 
@@ -60,22 +62,28 @@ class Study(Sweeper):
 
     def check(self, overrides: Sequence[str]) -> None:
         from cvexp import data
-        from cvexp.sweeps.study_jobs import StudyJobs, check_starts, shared_overrides
+        from cvexp.probing.networks import EVAL_SIZE
+        from cvexp.sweeps import study_jobs
         from cvexp.tasks.study import PROBE, pretrainings
 
         study: Config = self.compose(Job(0, tuple(overrides))).task  # type: ignore[assignment]
-        common = shared_overrides(overrides)
+        common = study_jobs.shared_overrides(overrides)
         self._refuse_ignored_settings(overrides, common)
-        check_starts(study.starts)
-        methods = tuple(study.methods or self._default_methods(StudyJobs(study, common, Plan((), (), (), ()), [])))
-        plan = Plan(methods, tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
-        self.jobs = StudyJobs(study, common, plan, [start for start in plan.starts if start in pretrainings()])
-        self.configs = {task: self.compose(Job(0, self.jobs.overrides(task))) for task in self.jobs.tasks}
-        sizes = [self.configs[start].task.eval_size for start in self.jobs.pretrained]  # type: ignore[attr-defined]
-        self.jobs.of_probes = [f"task.eval_size={size}" for size in sizes[:1]]
-        self.scored_config = self.configs[methods[0]]
-        self.splits = data.load(self.scored_config.dataset, "pretraining" if methods == (PROBE,) else "segmentation")
-        self.jobs.plan = plan._replace(starts=_available(plan.starts, self.scored_config))
+        study_jobs.check_starts(study.starts)
+        study_jobs.check_overrides(study)
+        are_own_last = any(word.lstrip("+").startswith("task.overrides") for word in overrides)
+        plan = Plan((), tuple(study.starts), tuple(study.fractions), tuple(study.seeds))
+        pretrained = [start for start in plan.starts if start in pretrainings()]
+        jobs = self.jobs = study_jobs.StudyJobs(study, common, plan, pretrained, are_own_last)
+        jobs.plan = plan._replace(methods=tuple(study.methods or self._default_methods(jobs)))
+        self.configs = {task: self.compose(Job(0, jobs.overrides(task))) for task in jobs.tasks}
+        sizes = [self.configs[start].task.eval_size for start in pretrained]  # type: ignore[attr-defined]
+        jobs.of_probes = [f"task.eval_size={size}" for size in [*sizes, EVAL_SIZE][:1]]
+        self.scored_config = self.configs[jobs.plan.methods[0]]
+        is_probe = jobs.plan.methods == (PROBE,)
+        self.splits = data.load(self.scored_config.dataset, "pretraining" if is_probe else "segmentation")
+        self.shares = study_jobs.images_of(plan.fractions, self.splits, self.scored_config.dataset)
+        jobs.plan = jobs.plan._replace(starts=self._available(plan.starts))
 
     def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
         from cvexp.sweeps.clock import Clock
@@ -83,20 +91,18 @@ class Study(Sweeper):
         from cvexp.sweeps.results import Results
 
         jobs, study = self.jobs, self.jobs.study
-        results = Results(run, study, self.scored_config, self.splits)
-        clock = Clock(run, study.hours, study.at_once)
+        results = self.results = Results(run, study, self.scored_config, self.splits, self.shares)
+        results.missing += self.left_out
+        self.clock = Clock(run, study.hours, study.at_once)
         try:
             lengths = choose_lengths(run, study, self.configs, jobs, self.run_jobs)
             jobs.lengths = {task: length.overrides() for task, length in lengths.items()}
             _announce(jobs, lengths)
             for seed in jobs.plan.seeds:
-                if not self._run_round(run, results, clock, seed):
-                    break
+                self._run_seed(run, seed)
                 results.record(self.pretrained)
         finally:
-            clock.save()
-        results.record(self.pretrained)
-        self.results = results
+            self.clock.save()
 
     def show_results(self) -> None:
         self.results.show()
@@ -121,89 +127,105 @@ class Study(Sweeper):
         config = self.compose(Job(0, jobs.overrides("multiclass")))
         return ["multiclass", "attention"] if "segmentation" in data.uses(config.dataset) else [PROBE]
 
-    def _run_round(self, run: SweepRun, results: Results, clock: Clock, seed: int) -> bool:
-        """Run all cells of a seed, and return whether there was time for all of them."""
-        jobs = self.jobs
+    def _run_seed(self, run: SweepRun, seed: int) -> None:
+        """Run all cells of a seed for which there is time."""
+        jobs, results = self.jobs, self.results
         settled = results.settled(jobs.plan) if jobs.study.stop else set()
-        rest = jobs.plan.round(seed, settled, results.doubts())
-        needed = {cell.start for group in rest for cell in group}
-        sources = self._pretrain(run, [start for start in jobs.pretrained if start in needed], seed, clock)
-        if sources is None:
-            results.out_of_time = True
-            return False
-        while rest:
-            batch = rest.pop(0)
-            while rest and len(batch) % jobs.study.at_once > 0:  # or else some of the launcher would be idle
-                batch += rest.pop(0)
+        batches = self._batches(jobs.plan.round(seed, settled, results.doubts()))
+        needed = {cell.start for batch in batches for cell in batch}
+        tasks = [cell.method for cell in batches[0]] if batches else []
+        sources = self._pretrain(run, [start for start in jobs.pretrained if start in needed], seed, tasks)
+        for i, batch in enumerate(batches):
             cells = [cell for cell in batch if cell.start not in jobs.pretrained or cell.start in sources]
-            if not clock.allows([cell.method for cell in cells]):
-                results.out_of_time = True
-                return False
-            ran = self.run_jobs(run, [jobs.on_labels(cell, sources.get(cell.start)) for cell in cells])
+            planned = [(cell.method, jobs.on_labels(cell, sources.get(cell.start))) for cell in cells]
+            ran = self._run_in_time(run, planned)
             for cell, outcome in zip(cells, ran, strict=True):
-                if outcome.status in DONE:
+                if outcome is not None and outcome.status in DONE:
                     results.add(cell, outcome.run_id)
-                    clock.note(cell.method, outcome.run_id)
-            clock.save()
-            if any(outcome.status != "finished before" for outcome in ran):
+                elif outcome is not None:
+                    results.missing.append(str(cell))
+            if any(outcome is not None and outcome.status != "finished before" for outcome in ran):
                 later = jobs.plan.seeds[jobs.plan.seeds.index(seed) + 1 :]
-                minutes = clock.needed([*(cell.method for group in rest for cell in group), *jobs.of_seeds(later)]) / 60
-                done = f"{len(results.runs)} of {_counted(jobs.plan.num_cells, 'run')} on labels done"
-                print_line(f"study: {done}, at most about {minutes:.0f} min left", style="bold")
-        return True
+                rest = [*(cell.method for batch in batches[i + 1 :] for cell in batch), *jobs.of_seeds(later)]
+                done = f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done"
+                print_line(f"study: {done}, at most about {self.clock.needed(rest) / 60:.0f} min left", style="bold")
 
-    def _pretrain(self, run: SweepRun, starts: Sequence[str], seed: int, clock: Clock) -> dict[str, str] | None:
-        """Pretrain with a seed, and return the run of each start; None if there is no time for it."""
-        if not clock.allows(list(starts)):
-            return None
-        ran = self.run_jobs(run, [self.jobs.pretraining(start, seed) for start in starts]) if starts else []
+    def _batches(self, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+        """Join groups of cells to batches that are given to the launcher together, so that all of it is busy."""
+        batches: list[list[Cell]] = []
+        for group in groups:
+            if batches and len(batches[-1]) % self.jobs.study.at_once > 0:
+                batches[-1] += group
+            else:
+                batches.append(list(group))
+        return batches
+
+    def _pretrain(self, run: SweepRun, starts: Sequence[str], seed: int, then: Sequence[str]) -> dict[str, str]:
+        """Pretrain with a seed, and return the run of each start that has one."""
+        ran = self._run_in_time(run, [(start, self.jobs.pretraining(start, seed)) for start in starts], then)
         sources = {}
         for start, outcome in zip(starts, ran, strict=True):
-            if outcome.status in DONE:
+            if outcome is not None and outcome.status in DONE:
                 sources[start] = outcome.run_id
                 self.pretrained.append((f"{start}, seed {seed}", outcome.run_id))
-                clock.note(start, outcome.run_id)
-        clock.save()
+            elif outcome is not None:
+                self.results.missing.append(f"the pretraining with {start}, seed {seed}")
         return sources
+
+    def _run_in_time(
+        self, run: SweepRun, planned: Sequence[tuple[str, Job]], then: Sequence[str] = ()
+    ) -> list[Outcome | None]:
+        """Run jobs, but none that has not finished before if there is no time for all of those.
+
+        Args:
+            run: The study's run.
+            planned: The task of each job, and the job.
+            then: The tasks of the runs that follow, for which there must be time, too.
+
+        Returns:
+            What became of each job; None if there was no time.
+        """
+        waiting = {job.number: task for task, job in planned if not self.has_finished(run, job)}
+        if waiting and not self.results.out_of_time:
+            self.results.out_of_time = not self.clock.allows(list(waiting.values()), then)
+        jobs = [job for _, job in planned if not (self.results.out_of_time and job.number in waiting)]
+        outcomes = dict(zip((job.number for job in jobs), self.run_jobs(run, jobs), strict=True))
+        for task, job in planned:
+            if job.number in outcomes and outcomes[job.number].status in DONE:
+                self.clock.note(task, outcomes[job.number].run_id)
+        self.clock.save()
+        return [outcomes.get(job.number) for _, job in planned]
+
+    def _available(self, starts: Sequence[str]) -> tuple[str, ...]:
+        """Return the starts without timm's weights if they can't be loaded.
+
+        Raises:
+            UserError: if no start is left.
+        """
+        from cvexp.models.backbone import BackboneError, create_backbone
+
+        if "timm" not in starts:
+            return tuple(starts)
+        backbone = self.scored_config.backbone
+        try:
+            create_backbone(backbone.name, pretrained=True, **backbone.args)
+            return tuple(starts)
+        except BackboneError as error:
+            if set(starts) == {"timm"}:
+                raise UserError(f"task.starts: got [timm], but {error}; give others, such as [random,dino]") from error
+            print_line(f"timm is left out of the starts: {error}", style="bold yellow")
+            self.left_out.append("timm, whose weights could not be loaded")
+            return tuple(start for start in starts if start != "timm")
 
 
 def _announce(jobs: StudyJobs, lengths: Mapping[str, Length]) -> None:
+    from cvexp.report.sections.material import count
+
     plan = jobs.plan
-    crossed = ", ".join(
-        _counted(len(values), word)
-        for values, word in (
-            (plan.methods, "method"),
-            (plan.starts, "start"),
-            (plan.fractions, "label fraction"),
-            (plan.seeds, "seed"),
-        )
-    )
-    print_line(f"study: {_counted(plan.num_cells, 'run')} on labels ({crossed})", style="bold")
+    numbers = (len(plan.methods), len(plan.starts), len(plan.fractions), len(plan.seeds))
+    crossed = ", ".join(map(count, numbers, ("method", "start", "label fraction", "seed")))
+    print_line(f"study: {count(plan.num_cells, 'run')} on labels ({crossed})", style="bold")
     if jobs.pretrained:
-        print_line(f"and {_counted(len(jobs.pretrained) * len(plan.seeds), 'pretraining run')}")
+        print_line(f"and {count(len(jobs.pretrained) * len(plan.seeds), 'pretraining run')}")
     if lengths:
         print_line("steps of a run: " + ", ".join(f"{task} {length.steps}" for task, length in lengths.items()))
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _available(starts: Sequence[str], config: RunConfig) -> tuple[str, ...]:
-    """Return the starts without timm's weights if they can't be loaded.
-
-    Raises:
-        UserError: if no start is left.
-    """
-    from cvexp.models.backbone import BackboneError, create_backbone
-
-    if "timm" not in starts:
-        return tuple(starts)
-    try:
-        create_backbone(config.backbone.name, pretrained=True, **config.backbone.args)
-        return tuple(starts)
-    except BackboneError as error:
-        if set(starts) == {"timm"}:
-            raise UserError(f"task.starts: got [timm], but {error}; give others, such as [random,dino]") from error
-        print_line(f"timm is left out of the starts: {error}", style="bold yellow")
-        return tuple(start for start in starts if start != "timm")

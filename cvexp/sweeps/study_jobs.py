@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from cvexp.config import DatasetConfig
+from cvexp.data.index import Splits
+from cvexp.data.labeled import labeled_part
 from cvexp.errors import UserError, nearest
 from cvexp.metrics.comparison import RANDOM
 from cvexp.redaction import hide_secrets
@@ -47,12 +51,46 @@ def shared_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
     return tuple(shared)
 
 
+def check_overrides(study: Config) -> None:
+    """Raise a UserError for keys in `task.overrides` that the study sets itself, or that mean nothing in its runs."""
+    for task, words in (study.overrides or {}).items():
+        for override in OverridesParser.create().parse_overrides(list(words)):
+            key = override.key_or_group
+            if key in SET_BY_STUDY and key != "trainer.max_epochs":
+                raise UserError(f"task.overrides.{task}: a study sets {key} itself; set {SET_BY_STUDY[key]}")
+            if key in MEANINGLESS:
+                raise UserError(f"task.overrides.{task}: a study does not use {key}; leave it out")
+
+
 def check_starts(starts: Sequence[str]) -> None:
     """Raise a UserError for a start that is neither a known word, nor weights that have an address, nor a file."""
     words = [RANDOM, "timm", *pretrainings()]
     for start in starts:
         if start not in words and ":" not in start and not Path(start).is_file():
             raise UserError(f"task.starts: there is no file or start {start!r}; {nearest(start, words)}")
+
+
+def images_of(fractions: Sequence[float], splits: Splits, dataset: DatasetConfig) -> list[int]:
+    """Return the number of training images of each label fraction.
+
+    Raises:
+        UserError: if a fraction is too small, so that the images would not be the share that it says.
+    """
+    numbers: dict[int, float] = {}
+    for fraction in sorted(fractions):
+        number = len(labeled_part(splits.train, replace(dataset, fraction=fraction)).images)
+        wanted = round(fraction * len(splits.train.images))
+        if number > wanted:
+            raise UserError(
+                f"task.fractions: {fraction:g} of {len(splits.train.images)} training images are {wanted}, but each "
+                f"class keeps at least one, which makes {number}; choose larger ones"
+            )
+        if number in numbers:
+            raise UserError(
+                f"task.fractions: {numbers[number]:g} and {fraction:g} are the same {number} images; leave out one"
+            )
+        numbers[number] = fraction
+    return [dict(zip(numbers.values(), numbers, strict=True))[fraction] for fraction in fractions]
 
 
 class StudyJobs:
@@ -63,14 +101,23 @@ class StudyJobs:
         common: The overrides that all runs share.
         plan: What is crossed.
         pretrained: The starts that the study pretrains itself.
+        are_own_last: Whether the overrides of a task replace those that all runs share, and not vice versa.
 
     Attributes:
         lengths: The overrides that set how long the runs of a task are, by task.
         of_probes: Further overrides of probes, with which all starts get images of the same size.
     """
 
-    def __init__(self, study: Config, common: Sequence[str], plan: Plan, pretrained: Sequence[str]) -> None:
+    def __init__(
+        self,
+        study: Config,
+        common: Sequence[str],
+        plan: Plan,
+        pretrained: Sequence[str],
+        are_own_last: bool = True,
+    ) -> None:
         self.study, self.common, self.plan, self.pretrained = study, tuple(common), plan, list(pretrained)
+        self.are_own_last = are_own_last
         self.lengths: dict[str, list[str]] = {}
         self.of_probes: list[str] = []
 
@@ -85,12 +132,12 @@ class StudyJobs:
         return [*self.pretrained * len(seeds), *cells]
 
     def overrides(self, task: str) -> tuple[str, ...]:
-        """Return the overrides of all runs of a task."""
+        """Return the overrides of all runs of a task. Of several values of a key, the last one counts."""
         given = self.study.overrides or {}
-        own: tuple[str, ...] = (*given.get(ALL, ()), *given.get(task, ()))
-        if task == PROBE:
-            own = ("task.controls=[]", *self.of_probes, *own)
-        return (*own, f"task={task}", *self.common, *self.lengths.get(task, ()))
+        own = _with_one_experiment([*given.get(ALL, ()), *given.get(task, ())])
+        parts = [*self.common, *own] if self.are_own_last else [*own, *self.common]
+        of_probe = ["task.controls=[]", *self.of_probes] if task == PROBE else []
+        return (f"task={task}", *of_probe, *parts, *self.lengths.get(task, ()))
 
     def pretraining(self, start: str, seed: int) -> Job:
         number = self.pretrained.index(start) * len(self.plan.seeds) + self.plan.seeds.index(seed)
@@ -117,6 +164,15 @@ class StudyJobs:
         """Return the job that measures the speed of a task."""
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.num_cells + self.tasks.index(task)
         return Job(number, (*self.overrides(task), "benchmark=true"))
+
+
+def _with_one_experiment(words: Sequence[str]) -> list[str]:
+    """Join the experiments of several overrides. What those for all runs set replaces what those of a task set."""
+    prefix = "+experiment="
+    names = [word.removeprefix(prefix).strip("[]") for word in words if word.startswith(prefix)]
+    if len(names) < 2:
+        return list(words)
+    return [f"{prefix}[{','.join(reversed(names))}]", *(word for word in words if not word.startswith(prefix))]
 
 
 def _name(*parts: str) -> str:

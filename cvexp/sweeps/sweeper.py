@@ -212,6 +212,15 @@ class Sweeper(sweeper.Sweeper):
             del composed["hydra"]
         return check(composed)
 
+    def has_finished(self, run: SweepRun, job: Job) -> bool:
+        """Return whether a job has finished before, so that :meth:`run_jobs` does not run it again."""
+        from cvexp.sweeps.earlier import find_finished
+
+        with contextlib.suppress(UserError):  # a wrong job is reported when its turn comes
+            config = self.compose(job)
+            return self.skip_finished and bool(find_finished(run.store, config, self.known, self.repeats_jobs))
+        return False
+
     def _settle(self, run: SweepRun, job: Job) -> Outcome | None:
         """Return what became of a job if it need not run, or can't."""
         from cvexp.sweeps import summary

@@ -24,6 +24,8 @@ JOB_VARIABLE = "CVEXP_JOB"  # the job's number in the sweep
 SWEPT_VARIABLE = "CVEXP_SWEPT"  # the keys that the jobs differ in, separated by commas
 STUDY_VARIABLE = "CVEXP_STUDY"  # the study of Optuna that the job belongs to, as JSON
 
+RESUMED = "resumed"  # tag of a run that was interrupted and went on
+
 # Options that say where jobs run and when, not what they do.
 _LAUNCHING_KEYS = ("launcher", "sweeper", "sweep", "run", "job")
 LAUNCHING = ("hydra/launcher=", "hydra/sweeper=", *(f"hydra.{key}." for key in _LAUNCHING_KEYS))

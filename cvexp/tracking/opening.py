@@ -96,6 +96,7 @@ def _reopen(run: Run, config: RunConfig) -> None:
     run.remember_what_is_logged()
     client.update_run(run.id, status="RUNNING")
     run.set_tag("processes", str(processes.world_size()))
+    run.set_tag(description.RESUMED, "true")
     if "error" in run.tags():
         client.delete_tag(run.id, "error")
 

@@ -15,7 +15,7 @@ from cvexp.report.document import html
 from cvexp.report.sections.study import study_page
 from cvexp.report.study import Study, _read, make_points, to_json
 from cvexp.report.study_figures import draw_curves, draw_gains
-from cvexp.report.study_text import markdown, needed, percent, sentences, weights
+from cvexp.report.study_text import difference_rows, markdown, needed, percent, sentences, weights
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 ODD = "R&D <b>it's</b> |_$x$_" + "y" * 60
@@ -84,7 +84,34 @@ def test_a_clear_gain_is_told_with_its_interval_and_the_labels_that_it_saves() -
 def test_a_start_that_is_worse_is_told_to_be_worse() -> None:
     first, *others = sentences(study(-0.1))
     assert "is lower than from random weights" in first
-    assert others[0].endswith("5% of the labels give less than random weights reach with the fewest labels tried.")
+    assert others[0].endswith(
+        "5% of the labels give less than random weights reach with 5% of them, the fewest that were tried."
+    )
+
+
+def test_a_clear_difference_in_the_other_direction_is_told() -> None:
+    better = study(0.1)
+    worse = study(-0.1)
+    assert "clearly" not in sentences(better)[0]  # all shares are
+    mixed = replace(better, gains=[*better.gains[:3], *worse.gains[3:5], better.gains[5]])
+    assert sentences(mixed)[0].endswith(
+        "From dino, the mIoU is clearly higher at 5%, 10% and 25% of the labels, and clearly lower at 50% and 100% of "
+        "the labels."
+    )
+    doubtful = study(0.0, noise=0.1).gains
+    none = replace(better, gains=[*doubtful[:5], better.gains[5]])
+    assert sentences(none)[0].endswith("At no single share is the difference clear.")
+
+
+def test_the_largest_share_that_was_tried_is_not_called_all_labels() -> None:
+    tried = study(0.1)
+    part = replace(tried, savings=[replace(saving, most=0.2) for saving in tried.savings])
+    assert sentences(part)[-1].endswith("reach with 20% of them, the most that were tried.")
+
+
+def test_too_few_images_decide_nothing_in_the_table_either() -> None:
+    rows = difference_rows(study(0.3, num_images=10))[1]
+    assert {row[5] for row in rows} == {"no"}
 
 
 def test_if_nothing_is_clear_the_sentence_says_that_the_data_do_not_decide() -> None:
@@ -109,9 +136,9 @@ def test_shares_are_percentages_with_two_digits(fraction: float, shown: str) -> 
 
 def test_shares_beyond_the_curve_are_bounds() -> None:
     saving = replace(study(0.1).savings[0], needed=0.55, low=0.4, high=math.inf)
-    assert needed(saving, 0.05) == "55% [40%, over 100%]"
-    assert needed(replace(saving, low=0.0, high=0.7), 0.05) == "55% [under 5%, 70%]"
-    assert needed(replace(saving, needed=math.inf, low=math.inf), 0.05) == "over 100%"
+    assert needed(saving) == "55% [40%, over 100%]"
+    assert needed(replace(saving, low=0.0, high=0.7)) == "55% [under 5%, 70%]"
+    assert needed(replace(saving, needed=math.inf, low=math.inf, most=0.2)) == "over 20%"
 
 
 def test_a_study_survives_its_file(tmp_path: Path) -> None:

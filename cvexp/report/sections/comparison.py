@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvexp.metrics.bootstrap import Interval
+from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import Comparison
 from cvexp.report import comparison as compared
 from cvexp.report.document import Paragraph, Picture, Table, read_png
@@ -56,7 +56,7 @@ def _differences(comparison: Comparison, run: FinishedRun) -> Table | Paragraph:
 
 
 def _verdict(comparison: Comparison, interval: Interval) -> str:
-    if len(comparison.images) < compared.MIN_IMAGES:
+    if len(comparison.images) < MIN_IMAGES:
         return "too few images"
     return "yes" if interval.is_clear else "no"
 

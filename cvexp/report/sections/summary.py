@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvexp.metrics.bootstrap import MIN_IMAGES
 from cvexp.metrics.comparison import RANDOM, Comparison, Difference
 from cvexp.report import comparison as compared
 from cvexp.report.sections.material import Material, count, worse_features
@@ -57,7 +58,7 @@ def _sentence(difference: Difference, comparison: Comparison) -> str:
     interval = difference.interval
     word = "higher" if interval.difference > 0 else "lower"
     result = f"{scope}, the mIoU of {first} is {abs(interval.difference):.3f} {word} than that of {second}"
-    if len(comparison.images) < compared.MIN_IMAGES:
+    if len(comparison.images) < MIN_IMAGES:
         return f"{result}, on too few images to judge."
     bounds = f"{comparison.confidence:.0%} interval {interval.low:+.3f} to {interval.high:+.3f}"
     basis = f"{bounds}, {count(difference.num_pairs, 'pair')} of runs"
