@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 QUICK = [
     "task=study",
     "backbone=resnet_mini",
-    "dataset.train_images=16",
+    "dataset.train_images=20",  # a quarter has an image of each class
     "dataset.val_images=6",
     "dataset.test_images=24",
     "dataset.image_size=64",
@@ -99,6 +99,10 @@ def test_a_budget_ends_a_study_with_what_there_was_time_for(
     assert not answers
     assert [point["fraction"] for point in read()["points"]] == [0.25, 0.25]
     assert "one seed does not decide" in outcome.message
+    before = read()
+    monkeypatch.setattr(Clock, "allows", lambda *_: False)
+    assert cvexp(*QUICK, "task.hours=5").code == 0
+    assert results(read()) == results(before)  # what has finished needs no time
 
 
 def test_a_start_that_can_not_be_pretrained_is_left_out(cvexp: Callable[..., Outcome]) -> None:
@@ -107,6 +111,7 @@ def test_a_start_that_can_not_be_pretrained_is_left_out(cvexp: Callable[..., Out
     assert outcome.code == 1
     assert "AdamW refuses" in outcome.message
     assert {point["start"] for point in read()["points"]} == {"random"}
+    assert read()["notes"] == ["There are no results of the pretraining with dino, seed 0."]
 
 
 def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:

@@ -9,10 +9,10 @@ from cvexp.report.study import Study, read_study
 from cvexp.report.study_figures import draw_curves, draw_gains
 from cvexp.tracking.finished import FinishedRun
 
-QUESTION = (
-    "Each method was trained from each start on several shares of the labeled training images, with several seeds. "
-    "Each seed has labeled images, a pretraining, and an order of the training of its own. Within a seed, the smaller "
-    "shares are parts of the larger ones."
+DESIGN = (
+    "Each method starts from each of these weights, on each share of the labeled training images, with each seed. A "
+    "seed has its own labeled images and order of training, and, if the study pretrains, its own pretraining. Within a "
+    "seed, a smaller share is part of a larger one."
 )
 CURVES_ALT = "Score by share of labeled images, with a panel for each method and a line for each start"
 GAINS_ALT = "Difference from the reference by share of labeled images, with a panel for each method"
@@ -26,7 +26,7 @@ def study_section(run: FinishedRun) -> Blocks:
     curves, differences = (run.read(f"study/{name}.png", read_png) for name in ("curves", "differences"))
     where = f" (run {run.id[:8]}; its artifact study/study.html has all runs and their commands)"
     blocks = _blocks(study, curves, differences, where)
-    return [Paragraph(sentence) for sentence in studied.sentences(study)] + blocks
+    return [Paragraph(sentence) for sentence in studied.sentences(study)] + blocks + _notes(study)
 
 
 def study_page(study: Study, title: str) -> Document:
@@ -34,7 +34,7 @@ def study_page(study: Study, title: str) -> Document:
     blocks = _blocks(study, png(draw_curves(study)), png(draw_gains(study)), "")
     sections = [Section("Results", blocks)]
     if study.notes:
-        sections.append(Section("How the study ran", [Paragraph(note) for note in study.notes]))
+        sections.append(Section("How the study ran", _notes(study)))
     sections.append(Section("The runs, and the commands that repeat them", _commands(study)))
     return Document(title, studied.sentences(study), sections)
 
@@ -42,7 +42,7 @@ def study_page(study: Study, title: str) -> Document:
 def _blocks(study: Study, curves: bytes | None, differences: bytes | None, where: str) -> Blocks:
     basis = f"{study.num_images} {'test' if study.split == 'test' else 'validation'} images"
     intervals = f"{study.confidence:.0%} intervals over images and seeds"
-    blocks: Blocks = [Paragraph(study.about), Paragraph(QUESTION)]
+    blocks: Blocks = [Paragraph(study.about), Paragraph(DESIGN)]
     if study.split != "test":
         blocks.append(Paragraph(studied.NO_TEST))
     if curves is not None:
@@ -66,6 +66,10 @@ def _blocks(study: Study, curves: bytes | None, differences: bytes | None, where
             caption = f"Differences in {study.score} with {intervals}. Filled markers: clear differences."
             blocks.append(Picture(differences, GAINS_ALT, caption, wide=len(study.methods) > 1))
     return blocks
+
+
+def _notes(study: Study) -> Blocks:
+    return [Paragraph(note) for note in study.notes]
 
 
 def _commands(study: Study) -> Blocks:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cvexp.metrics.bootstrap import MIN_IMAGES
-from cvexp.metrics.comparison import RANDOM, Comparison, Difference
+from cvexp.metrics.comparison import Comparison, Difference
 from cvexp.report import comparison as compared
 from cvexp.report.sections.material import Material, count, worse_features
 from cvexp.report.study import read_study
-from cvexp.report.study_text import sentences
+from cvexp.report.study_text import sentences, weights
 from cvexp.report.style import shorten
 
 
@@ -24,11 +24,11 @@ def summary(material: Material) -> list[str]:
     images = f"the {len(comparison.images)} {comparison.split_name} images"
     if len(groups) > 1:
         result = (
-            f"Of {len(groups)} combinations of method and initial weights, {method} from {_weights(start)} has the "
+            f"Of {len(groups)} combinations of method and initial weights, {method} from {weights(start)} has the "
             f"highest mean mIoU on {images}, {miou:.3f}"
         )
     else:
-        result = f"On {images}, {method} from {_weights(start)} has a mean mIoU of {miou:.3f} over its seeds"
+        result = f"On {images}, {method} from {weights(start)} has a mean mIoU of {miou:.3f} over its seeds"
     result += (
         f"; the best constant prediction, {shorten(constant.label)} for every pixel, has {constant.scores['miou']:.3f} "
         f"(run {material.comparison_run.id[:8]})."
@@ -51,10 +51,10 @@ def plain_sentences(comparison: Comparison) -> list[str]:
 def _sentence(difference: Difference, comparison: Comparison) -> str:
     if difference.is_between_methods:
         first, second, start = difference.first.method, difference.second.method, difference.first.start
-        scope = "Averaged over all initial weights" if start is None else f"From {_weights(start)}"
+        scope = "Averaged over all initial weights" if start is None else f"From {weights(start)}"
     else:
         scope = f"With {difference.first.method}"
-        first, second = (f"runs from {_weights(group.start or '')}" for group in (difference.first, difference.second))
+        first, second = (f"runs from {weights(group.start or '')}" for group in (difference.first, difference.second))
     interval = difference.interval
     word = "higher" if interval.difference > 0 else "lower"
     result = f"{scope}, the mIoU of {first} is {abs(interval.difference):.3f} {word} than that of {second}"
@@ -68,7 +68,3 @@ def _sentence(difference: Difference, comparison: Comparison) -> str:
         f"{scope}, these images show no clear difference between the mIoU of {first} and that of {second}: "
         f"{interval.difference:+.3f} ({basis})."
     )
-
-
-def _weights(start: str) -> str:
-    return "random weights" if start == RANDOM else shorten(start)
