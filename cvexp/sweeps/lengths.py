@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from cvexp import data
@@ -183,11 +184,13 @@ def _measure(
 ) -> dict[str, Measured]:
     """Measure the speeds of tasks on the launcher."""
     measured = {}
-    for task in tasks:  # one after another, because they would slow each other down
-        (outcome,) = run_jobs(run, [jobs.benchmark(task)])
-        if outcome.status not in DONE:
-            raise UserError(f"task={task}: its speed could not be measured ({outcome.error or outcome.status})")
-        speed = run.store.run(outcome.run_id, "study").data.metrics["benchmark/images_per_second"]
+    for task in tasks:  # as many at a time as later, because they slow each other down
+        outcomes = run_jobs(run, jobs.benchmarks(task))
+        for outcome in outcomes:
+            if outcome.status not in DONE:
+                raise UserError(f"task={task}: its speed could not be measured ({outcome.error or outcome.status})")
+        runs = [run.store.run(outcome.run_id, "study") for outcome in outcomes]
+        speed = fmean(run.data.metrics["benchmark/images_per_second"] for run in runs)
         measured[task] = Measured(speed, configs[task].loader.batch_size, _num_validated(configs[task]))
     return measured
 

@@ -160,10 +160,13 @@ class StudyJobs:
         number = len(self.pretrained) * len(self.plan.seeds) + self.plan.number(cell)
         return Job(number, (*self.overrides(cell.method), *own))
 
-    def benchmark(self, task: str) -> Job:
-        """Return the job that measures the speed of a task."""
-        number = len(self.pretrained) * len(self.plan.seeds) + self.plan.num_cells + self.tasks.index(task)
-        return Job(number, (*self.overrides(task), "benchmark=true"))
+    def benchmarks(self, task: str) -> list[Job]:
+        """Return the jobs that measure the speed of a task, as many as run at a time."""
+        first = len(self.pretrained) * len(self.plan.seeds) + self.plan.num_cells
+        first += self.tasks.index(task) * self.study.at_once
+        return [
+            Job(first + i, (*self.overrides(task), "benchmark=true", f"seed={i}")) for i in range(self.study.at_once)
+        ]
 
 
 def _with_one_experiment(words: Sequence[str]) -> list[str]:

@@ -50,8 +50,9 @@ def test_each_job_of_a_study_has_its_own_number() -> None:
     jobs = StudyJobs(_study(), ["dataset=coco"], PLAN, ["dino"])
     numbers = [jobs.pretraining("dino", seed).number for seed in PLAN.seeds]
     numbers += [jobs.on_labels(cell).number for seed in PLAN.seeds for g in PLAN.round(seed, set(), {}) for cell in g]
-    numbers += [jobs.benchmark(task).number for task in ("dino", "multiclass", "attention")]
-    assert sorted(numbers) == list(range(3 + 60 + 3))
+    jobs.study.at_once = 2
+    numbers += [job.number for task in ("dino", "multiclass", "attention") for job in jobs.benchmarks(task)]
+    assert sorted(numbers) == list(range(3 + 60 + 3 * 2))
 
 
 def test_a_job_has_the_overrides_of_its_task_of_all_and_of_its_cell() -> None:
