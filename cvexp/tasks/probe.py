@@ -175,9 +175,10 @@ def _predict(
     labels = torch.from_numpy(splits.train.label).long().to(device)
     settings = ProbeSettings(task.knn_k, task.knn_bank, task.tuning_samples)
     predictions = []
+    images = splits.train.image.astype(np.int64)
     for network, train, test in zip(networks, *features, strict=True):
         try:
-            predictions.append(probe(train, labels, test, len(scored.classes), settings))
+            predictions.append(probe(train.to(device), labels, images, test.to(device), len(scored.classes), settings))
         except NonFiniteError as error:
             raise UserError(
                 f"{network.name}: {error}, so the network can't be probed; its training has probably diverged"
