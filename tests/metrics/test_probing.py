@@ -120,9 +120,9 @@ def test_constant_scores() -> None:
 
 
 def test_networks_that_differ_only_in_the_seed_are_groups() -> None:
-    def network(method: str, seed: int | None, value: float, is_control: bool = False) -> Probed:
-        scores = dict.fromkeys(SCORES, Estimate(value, value, value))
-        return Probed(f"{method} {seed}", is_control, method, "random", "resnet18", 96, seed, None, 4, 1.0, scores)
+    def network(method: str, seed: int | None, value: float, is_control: bool = False, settings: str = "") -> Probed:
+        scores, name = dict.fromkeys(SCORES, Estimate(value, value, value)), f"{method} {seed}{settings}"
+        return Probed(name, is_control, method, "random", "resnet18", 96, seed, None, 4, 1.0, scores, settings)
 
     networks = [network("dino", 0, 0.5), network("dino", 1, 0.7), network("simclr", 0, 0.9)]
     networks += [network("untrained", 0, 0.1, True), network("untrained", 1, 0.3, True), network("timm", None, 1, True)]
@@ -131,3 +131,13 @@ def test_networks_that_differ_only_in_the_seed_are_groups() -> None:
     assert (dino.members, untrained.members) == (["dino 0", "dino 1"], ["untrained 0", "untrained 1"])
     assert dino.means["knn_top1"] == pytest.approx(0.6)
     assert dino.deviations["knn_top1"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+
+    networks += [network("simclr", 1, 0.8, settings="lr"), network("dino", 2, 0.1, settings="lr")]
+    assert ProbeResults("shapes", "val", ["a"], 1, 1, 1, 0.95, {}, networks, [], []).groups() == [dino, untrained]
+    networks += [network("dino", 3, 0.1, settings="lr")]
+    groups = ProbeResults("shapes", "val", ["a"], 1, 1, 1, 0.95, {}, networks, [], []).groups()
+    assert [group.name for group in groups] == [
+        "dino from random, 2 seeds (with dino 0)",
+        "untrained from random, 2 seeds",
+        "dino from random, 2 seeds (with dino 2lr)",
+    ]
