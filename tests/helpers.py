@@ -106,6 +106,20 @@ def write_coco_objects(root: Path, categories: list[int | None]) -> Path:
     return root
 
 
+def add_dogs(root: Path, large: int) -> None:
+    """Give each training image of a COCO data set a cat of the old size and a tiny dog, and one image a large dog."""
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = CAT
+    for image in range(len(content["images"])):
+        side = 40 if image == large else 9
+        corners = [0, 0, side, 0, side, side, 0, side]
+        own = {"id": 100 + image, "image_id": image, "category_id": DOG, "iscrowd": 0}
+        content["annotations"].append({**own, "bbox": [0, 0, side, side], "segmentation": [corners]})
+    path.write_text(json.dumps(content))
+
+
 def save_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), seed: int | None = None) -> None:
     """Save an image of noise, which differs from those at other paths unless they have the same seed."""
     path.parent.mkdir(parents=True, exist_ok=True)

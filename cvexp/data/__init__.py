@@ -102,7 +102,7 @@ def warn_of_absent_classes(index: Index, config: DatasetConfig, use: Use) -> Non
     """Warn if a split has no objects of some classes, and name those that only `dataset.limit` excludes."""
     if absent := _absent_classes(index, use):
         unlimited = set(_absent_classes(_without_limit(index, config), use))
-        lost = ", ".join(name for name in absent if name not in unlimited)
+        lost = ", ".join(name for name in absent if config.limit is not None and name not in unlimited)
         because = f"; dataset.limit={config.limit} leaves out {lost}" if lost else ""
         classes = f"class{'es' * (len(absent) > 1)} {', '.join(absent)}"
         size = f" that is at least {config.min_crop_size} px wide and high" if use == "pretraining" else ""
@@ -121,25 +121,30 @@ def _warn_of_untrained_classes(splits: Splits) -> None:
 
 
 def _without_limit(index: Index, config: DatasetConfig) -> Index:
-    """Return the index that the split would have without `dataset.limit`. Images are not checked again."""
-    if config.limit is None:
-        return index
+    """Return the index of all that the split has of the selected classes, whatever was not drawn or left out."""
     return select(index.catalog, index.split, replace(config, classes=list(index.classes) or None, limit=None))
 
 
 def _why_empty(index: Index, config: DatasetConfig, use: Use) -> str:
     """Return a message that explains why a split has nothing to use, and how to fix this."""
     objects = "object" + (f" of the classes {', '.join(index.classes)}" if index.classes else "")
-    where = f"the {index.split} split of {index.place} has no"
-    if use == "segmentation":
-        return f"dataset: {where} image with an {objects}; choose other dataset.classes=[...]"
-    objects += f" whose smaller side is at least {config.min_crop_size} px"
-    if len(_without_limit(index, config)):
+    if use == "pretraining":
+        objects += f" whose smaller side is at least {config.min_crop_size} px"
+    where = f"the {index.split} split of {index.place}"
+    everything = _without_limit(index, config)
+    if not (len(everything) if use == "pretraining" else len(everything.images)):
+        if use == "segmentation":
+            return f"dataset: {where} has no image with an {objects}; choose other dataset.classes=[...]"
         return (
-            f"dataset.limit: the {len(index.images)} images drawn from the {index.split} split of {index.place} have "
-            f"no {objects}; choose a larger dataset.limit="
+            f"dataset: {where} has no {objects}; choose other dataset.classes=[...] or a smaller dataset.min_crop_size="
         )
-    return f"dataset: {where} {objects}; choose other dataset.classes=[...] or a smaller dataset.min_crop_size="
+    if index.problems and (config.limit is None or not len(index.images)):
+        first = grouped(index.problems)[0]
+        return f"dataset: all images of {where} with an {objects} are left out; the first: {first}"
+    return (
+        f"dataset.limit: the {len(index.images)} images drawn from {where} have no {objects}; choose a larger "
+        "dataset.limit="
+    )
 
 
 def _absent_classes(index: Index, use: Use) -> list[str]:

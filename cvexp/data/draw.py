@@ -42,14 +42,16 @@ def draw_images(
         keys: (m,) the random key of each image.
         candidates: (m,) which images may be drawn.
         broken: (m,) which of the candidates are skipped.
-        image: (n,) the image of each object. All these images are candidates.
-        label: (n,) the class of each object.
+        image: (n,) the image of each object.
+        label: (n,) the class of each object; -1 for objects that do not count. Images of the others are candidates.
         is_large: (n,) whether each object is large enough for a crop. The first image of a class shows such an
             object of the class if any image does.
 
     Returns:
         Positions of images, in ascending order.
     """
+    counts = label >= 0
+    image, label, is_large = image[counts], label[counts], is_large[counts]
     num_classes = int(label.max(initial=-1)) + 1
     by_rarity = _by_rarity(image, label, num_classes)
     images = np.flatnonzero(candidates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cvexp.data.index import BACKGROUND, IGNORE, Index
+from cvexp.data.index import Index
 from cvexp.seeds import mix
 
 
@@ -60,13 +60,9 @@ def choose_images(index: Index, num_images: int) -> set[int]:
 
 
 def _positions_of_classes(index: Index) -> dict[int, list[int]]:
-    """Return, by each class's value in label maps, the positions of the images with an object of this class."""
-    catalog = index.catalog
-    if not catalog.classes:
-        return {}
-    value = index.value_of[catalog.label]
-    is_object = ~catalog.crowd & (value != BACKGROUND) & (value != IGNORE)
+    """Return, by the position of each class that occurs, the positions of the images with an object of this class."""
+    labels, images = index.object_labels(), index.catalog.image
     return {
-        label: np.flatnonzero(np.isin(index.images, catalog.image[is_object & (value == label)])).tolist()
-        for label in np.unique(value[is_object]).tolist()
+        label: np.flatnonzero(np.isin(index.images, images[labels == label])).tolist()
+        for label in np.unique(labels[labels >= 0]).tolist()
     }

@@ -110,10 +110,18 @@ class Index:
         """Return the number of objects of each class in the images, of any size but without crowd regions."""
         if not self.classes:
             return {}
+        labels = self.object_labels()
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def object_labels(self) -> NDArray[np.int16]:
+        """Return the class of each object of the catalog, whatever its size, as its position in `classes`.
+
+        It is -1 for crowd regions, for objects of other classes or without a label, and for those in other images.
+        """
         catalog = self.catalog
-        objects = np.isin(catalog.image, self.images) & ~catalog.crowd
-        counts = np.bincount(self.value_of[catalog.label[objects]], minlength=len(self.classes) + 1)
-        return dict(zip(self.classes, counts[1 : len(self.classes) + 1].tolist(), strict=True))
+        is_counted = np.isin(catalog.image, self.images) & ~catalog.crowd
+        return np.where(is_counted, _positions_of(catalog, self.classes)[catalog.label], np.int16(-1))
 
     def label_map(self, image: int) -> NDArray[np.uint8]:
         """Return the class of each pixel of an image, given its position in the catalog.
@@ -227,12 +235,9 @@ def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[
     classes = tuple(config.classes if config.classes is not None else catalog.classes)
     if not catalog.classes:  # without labels, no classes can be selected
         classes = ()
-    new_label = np.full(len(catalog.classes) + 1, -1, dtype=np.int16)  # the last one is for unlabeled objects
-    value_of = np.full(len(catalog.classes), IGNORE if config.unlisted == "ignore" else BACKGROUND, dtype=np.uint16)
-    for position, name in enumerate(catalog.classes):
-        if name in classes:
-            new_label[position] = classes.index(name)
-            value_of[position] = new_label[position] + 1
+    new_label = _positions_of(catalog, classes)
+    unlisted = IGNORE if config.unlisted == "ignore" else BACKGROUND
+    value_of = np.where(new_label >= 0, new_label + 1, unlisted)[:-1].astype(np.uint16)
     label = new_label[catalog.label]
     is_object = ~catalog.crowd & ((label >= 0) | (not catalog.classes))
     has_object = np.zeros(len(catalog.files), dtype=np.bool_)
@@ -240,13 +245,11 @@ def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[
     candidates = np.ones_like(has_object) if config.empty_images else has_object
     broken = np.zeros_like(candidates) if broken is None else broken
     images = np.flatnonzero(candidates & ~broken)
-    is_large = catalog.box[:, 2:].min(axis=1) >= config.min_crop_size
+    is_large = large_objects(catalog, config)
     if config.limit is not None and config.limit < len(images):
-        labeled = np.flatnonzero(is_object & (label >= 0))
         keys = random_keys(catalog.files, config.limit_seed)
-        images = draw_images(
-            config.limit, keys, candidates, broken, catalog.image[labeled], label[labeled], is_large[labeled]
-        )
+        labels = np.where(is_object, label, np.int16(-1))
+        images = draw_images(config.limit, keys, candidates, broken, catalog.image, labels, is_large)
     is_chosen = np.zeros_like(candidates)
     is_chosen[images] = True
     is_crop = is_object & is_large & is_chosen[catalog.image]
@@ -262,3 +265,15 @@ def select(catalog: Catalog, split: str, config: DatasetConfig, broken: NDArray[
         value_of=value_of,
         problems=catalog.problems,
     )
+
+
+def _positions_of(catalog: Catalog, classes: tuple[str, ...]) -> NDArray[np.int16]:
+    """Return the position in `classes` of each of the catalog's k classes; -1 for others and, at the end, for none."""
+    position_of = {name: position for position, name in enumerate(classes)}
+    return np.array([*(position_of.get(name, -1) for name in catalog.classes), -1], dtype=np.int16)
+
+
+def large_objects(catalog: Catalog, config: DatasetConfig) -> NDArray[np.bool_]:
+    """Return whether each object of a catalog is large enough for a crop."""
+    is_large: NDArray[np.bool_] = catalog.box[:, 2:].min(axis=1) >= config.min_crop_size
+    return is_large

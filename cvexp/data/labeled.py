@@ -6,33 +6,33 @@ import numpy as np
 
 from cvexp.config import DatasetConfig
 from cvexp.data.draw import draw_images, random_keys
-from cvexp.data.index import BACKGROUND, IGNORE, Index
+from cvexp.data.index import Index, large_objects
 
 
 def labeled_part(train: Index, config: DatasetConfig) -> Index:
     """Draw the labeled training images, stratified by class as with `dataset.limit`.
 
-    Every class keeps at least one image. With equal seeds, a smaller share is a subset of a larger one.
+    Every class that occurs in training keeps at least one image, so there are at least as many images as such classes.
+    With equal seeds, a smaller share is a subset of a larger one.
 
     Args:
-        train: All training images.
-        config: Specifies `fraction` and `fraction_seed`.
+        train: All training images. Without labels, all of them are returned.
+        config: Specifies `fraction`, `fraction_seed` and `min_crop_size`.
     """
-    if config.fraction == 1:
+    if config.fraction == 1 or not train.classes:
         return train
     catalog = train.catalog
-    is_candidate = np.zeros(len(catalog.files), dtype=np.bool_)
-    is_candidate[train.images] = True
-    values = train.value_of[catalog.label]
-    is_object = is_candidate[catalog.image] & ~catalog.crowd & (values != BACKGROUND) & (values != IGNORE)
-    objects = np.flatnonzero(is_object)
+    candidates = np.zeros(len(catalog.files), dtype=np.bool_)
+    candidates[train.images] = True
+    labels = train.object_labels()
+    num_classes = len(np.unique(labels[labels >= 0]))
     images = draw_images(
-        max(round(config.fraction * len(train.images)), len(train.classes), 1),
+        max(round(config.fraction * len(train.images)), num_classes, 1),
         random_keys(catalog.files, config.fraction_seed),
-        is_candidate,
-        np.zeros_like(is_candidate),
-        catalog.image[objects],
-        (values[objects] - 1).astype(np.int16),
-        np.ones(len(objects), dtype=np.bool_),
+        candidates,
+        np.zeros_like(candidates),
+        catalog.image,
+        labels,
+        large_objects(catalog, config),
     )
     return train.subset(images.astype(np.int32))

@@ -66,8 +66,8 @@ def make_splits(config: DatasetConfig, recipes: Recipes) -> Splits:
 
     Args:
         config: What to select. If `classes` is None, the classes are those of the training split, in the same order.
-        recipes: The recipes. There is one of the validation split. Without one, the training split is empty, and there
-            is no test split.
+        recipes: The recipes. `val` must not be None. If `train` is None, the training split is empty. If `test` is
+            None, there is no test split.
 
     Raises:
         UserError: if something is missing or broken, or an image is in two splits.

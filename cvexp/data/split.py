@@ -65,13 +65,13 @@ def split_recipes(config: SplitDataset, make_recipe: Callable[[str], Recipe]) ->
 def draw_splits(config: DatasetConfig, recipes: Recipes) -> Recipes:
     """Return the recipes with those of the splits that are drawn from others.
 
-    The test split is drawn from the validation images, or without any from the training images. The validation split is
-    drawn from the remaining training images. The draws are independent: an image does not move between training and
-    validation when there is a test split.
+    The test split is drawn from the validation images or, if there are none, from the training images. The validation
+    split is drawn from the remaining training images. The draws are independent: an image does not move between
+    training and validation when there is a test split.
 
     Args:
         config: Specifies the shares, `test_fraction` and `val_fraction`.
-        recipes: The recipes of the splits with data of their own. One of training and validation is None at most.
+        recipes: The recipes of the splits with data of their own. At most one of training and validation is None.
     """
     train, val, test = recipes
     if config.test_fraction is not None:

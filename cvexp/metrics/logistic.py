@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 INVERSE_STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 5))
-DEFAULT_INVERSE_STRENGTH = 1.0  # if no class has two samples, so that nothing can be held out
+DEFAULT_INVERSE_STRENGTH = 1.0  # if no class is in two images, so that nothing can be held out
 MAX_FOLDS = 5
 MAX_ITERATIONS = 500
 TOLERANCE = 1e-6  # of the largest entry of the gradient of the mean loss
@@ -105,26 +105,36 @@ def fit(
     return Classifier(parameters[:-1], parameters[-1], occurring_c)
 
 
-def stratified_folds(labels: NDArray[np.int64], max_folds: int = MAX_FOLDS, seed: int = 0) -> NDArray[np.int64] | None:
-    """Assign samples to folds at random, the samples of each class evenly.
+def stratified_folds(
+    labels: NDArray[np.int64], images: NDArray[np.int64], max_folds: int = MAX_FOLDS, seed: int = 0
+) -> NDArray[np.int64] | None:
+    """Assign images with all their samples to folds at random, stratified by the rarest class of each image.
 
-    There are no more folds than the smallest class has samples. Classes with a single sample do not count.
+    There are no more folds than images. A class in few images is missing from some folds, which does no harm.
 
     Args:
         labels: (n,) the class of each sample.
+        images: (n,) the image of each sample, as any number.
         max_folds: The largest number of folds.
         seed: Seed of the assignment.
 
     Returns:
-        (n,) the fold of each sample, from 0; None if no class has two samples.
+        (n,) the fold of each sample, from 0; None if no class is in two images, so that nothing can be held out.
     """
-    counts = np.bincount(labels)
-    if counts.max() < 2:
+    names, image = np.unique(images, return_inverse=True)
+    _, label = np.unique(labels, return_inverse=True)
+    pairs = np.unique(np.stack([image, label]), axis=1)
+    num_images_of = np.bincount(pairs[1])
+    if num_images_of.max() < 2:
         return None
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    folds = np.empty(len(labels), dtype=np.int64)
-    folds[order] = np.arange(len(labels)) % min(max_folds, counts[counts >= 2].min())
+    rarity = np.argsort(np.argsort(num_images_of, kind="stable"))
+    stratum = np.full(len(names), len(rarity))
+    np.minimum.at(stratum, image, rarity[label])
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(stratum[order], kind="stable")]
+    fold_of = np.empty(len(names), dtype=np.int64)
+    fold_of[order] = np.arange(len(names)) % min(max_folds, len(names))
+    folds: NDArray[np.int64] = fold_of[image]
     return folds
 
 

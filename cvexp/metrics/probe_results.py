@@ -44,6 +44,7 @@ class Probed:
         num_features: Length of a feature vector.
         inverse_strength: The inverse strength of the linear classifier's penalty.
         scores: The scores by name, see `SCORES`.
+        settings: All other settings, such as a digest of them; empty if they are unknown.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Probed:
     num_features: int
     inverse_strength: float
     scores: Mapping[str, Estimate]
+    settings: str = ""
 
 
 class Contrast(NamedTuple):
@@ -78,7 +80,7 @@ class SeedGroup(NamedTuple):
     """Networks that differ only in the seed.
 
     Attributes:
-        name: What they have in common.
+        name: What they have in common. It also names the first member if another group has the same in common.
         members: Their names.
         is_control: Whether they are controls.
         means, deviations: Mean and standard deviation of each score over the seeds.
@@ -127,27 +129,29 @@ class ProbeResults:
 
     def groups(self) -> list[SeedGroup]:
         """Return the groups of at least two networks that differ only in the seed."""
-        members: dict[tuple[str, str, str, int, bool], list[Probed]] = {}
+        members: dict[tuple[object, ...], list[Probed]] = {}
         for network in self.networks:
             if network.seed is not None:
                 key = (network.method, network.start, network.backbone, network.eval_size, network.is_control)
-                members.setdefault(key, []).append(network)
-        groups = []
-        for (method, start, _, _, is_control), alike in members.items():
-            num_seeds = len({network.seed for network in alike})
-            if num_seeds == len(alike) > 1:
-                values = {name: [network.scores[name].value for network in alike] for name in SCORES}
-                name = f"{method} from {start}" if start else method
-                groups.append(
-                    SeedGroup(
-                        name=f"{name}, {num_seeds} seeds",
-                        members=[network.name for network in alike],
-                        is_control=is_control,
-                        means={name: float(np.mean(scores)) for name, scores in values.items()},
-                        deviations={name: float(np.std(scores, ddof=1)) for name, scores in values.items()},
-                    )
-                )
-        return groups
+                members.setdefault((*key, network.settings), []).append(network)
+        groups = [_group(alike) for alike in members.values() if len({one.seed for one in alike}) == len(alike) > 1]
+        names = [group.name for group in groups]
+        return [
+            group._replace(name=f"{group.name} (with {group.members[0]})") if names.count(group.name) > 1 else group
+            for group in groups
+        ]
+
+
+def _group(alike: Sequence[Probed]) -> SeedGroup:
+    first, values = alike[0], {name: [network.scores[name].value for network in alike] for name in SCORES}
+    name = f"{first.method} from {first.start}" if first.start else first.method
+    return SeedGroup(
+        name=f"{name}, {len(alike)} seeds",
+        members=[network.name for network in alike],
+        is_control=first.is_control,
+        means={name: float(np.mean(scores)) for name, scores in values.items()},
+        deviations={name: float(np.std(scores, ddof=1)) for name, scores in values.items()},
+    )
 
 
 class Scores(NamedTuple):

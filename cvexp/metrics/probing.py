@@ -5,12 +5,13 @@ Shapes: n samples, d features, r classifiers, c classes, s bootstrap samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from cvexp.metrics import logistic
@@ -53,6 +54,7 @@ class Predictions(NamedTuple):
 def probe(
     train_features_nd: Tensor,
     train_labels_n: Tensor,
+    train_images: NDArray[np.int64],
     features_nd: Tensor,
     num_classes: int,
     settings: ProbeSettings | None = None,
@@ -60,11 +62,12 @@ def probe(
     """Train a linear classifier and search for neighbors on training features, and classify others.
 
     The linear classifier is a multinomial logistic regression on standardized features. The strength of its L2 penalty
-    is chosen by cross-validation within the training samples.
+    is chosen by cross-validation within the training samples, which holds out whole images.
 
     Args:
         train_features_nd: Training features.
         train_labels_n: Their labels, int64.
+        train_images: (n,) their images, as any number.
         features_nd: The features to classify, on the same device.
         num_classes: Number of classes.
         settings: How to probe; None for the defaults.
@@ -78,23 +81,36 @@ def probe(
             raise NonFiniteError("some of its features are not finite")
     standardize = logistic.standardization(train_features_nd)
     standardized_nd = standardize(train_features_nd)
-    chosen = _subset(train_labels_n, settings.tuning_samples)
-    folds = logistic.stratified_folds(train_labels_n[chosen].cpu().numpy())
+    labels = train_labels_n.cpu().numpy()
+    chosen = stratified_subset(labels, settings.tuning_samples)
+    folds = logistic.stratified_folds(labels[chosen], train_images[chosen])
     inverse_strength = logistic.DEFAULT_INVERSE_STRENGTH
     if folds is not None:
         inverse_strength = logistic.choose_inverse_strength(standardized_nd[chosen], train_labels_n[chosen], folds)
     classifier = logistic.fit(standardized_nd, train_labels_n, inverse_strength)
-    bank = _subset(train_labels_n, settings.knn_bank)
+    bank = stratified_subset(labels, settings.knn_bank)
     neighbors_n = knn_predict(train_features_nd[bank], train_labels_n[bank], features_nd, num_classes, settings.knn_k)
     return Predictions(
         classifier.predict(standardize(features_nd)).cpu().numpy(), neighbors_n.cpu().numpy(), inverse_strength
     )
 
 
-def _subset(labels_n: Tensor, size: int) -> Tensor:
-    """Return the positions of at most `size` random samples, always the same ones."""
-    order = np.random.default_rng(0).permutation(len(labels_n))[:size]
-    return torch.from_numpy(np.sort(order)).to(labels_n.device)
+def stratified_subset(labels: NDArray[np.int64], size: int) -> NDArray[np.intp]:
+    """Choose at random at most `size` samples, in proportion to the classes and at least one of each if there is room.
+
+    Args:
+        labels: (n,) the class of each sample.
+        size: The largest number of samples.
+
+    Returns:
+        Positions in ascending order, always the same ones for the same labels.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
+    place = np.empty(len(labels))  # relative rank among the samples of the class
+    place[by_class] = (np.arange(len(labels)) - np.repeat(first, count)) / np.repeat(count, count)
+    return np.sort(order[np.argsort(place[order], kind="stable")][:size])
 
 
 class Bootstrapped(NamedTuple):
@@ -131,12 +147,11 @@ def bootstrap(
     """
     classes, label = np.unique(labels, return_inverse=True)
     names, image = np.unique(images, return_inverse=True)
-    cell = image * len(classes) + label
     shape = (len(names), len(classes))
-    totals_ic = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-    correct_ric = np.stack(
-        [np.bincount(cell, predicted == labels, shape[0] * shape[1]).reshape(shape) for predicted in predicted_rn]
-    ).astype(np.float64)
+    totals_ic = csr_array((np.ones(len(label)), (image, label)), shape)  # most images have few classes
+    correct_ric = [
+        csr_array(((predicted == labels).astype(np.float64), (image, label)), shape) for predicted in predicted_rn
+    ]
     random = np.random.default_rng(seed)
     samples = []
     for start in range(0, num_samples, CHUNK):
@@ -148,7 +163,7 @@ def bootstrap(
 
 
 def _scores(
-    weights_si: NDArray[np.float64], totals_ic: NDArray[np.float64], correct_ric: NDArray[np.float64]
+    weights_si: NDArray[np.float64], totals_ic: csr_array, correct_ric: Sequence[csr_array]
 ) -> NDArray[np.float64]:
     """Compute the scores (s, r, 2) of weighted images."""
     totals_sc = weights_si @ totals_ic

@@ -36,6 +36,8 @@ def choose_dataset(config: RunConfig, given: Collection[str], runs: Sequence[Fin
     if not runs or not CHOOSES_DATA.isdisjoint(given):
         return config.dataset
     keys = {key.split(".")[1] for key in given if key.startswith("dataset.")}
+    if not {"seed", "dataset.fraction"}.isdisjoint(given):  # otherwise, the share is that of the first run
+        keys.add("fraction_seed")
     chosen = [_with_keys(run, config.dataset, keys) for run in runs]
     for run, other in zip(runs[1:], chosen[1:], strict=True):
         if differing := _differing(chosen[0], other):

@@ -28,7 +28,7 @@ from cvexp.probing.networks import FrozenNetwork
 def compute_features(
     networks: Sequence[FrozenNetwork], index: Index, config: LoaderConfig, device: torch.device
 ) -> list[Tensor]:
-    """Compute the features (n, d) of all crops of an index with each network.
+    """Compute the features (n, d) of all crops of an index with each network, in the memory of the CPU.
 
     Args:
         networks: The networks, on the device.
@@ -39,7 +39,7 @@ def compute_features(
     features: list[list[Tensor]] = [[] for _ in networks]
     for images in _batches(networks, list(range(len(index))), index, config, device):
         for network, parts in zip(networks, features, strict=True):
-            parts.append(_forward(network, images))
+            parts.append(_forward(network, images).cpu())
     return [torch.cat(parts) for parts in features]
 
 

@@ -20,6 +20,7 @@ from cvexp.inference import create_encoder, load_encoder
 from cvexp.models.arguments import Needs
 from cvexp.models.untrained import ColorHistogram, batch_norms
 from cvexp.report.style import shorten
+from cvexp.tracking.description import digest
 from cvexp.tracking.finished import FinishedRun
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.weights.backbone import choose_arguments, create_backbone
@@ -31,6 +32,10 @@ EVAL_SIZE = 96  # pixels, for weights that do not say at which size they were ev
 
 RANDOM, TIMM = "random weights", "timm"  # values of `Origin.method`
 
+# Keys in which runs may differ besides the seed: what follows from it, names, and folders. The data are compared by
+# their fingerprints.
+BESIDES_SEED = ("seed", "name", "dataset.fraction_seed", "dataset.root", "dataset.cache", "dataset.local")
+
 
 class Origin(NamedTuple):
     """Where a network comes from.
@@ -41,6 +46,7 @@ class Origin(NamedTuple):
         backbone: The name of the backbone; empty for a histogram.
         seed: The seed of the pretraining or of the random weights; None if nothing was random.
         run_id: The pretraining run; None if it is unknown.
+        settings: All other settings, as a digest or as text, by which networks that differ only in the seed are found.
     """
 
     method: str
@@ -48,6 +54,7 @@ class Origin(NamedTuple):
     backbone: str
     seed: int | None
     run_id: str | None
+    settings: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +121,9 @@ def from_run(run: FinishedRun, checkpoint: str, eval_size: int | None) -> Subjec
     encoder = create_encoder(config, Start())
     load_encoder(encoder, run, f"{checkpoint}.ckpt", key="runs")
     mean, std, size = config.dataset.mean, config.dataset.std, config.task.eval_size  # type: ignore[attr-defined]
-    origin = Origin(run.task, run.start, config.backbone.name, run.seed, run.id)
+    fingerprints = [run.tags.get(f"data.{split}.fingerprint", "")[:16] for split in ("train", "val")]
+    settings = " ".join([digest(config, BESIDES_SEED), *fingerprints])
+    origin = Origin(run.task, run.start, config.backbone.name, run.seed, run.id, settings)
     name = f"{run.task} {run.id[:8]}, seed {run.seed}"
     network = FrozenNetwork(name, origin, encoder, Normalization(mean, std), size)
     return Subject(network, config.backbone, mean, std, run.seed, partial(create_encoder, config))
@@ -147,7 +156,7 @@ def from_weights(config: RunConfig, run: ReadOnlyRun, eval_size: int | None) -> 
     normalize = timm_normalization(encoder) if start.pretrained else Normalization(mean, std)
     method = RANDOM if weights is None else TIMM if start.pretrained else run.tags()["start"]
     seed = config.seed if weights is None else None
-    origin = Origin(method, "", backbone.name, seed, run.tags().get("weights_from"))
+    origin = Origin(method, "", backbone.name, seed, run.tags().get("weights_from"), "")
     name = f"{method}, seed {seed}" if weights is None else "timm's weights" if start.pretrained else shorten(weights)
     network = FrozenNetwork(name, origin, encoder, normalize, size)
     return Subject(network, backbone, mean, std, config.seed, create)
@@ -240,4 +249,5 @@ def _make_control(
         [name, f"{name} ({backbone or f'{size} px'})"], (f"{name} ({i})" for i in itertools.count(2))
     )
     name = next(candidate for candidate in candidates if candidate not in taken)
-    return FrozenNetwork(name, Origin(method, "", backbone, seed, None), module, normalize, size, kind == "batch_norm")
+    origin = Origin(method, "", backbone, seed, None, json.dumps(subject.architecture))
+    return FrozenNetwork(name, origin, module, normalize, size, kind == "batch_norm")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cvexp.config import DatasetConfig
-from cvexp.data.index import BACKGROUND, IGNORE, Index, Splits
+from cvexp.data.index import Index, Splits
 from cvexp.data.problems import grouped
 from cvexp.data.split import null_training_key
 from cvexp.report.console import console, print_line
@@ -28,18 +28,18 @@ def describe(index: Index) -> dict[str, Any]:
     sizes = catalog.size[index.images]
     is_used = np.zeros(len(catalog.files), dtype=np.bool_)
     is_used[index.images] = True
-    is_counted = is_used[catalog.image] & ~catalog.crowd
+    labels = index.object_labels()
     crops = index.counts()
     classes = {}
     for number, name in enumerate(index.classes):
-        instances = np.flatnonzero(is_counted & (index.value_of[catalog.label] == number + 1))
+        instances = np.flatnonzero(labels == number)
         classes[name] = {
             "images": len(np.unique(catalog.image[instances])),
             "instances": len(instances),
             "crops": crops[name],
             "pixels": int(catalog.area[instances].sum()),
         }
-    is_class = ~np.isin(index.value_of, (BACKGROUND, IGNORE))
+    is_class = np.isin(catalog.classes, index.classes)
     crowds = is_used[catalog.image] & catalog.crowd
     return {
         "root": index.place,

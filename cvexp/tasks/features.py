@@ -84,19 +84,25 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
 def list_images(names: Sequence[str]) -> list[Path]:
     """Return the image files that are named, and those in the folders that are named, sorted by name.
 
+    Hidden files in a folder are left out, such as those that macOS writes next to images (``._a.jpg``).
+
     Raises:
         UserError: if a folder has no images, or there are too many.
     """
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(filter(_is_image, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"task.images: the folder {name} has no images ({', '.join(SUFFIXES)})")
         files += inside
     if len(files) > MAX_IMAGES:
         raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
     return files
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def fit_colors(reference: Sequence[Viewed], recorded: NDArray[np.float32] | None) -> tuple[Components, Scale]:

@@ -17,6 +17,7 @@ from cvexp.inference import choose_device
 from cvexp.metrics.probe_results import Contrast, Probed, ProbeResults, constant_scores, score
 from cvexp.metrics.probing import NonFiniteError, Predictions, ProbeSettings, probe
 from cvexp.probing.dataset import choose_dataset, load
+from cvexp.probing.earlier_use import describe_use, find_use
 from cvexp.probing.features import compute_features, estimate_statistics
 from cvexp.probing.networks import CONTROLS, Controls, FrozenNetwork, Subject, from_run, from_weights, make_controls
 from cvexp.report import probe as report
@@ -25,6 +26,7 @@ from cvexp.tracking.data_record import record_data
 from cvexp.tracking.description import given_keys
 from cvexp.tracking.finished import FinishedRun, all_runs, find_runs
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import Store
 
 
 @dataclass(kw_only=True)
@@ -72,7 +74,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     _link(run, subjects)
     controls = make_controls(subjects, task.controls)
     networks = [*(subject.network for subject in subjects), *controls.networks]
-    notes = [_describe_split(splits, config, task, dataset, runs), *controls.skipped]
+    notes = [*_notes(config, dataset, splits, subjects, run.store), *controls.skipped]
     for note in notes:
         print_line(note, style="bold yellow")
     predictions, num_features = _predict(networks, splits, config)
@@ -133,20 +135,25 @@ def _link(run: ReadOnlyRun, subjects: Sequence[Subject]) -> None:
         run.set_tag("of_runs", " ".join(ids))
 
 
-def _describe_split(
-    splits: Splits, config: RunConfig, task: Config, dataset: DatasetConfig, runs: Sequence[FinishedRun]
-) -> str:
-    """Say whether the scored images were also used otherwise."""
-    if splits.test is not None:
-        return f"The test split is scored. Nothing was chosen on its {len(splits.test.images)} images."
-    sentence = "There is no test split, so the validation split is scored"
-    places = [(run.config.dataset.name, run.config.dataset.root) for run in runs]
-    if runs and (task.checkpoint == "last" or (dataset.name, dataset.root) not in places):
-        return f"{sentence}."
-    if config.backbone.weights in (None, "timm") and not runs:
-        return f"{sentence}."
-    also = "also chose the checkpoint" if runs else "may also have chosen the checkpoint"
-    return f"{sentence}, whose images {also}; this may favor the trained features slightly."
+def _notes(
+    config: RunConfig, dataset: DatasetConfig, splits: Splits, subjects: Sequence[Subject], store: Store
+) -> list[str]:
+    """Say what the reader of the scores must know about the data."""
+    task, scored = config.task, splits.scored
+    assert isinstance(task, Config)
+    origins = [subject.network.origin for subject in subjects]
+    notes = [describe_use(scored, find_use(scored, origins, task.checkpoint, store, config))]
+    if dataset.fraction < 1:
+        notes.append(
+            f"The probes are trained on a share of {dataset.fraction:g} of the training images, drawn with "
+            f"dataset.fraction_seed={dataset.fraction_seed}."
+        )
+    if scored.catalog.members is not None:
+        notes.append(
+            "Shards do not record which crops come from the same image. Each crop counts as an image of its own, so "
+            "the intervals may be too narrow."
+        )
+    return notes
 
 
 def _predict(
@@ -175,9 +182,10 @@ def _predict(
     labels = torch.from_numpy(splits.train.label).long().to(device)
     settings = ProbeSettings(task.knn_k, task.knn_bank, task.tuning_samples)
     predictions = []
+    images = splits.train.image.astype(np.int64)
     for network, train, test in zip(networks, *features, strict=True):
         try:
-            predictions.append(probe(train, labels, test, len(scored.classes), settings))
+            predictions.append(probe(train.to(device), labels, images, test.to(device), len(scored.classes), settings))
         except NonFiniteError as error:
             raise UserError(
                 f"{network.name}: {error}, so the network can't be probed; its training has probably diverged"

@@ -13,6 +13,7 @@ from mlflow.entities import DatasetInput, InputTag
 from cvexp.data.index import Index, Splits
 from cvexp.errors import UserError
 from cvexp.tracking.run import ReadOnlyRun, Run
+from cvexp.tracking.store import Store
 
 FILES = "data/files.json.gz"  # the artifact with a digest of each file
 LARGEST_FILES = 2**28  # bytes, unpacked
@@ -78,9 +79,8 @@ def _describe(name: str, index: Index, fingerprint: str) -> MLflowDataset:
 
 def _changed_files(run: ReadOnlyRun, splits: Splits) -> str:
     """Name some of the files that differ from the recorded ones; return "" if none were recorded."""
-    try:
-        recorded = run.store.read(run.id, FILES, _read_files)
-    except UserError:  # recorded by an older version, or damaged: the differences are unknown
+    recorded = recorded_files(run.store, run.id)
+    if recorded is None:
         return ""
     changes = []
     for index in splits:
@@ -95,6 +95,17 @@ def _changed_files(run: ReadOnlyRun, splits: Splits) -> str:
             if files:
                 changes.append(f"{index.split}: {word} {named}{more}")
     return f" ({'; '.join(changes) or 'the same files, but other classes'})"
+
+
+def recorded_files(store: Store, run_id: str) -> dict[str, dict[str, str]] | None:
+    """Return the digest of each file that a run used, by split and name, see :meth:`Index.file_digests`.
+
+    It is None if the record comes from an older version, or is damaged.
+    """
+    try:
+        return store.read(run_id, FILES, _read_files)
+    except UserError:
+        return None
 
 
 def _read_files(path: Path) -> dict[str, dict[str, str]]:

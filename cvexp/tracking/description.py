@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -88,10 +88,16 @@ def describe(config: RunConfig, folder: Path, command: str) -> dict[str, str]:
     return tags
 
 
-def digest(config: RunConfig) -> str:
-    """Return a digest of all settings that a run could depend on: all but where it is recorded, and what it resumes."""
+def digest(config: RunConfig, without: Collection[str] = ()) -> str:
+    """Return a digest of all settings that a run could depend on: all but where it is recorded, and what it resumes.
+
+    Args:
+        config: The run's configuration.
+        without: Further keys that are left out.
+    """
     values = flatten(without_passwords(asdict(config)))
-    settings = {key: value for key, value in values.items() if not key.startswith("tracking.") and key != "resume"}
+    left_out = {"resume", *without}
+    settings = {k: value for k, value in values.items() if not k.startswith("tracking.") and k not in left_out}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -68,3 +68,10 @@ def test_equal_checksums_are_no_copies(root: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_in_two_splits_is_refused_even_if_not_strict(root: Path) -> None:
     with pytest.raises(UserError, match=r"4 images are in both the validation and the test split, .*checkpoint"):
         load(dataset("folder", root, test_images="val", strict=False), "pretraining")
+
+
+def test_the_message_says_if_all_images_are_left_out(root: Path) -> None:
+    for i in range(4):
+        (root / "train" / f"{i}.png").write_bytes((root / "test" / f"{i}.png").read_bytes())
+    with pytest.raises(UserError, match=r"all images of the train split .* left out; the first: .* the same bytes"):
+        load(settings(root, strict=False), "pretraining")

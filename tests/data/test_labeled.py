@@ -6,10 +6,12 @@ import pytest
 
 from cvexp.composition import compose
 from cvexp.data import load, open_splits
+from cvexp.data.examples import choose_images
 from cvexp.data.index import Index
 from cvexp.errors import UserError
+from cvexp.report.data import describe
 from cvexp.sweeps.earlier import Data
-from tests.helpers import dataset, save_image, save_mask
+from tests.helpers import add_dogs, dataset, save_image, save_mask
 
 MASKS = {"train_masks": "train", "val_masks": "val", "mask_values": {"x": 1, "rare": 2}}
 
@@ -57,6 +59,45 @@ def test_only_what_uses_labels_is_limited(root: Path) -> None:
     assert len(load(settings, "pretraining", uses_labels=True).train.images) == 8
     assert len(open_splits(settings, "segmentation").train.images) == 8
     assert len(open_splits(settings, "segmentation", uses_labels=False).train.images) == 40
+
+
+def test_without_labels_or_masks_the_message_says_so(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(4):
+            save_image(tmp_path / split / f"{i}.jpg")
+    settings = dataset("folder", tmp_path, fraction=0.5)
+    assert len(load(settings, "pretraining", uses_labels=True).train.images) == 4
+    with pytest.raises(UserError, match="has no masks"):
+        load(settings, "segmentation")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_class_is_lost_to_objects_that_are_too_small(
+    coco_root: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Every image has a tiny dog; one has a large one."""
+    add_dogs(coco_root, large=5)
+    settings = dataset(
+        "coco", coco_root, classes=["cat", "dog", "person"], limit=8, fraction=0.01, fraction_seed=seed, strict=False
+    )
+    train = load(settings, "pretraining", uses_labels=True).train
+    assert len(train.images) <= 2  # no image shows a person
+    assert train.counts()["dog"] == 1
+    (message,) = [record.getMessage() for record in caplog.records if "train split" in record.getMessage()]
+    assert message.endswith("no object of the class person that is at least 32 px wide and high")
+
+
+def test_data_may_have_more_classes_than_a_label_map(tmp_path: Path) -> None:
+    """The value of the 255th class in label maps would be that of ignored pixels."""
+    for split in ("train", "val"):
+        for i in range(256):
+            save_image(tmp_path / split / f"{i:03}" / "0.png", size=(32, 32))
+    whole = load(dataset("folder", tmp_path), "pretraining").train
+    assert whole.num_objects() == dict.fromkeys(whole.classes, 1)
+    assert choose_images(whole, 256) == set(range(256))
+    assert [entry["instances"] for entry in describe(whole)["classes"].values()] == [1] * 256
+    some = load(dataset("folder", tmp_path, fraction=0.5), "pretraining", uses_labels=True).train
+    assert some.counts() == dict.fromkeys(some.classes, 1)
 
 
 def test_a_sweep_recognizes_the_data_of_its_runs(root: Path) -> None:

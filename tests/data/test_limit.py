@@ -1,6 +1,5 @@
 """`dataset.limit` draws over the classes: by name and seed, nested, and the same everywhere."""
 
-import json
 import logging
 import os
 import subprocess
@@ -16,7 +15,7 @@ from PIL import Image
 from cvexp.data import load, open_splits
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from tests.helpers import FIVE, SIX, Outcome, dataset, save_image, write_coco
+from tests.helpers import FIVE, SIX, Outcome, add_dogs, dataset, save_image, write_coco
 
 
 def make_tree(root: Path, sizes: dict[str, int], side: int = 32) -> Path:
@@ -51,16 +50,7 @@ def test_a_rare_class_is_not_lost_and_common_ones_keep_their_proportion(tmp_path
 @pytest.mark.parametrize("seed", range(4))
 def test_a_class_is_represented_by_an_object_that_is_large_enough(coco_root: Path, seed: int) -> None:
     """Every image has a tiny dog; one has a large one."""
-    path = coco_root / "annotations" / "instances_train2017.json"
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        annotation["category_id"] = 17
-    for image in range(8):
-        side = 40 if image == 5 else 9
-        corners = [0, 0, side, 0, side, side, 0, side]
-        dog = {"id": 100 + image, "image_id": image, "category_id": 18, "bbox": [0, 0, side, side], "iscrowd": 0}
-        content["annotations"].append({**dog, "segmentation": [corners]})
-    path.write_text(json.dumps(content))
+    add_dogs(coco_root, large=5)
     settings = dataset("coco", coco_root, classes=["cat", "dog"], limit=2, limit_seed=seed)
     assert load(settings, "pretraining").train.counts()["dog"] == 1
 

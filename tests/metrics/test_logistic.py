@@ -53,7 +53,7 @@ def test_equals_scikit_learn(size: tuple[int, int, int], inverse_strength: float
 @pytest.mark.parametrize("spread", [0.15, 0.5])
 def test_chooses_the_penalty_of_a_grid_search_with_the_same_folds(spread: float) -> None:
     features, labels = blobs(240, 20, 3, spread, seed=1)
-    folds = stratified_folds(labels.numpy())
+    folds = stratified_folds(labels.numpy(), np.arange(240))
     assert folds is not None
     mine = standardization(features)(features)
     search = GridSearchCV(peer(), {"C": INVERSE_STRENGTHS}, cv=PredefinedSplit(folds))
@@ -61,19 +61,32 @@ def test_chooses_the_penalty_of_a_grid_search_with_the_same_folds(spread: float)
     assert choose_inverse_strength(mine, labels, folds) == search.best_params_["C"]
 
 
-def test_folds_are_stratified_and_no_more_than_the_smallest_class() -> None:
-    labels = np.repeat([0, 1, 2], [20, 11, 3])
-    folds = stratified_folds(labels)
+def test_folds_are_stratified_and_a_rare_class_does_not_reduce_their_number() -> None:
+    labels = np.repeat([0, 1, 2, 3], [20, 11, 3, 1])
+    folds = stratified_folds(labels, np.arange(35))
     assert folds is not None
-    assert folds.max() == 2
-    for label in range(3):
-        counts = np.bincount(folds[labels == label], minlength=3)
+    assert folds.max() == 4
+    for label in range(4):
+        counts = np.bincount(folds[labels == label], minlength=5)
         assert counts.max() - counts.min() <= 1
-    with_single = stratified_folds(np.append(labels, 3))  # a class with one sample does not count
-    assert with_single is not None
-    assert with_single.max() == 2
-    assert stratified_folds(np.arange(4)) is None
-    assert np.array_equal(folds, stratified_folds(labels))  # type: ignore[arg-type]
+    assert np.array_equal(folds, stratified_folds(labels, np.arange(35)))  # type: ignore[arg-type]
+
+
+def test_folds_hold_out_whole_images() -> None:
+    images = np.repeat(np.arange(30) * 7, 4)
+    labels = np.random.default_rng(0).integers(0, 3, 120)
+    folds = stratified_folds(labels, images)
+    assert folds is not None
+    assert all(len(np.unique(folds[images == image])) == 1 for image in np.unique(images))
+    assert np.bincount(folds).tolist() == [24] * 5
+    few = stratified_folds(np.zeros(9, dtype=np.int64), np.arange(9) % 3)
+    assert few is not None
+    assert few.max() == 2
+
+
+def test_nothing_is_held_out_unless_a_class_is_in_two_images() -> None:
+    assert stratified_folds(np.arange(4), np.arange(4)) is None
+    assert stratified_folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])) is None
 
 
 def test_constant_features_and_absent_classes_are_harmless() -> None:

@@ -28,6 +28,8 @@ def test_own_images_and_mistakes(cvexp: Callable[..., Outcome], monkeypatch: pyt
     for name, size in zip(names, [(300, 40), (40, 60), (31, 31)], strict=True):
         save_image(Path(name), size=size)
     Path("mine/notes.txt").write_text("no image")
+    Path("mine/._wide.png").write_bytes(b"what macOS keeps about a file")
+    Path("mine/folder.jpg").mkdir()
     Path("empty").mkdir()
     Path("broken.png").write_bytes(b"no picture")
 

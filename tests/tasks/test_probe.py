@@ -97,7 +97,7 @@ def check_untrained(run_id: str, accuracy: float, num_crops: int) -> None:
 def test_the_data_are_those_of_the_run_unless_others_are_chosen(cvexp: Callable[..., Outcome]) -> None:
     root = write_folder(Path("mine"), NAMES)
     data = ["dataset=folder", f"dataset.root={root}", "dataset.mean=[0.1,0.1,0.1]"]
-    assert cvexp(*NO_DATA, *data, "trainer.max_steps=1").code == 0
+    assert cvexp(*NO_DATA, *data, "trainer.max_steps=1", "task.monitor=val/loss").code == 0
     run_id = runs()[0].info.run_id
     probe = ["task=probe", OFFLINE, *QUICK]
     outcome = cvexp(*probe)
@@ -107,6 +107,11 @@ def test_the_data_are_those_of_the_run_unless_others_are_chosen(cvexp: Callable[
     assert cvexp(*probe, "dataset.limit=10", "task.controls=[]").code == 0
     content = results()
     assert (content["dataset"], content["num_training"], content["contrasts"]) == ("folder", 10, [])
+    drawn = ["dataset.test_fraction=0.5", "dataset.fraction=0.5", "seed=3"]
+    outcome = cvexp(*probe, *data, *drawn, "task.controls=[]")
+    assert outcome.code == 0, outcome.message
+    assert "but the probed networks were validated on" in outcome.message
+    assert "on a share of 0.5 of the training images, drawn with dataset.fraction_seed=3" in outcome.message
     other = write_folder(Path("other"), ["x", "y"])
     assert cvexp(*probe, "dataset=folder", f"dataset.root={other}", "task.controls=[]").code == 0
     assert results()["classes"] == ["x", "y"]
@@ -151,7 +156,7 @@ def test_weights_of_a_file_keep_their_normalization_and_size(cvexp: Callable[...
         assert outcome.code == 0, outcome.message
         network = results()["networks"][0]
         assert (network["eval_size"], network["scores"]) == (40, expected["scores"])
-    assert "may also have chosen the checkpoint" in outcome.message
+    assert "It is not recorded whether its images were also used" in outcome.message
 
 
 def artifact_of(run_id: str, path: str) -> str:
@@ -172,6 +177,7 @@ def test_mistakes_are_explained(cvexp: Callable[..., Outcome]) -> None:
         (["task.controls=[histogramm]"], "did you mean histogram"),
         (["task.samples=3"], "task.samples: got 3"),
         ([*random, "dataset=folder", f"dataset.root={unlabeled}"], "has no labels, which a probe needs"),
+        ([*random, "dataset=folder", f"dataset.root={unlabeled}", "dataset.fraction=0.5"], "has no labels, which"),
         ([*random, "dataset=folder", f"dataset.root={single}"], "have the class 'x', but a probe needs at least two"),
         ([*random, "dataset=folder", f"dataset.root={single}", "dataset.train_images=null"], "dataset.train_images"),
     ):
