@@ -68,6 +68,17 @@ class Plan(NamedTuple):
         return [group for group in groups if group]
 
 
+def join(groups: Sequence[Sequence[Cell]], at_once: int) -> list[list[Cell]]:
+    """Join groups of cells into batches that are given to the launcher together, so that all of it is busy."""
+    batches: list[list[Cell]] = []
+    for group in groups:
+        if batches and len(batches[-1]) % at_once > 0:
+            batches[-1] += group
+        else:
+            batches.append(list(group))
+    return batches
+
+
 def spread_out(fractions: Sequence[float]) -> list[float]:
     """Order label fractions so that the first ones already outline the curve: ends first, then the largest gaps.
 

@@ -13,7 +13,7 @@ from cvexp.config import flatten
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
 from cvexp.sweeps.outcome import DONE, Job, Outcome
-from cvexp.sweeps.plan import Cell, Plan
+from cvexp.sweeps.plan import Plan, join
 from cvexp.sweeps.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Study(Sweeper):
 
     def check(self, overrides: Sequence[str]) -> None:
         from cvexp import data
+        from cvexp.probing.dataset import load
         from cvexp.probing.networks import EVAL_SIZE
         from cvexp.sweeps import study_jobs
         from cvexp.tasks.study import PROBE, pretrainings
@@ -80,9 +81,9 @@ class Study(Sweeper):
         sizes = [self.configs[start].task.eval_size for start in pretrained]  # type: ignore[attr-defined]
         jobs.of_probes = [f"task.eval_size={size}" for size in [*sizes, EVAL_SIZE][:1]]
         self.scored_config = self.configs[jobs.plan.methods[0]]
-        is_probe = jobs.plan.methods == (PROBE,)
-        self.splits = data.load(self.scored_config.dataset, "pretraining" if is_probe else "segmentation")
-        self.shares = study_jobs.images_of(plan.fractions, self.splits, self.scored_config.dataset)
+        dataset = self.scored_config.dataset
+        self.splits = load(dataset) if jobs.plan.methods == (PROBE,) else data.load(dataset, "segmentation")
+        self.shares = study_jobs.images_of(plan.fractions, self.splits, dataset)
         jobs.plan = jobs.plan._replace(starts=self._available(plan.starts))
 
     def run_all(self, run: SweepRun, overrides: Sequence[str]) -> None:
@@ -131,7 +132,7 @@ class Study(Sweeper):
         """Run all cells of a seed for which there is time."""
         jobs, results = self.jobs, self.results
         settled = results.settled(jobs.plan) if jobs.study.stop else set()
-        batches = self._batches(jobs.plan.round(seed, settled, results.doubts()))
+        batches = join(jobs.plan.round(seed, settled, results.doubts()), jobs.study.at_once)
         needed = {cell.start for batch in batches for cell in batch}
         tasks = [cell.method for cell in batches[0]] if batches else []
         sources = self._pretrain(run, [start for start in jobs.pretrained if start in needed], seed, tasks)
@@ -149,16 +150,6 @@ class Study(Sweeper):
                 rest = [*(cell.method for batch in batches[i + 1 :] for cell in batch), *jobs.of_seeds(later)]
                 done = f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done"
                 print_line(f"study: {done}, at most about {self.clock.needed(rest) / 60:.0f} min left", style="bold")
-
-    def _batches(self, groups: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-        """Join groups of cells to batches that are given to the launcher together, so that all of it is busy."""
-        batches: list[list[Cell]] = []
-        for group in groups:
-            if batches and len(batches[-1]) % self.jobs.study.at_once > 0:
-                batches[-1] += group
-            else:
-                batches.append(list(group))
-        return batches
 
     def _pretrain(self, run: SweepRun, starts: Sequence[str], seed: int, then: Sequence[str]) -> dict[str, str]:
         """Pretrain with a seed, and return the run of each start that has one."""

@@ -13,7 +13,7 @@ from cvexp.composition import CONF, compose
 from cvexp.errors import UserError
 from cvexp.sweeps.clock import Clock
 from cvexp.sweeps.lengths import Length, Measured, equal_time, fit, steps_in
-from cvexp.sweeps.plan import Cell, Plan, spread_out
+from cvexp.sweeps.plan import Cell, Plan, join, spread_out
 from cvexp.sweeps.study_jobs import StudyJobs, check_overrides, images_of, shared_overrides
 from cvexp.tasks.study import Config
 
@@ -37,6 +37,14 @@ def test_a_round_has_every_cell_of_its_seed_and_keeps_those_together_that_are_co
         ("attention", "dino", 0.05),
     ]
     assert all(len({(cell.method, cell.fraction) for cell in group}) == 1 for group in groups)
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(1, [2] * 10), (2, [2] * 10), (3, [6, 6, 6, 2]), (4, [4] * 5)])
+def test_groups_are_joined_until_the_launcher_is_busy(at_once: int, sizes: list[int]) -> None:
+    groups = PLAN.round(0, settled=set(), doubts={})
+    batches = join(groups, at_once)
+    assert list(map(len, batches)) == sizes
+    assert [cell for batch in batches for cell in batch] == [cell for group in groups for cell in group]
 
 
 def test_later_rounds_leave_out_what_is_settled_and_start_with_what_is_most_doubtful() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from PIL import Image
 
 from cvexp.sweeps.clock import Clock
 from tests.helpers import Outcome, runs, start, store
@@ -129,6 +130,13 @@ def test_keys_of_single_runs_are_refused(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp("task=study", "task.starts=[random]", words)
     assert outcome.code == 1
     assert "nowhere" in outcome.message
+    Path("flat/train").mkdir(parents=True)
+    for i in range(20):
+        Image.new("RGB", (40, 40), (10 * i, 0, 0)).save(f"flat/train/{i}.png")
+    flat = ["dataset=folder", "dataset.root=flat", "dataset.val_images=null"]
+    outcome = cvexp("task=study", "task.starts=[random]", "task.fractions=[0.5,1]", *flat)
+    assert outcome.code == 1
+    assert "has no labels, which a probe needs" in outcome.message
     assert not Path("outputs/mlflow.db").exists()  # nothing is recorded
     outcome = cvexp("task=study", "task.starts=[random]", "task.hours=1e-4")
     assert outcome.code == 1
