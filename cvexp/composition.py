@@ -105,11 +105,12 @@ def explain_composition(error: Exception, overrides: Iterable[str]) -> str:
                 return f"{group}={option}: this needs a package; install it with: pip install {package}"
         return f"{group}: there is no option {option!r}; {nearest(option, error.options or [])}"
     if isinstance(error, OverrideParseException):
-        remedy = (
-            """a value with special characters needs quotes of its own, such as 'dataset.classes=["R&D",car]'"""
-            if "=" in error.override
-            else "see python -m cvexp --help"
-        )
+        remedy = "see python -m cvexp --help"
+        if "=" in error.override:
+            remedy = (
+                """a value with special characters needs quotes of its own, such as 'dataset.classes=["R&D",car]'; """
+                "the keys of a dictionary can have them only in a file, say experiments/my_data.yaml"
+            )
         return f"{error.override}: this can't be read as KEY=VALUE; {remedy}"
     for cause in (error, error.__cause__):
         if isinstance(cause, OmegaConfBaseException):
