@@ -1,12 +1,14 @@
 """Two segmentation networks: one classifies every pixel, the other returns the mask of each class that is queried.
 
-Shapes: b images, q queried classes, c classes without the background, n attention heads, d channels of a feature map,
-h x w pixels of the images. A feature map has fewer positions; its size is written as h' x w'.
+Shapes: b images, q queried classes, c classes without the background, k = 1 + c, n attention heads, d channels of a
+feature map, h x w pixels of the images. A feature map has fewer positions; its size is written as h' x w'.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,66 @@ class Prediction(NamedTuple):
     attention: Tensor | None
 
 
-class MulticlassSegmenter(nn.Module):
+class Scores(NamedTuple):
+    """The output of a segmentation network before scores become labels and probabilities.
+
+    Attributes:
+        scores: A score for the background and each class at each pixel (b, k, h, w). The largest one gives the label.
+        attention: Attention weights (b, c, n, h', w'), or None if the network has no attention.
+    """
+
+    scores: Tensor
+    attention: Tensor | None
+
+
+class SegmentationNetwork(nn.Module):
+    """The base of segmentation networks, which defines how scores become labels and probabilities.
+
+    Attributes:
+        encoder: The encoder, which returns two feature maps.
+        activation: How the scores of a pixel become probabilities. With ``"softmax"``, they sum to 1, with the
+            background. With ``"sigmoid"``, each class has its own, and the score of the background is 0.
+        can_query: Whether :meth:`scores` can be limited to some of the classes.
+    """
+
+    encoder: Encoder
+    activation: ClassVar[str] = "softmax"
+    can_query: ClassVar[bool] = False
+
+    @abstractmethod
+    def scores(self, images: Tensor) -> Scores:
+        """Map images (b, 3, h, w) to scores (b, k, h, w), and attention weights if there are any."""
+
+    def label(self, images: Tensor) -> Tensor:
+        """Map images (b, 3, h, w) to label maps (b, h, w)."""
+        return self.scores(images).scores.argmax(dim=1)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Map images (b, 3, h, w) to label maps, masks, probabilities, and attention weights if there are any."""
+        return self.to_prediction(*self.scores(images))
+
+    @classmethod
+    def to_prediction(cls, scores_bkhw: Tensor, attention_bcnhw: Tensor | None = None) -> Prediction:
+        """Convert scores to label maps, masks and probabilities."""
+        labels_bhw = scores_bkhw.argmax(dim=1)
+        probability_bchw = cls.probability(scores_bkhw)
+        if cls.activation == "softmax":
+            numbers_c11 = torch.arange(1, scores_bkhw.shape[1], device=scores_bkhw.device)[:, None, None]
+            masks_bchw = labels_bhw[:, None] == numbers_c11
+        else:
+            masks_bchw = scores_bkhw[:, 1:] > 0
+        presence_bc = probability_bchw.amax(dim=(2, 3))
+        return Prediction(labels_bhw, masks_bchw, probability_bchw, presence_bc, attention_bcnhw)
+
+    @classmethod
+    def probability(cls, scores_bkhw: Tensor) -> Tensor:
+        """Convert scores to the probability of each class at each pixel (b, c, h, w)."""
+        if cls.activation == "softmax":
+            return scores_bkhw.softmax(dim=1)[:, 1:]
+        return scores_bkhw[:, 1:].sigmoid()
+
+
+class MulticlassSegmenter(SegmentationNetwork):
     """An encoder, a decoder, and a 1 x 1 convolution to logits of the background and each class.
 
     Args:
@@ -55,26 +116,12 @@ class MulticlassSegmenter(nn.Module):
         """Map images (b, 3, h, w) to logits (b, 1 + c, h, w)."""
         return _upsample(self.classifier(self.decoder(*self.encoder(images))), images)
 
-    def label(self, images: Tensor) -> Tensor:
-        """Map images (b, 3, h, w) to label maps (b, h, w)."""
-        logits: Tensor = self(images)
-        return logits.argmax(dim=1)
-
-    def predict(self, images: Tensor) -> Prediction:
-        """Map images (b, 3, h, w) to label maps, masks and probabilities."""
-        return self.to_prediction(self(images))
-
-    @staticmethod
-    def to_prediction(logits: Tensor) -> Prediction:
-        """Convert logits (b, 1 + c, h, w) to label maps, masks and probabilities."""
-        probability = logits.softmax(dim=1)
-        labels_bhw = probability.argmax(dim=1)
-        masks_bchw = F.one_hot(labels_bhw, probability.shape[1]).movedim(-1, 1)[:, 1:].bool()
-        probability_bchw = probability[:, 1:]
-        return Prediction(labels_bhw, masks_bchw, probability_bchw, probability_bchw.amax(dim=(2, 3)), attention=None)
+    def scores(self, images: Tensor) -> Scores:
+        """Return the logits."""
+        return Scores(self(images), attention=None)
 
 
-class AttentionSegmenter(nn.Module):
+class AttentionSegmenter(SegmentationNetwork):
     """A network that encodes an image once, and returns the mask of each class that is queried.
 
     With `placement="encoder"`, the classes attend to the encoder's last map, and the whole decoder runs for each class.
@@ -88,6 +135,9 @@ class AttentionSegmenter(nn.Module):
             `placement="encoder"`, the attended map with `placement="decoder"`.
         placement: "encoder" or "decoder".
     """
+
+    activation = "sigmoid"
+    can_query = True
 
     def __init__(
         self, encoder: Encoder, decoder: nn.Module, attention: ClassAttention, channels: int, placement: str
@@ -135,44 +185,37 @@ class AttentionSegmenter(nn.Module):
         logits_bqhw = _upsample(self.classifier(decoded), images).unflatten(0, queries_bq.shape)[:, :, 0]
         return logits_bqhw, attention_bqnhw
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Query all classes.
+    def logits(self, images: Tensor, classes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Query classes that are the same for all images.
 
         Args:
             images: (b, 3, h, w).
+            classes: The q classes, counted from 0; None for all c.
 
         Returns:
-            The logits of the masks (b, c, h, w), and the attention weights (b, c, n, h', w').
+            The logits of the masks (b, q, h, w), and the attention weights (b, q, n, h', w').
         """
         encoded = self.encode(images)
-        queries_bc = torch.arange(self.attention.num_classes, device=images.device).expand(images.shape[0], -1)
-        parts = [self.query(images, encoded, queries_bq) for queries_bq in queries_bc.split(MAX_QUERIES, dim=1)]
-        logits_bchw, attention_bcnhw = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-        return logits_bchw, attention_bcnhw
+        queries_q = torch.arange(self.attention.num_classes, device=images.device)
+        if classes is not None:
+            queries_q = torch.tensor(classes, device=images.device)
+        queries_bq = queries_q.expand(images.shape[0], -1)
+        parts = [self.query(images, encoded, part) for part in queries_bq.split(MAX_QUERIES, dim=1)]
+        logits_bqhw, attention_bqnhw = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        return logits_bqhw, attention_bqnhw
 
-    def label(self, images: Tensor) -> Tensor:
-        """Map images (b, 3, h, w) to label maps (b, h, w), merged from the masks of all classes."""
-        return self.merge_masks(self.logits(images)[0])
+    def scores(self, images: Tensor, classes: Sequence[int] | None = None) -> Scores:
+        """Return the logits of the masks of all or some classes, and a score of 0 for the background.
 
-    def predict(self, images: Tensor) -> Prediction:
-        """Map images (b, 3, h, w) to label maps, masks, probabilities and attention weights."""
-        return self.to_prediction(*self.logits(images))
-
-    @classmethod
-    def to_prediction(cls, logits_bchw: Tensor, attention_bcnhw: Tensor | None = None) -> Prediction:
-        """Convert the logits of the masks of all classes to label maps, masks and probabilities."""
-        probability_bchw = logits_bchw.sigmoid()
-        presence_bc = probability_bchw.amax(dim=(2, 3))
-        return Prediction(cls.merge_masks(logits_bchw), logits_bchw > 0, probability_bchw, presence_bc, attention_bcnhw)
+        A pixel thus gets the class with the largest logit, or the background if no probability exceeds one half.
+        """
+        logits_bqhw, attention_bqnhw = self.logits(images, classes)
+        return Scores(self.with_background(logits_bqhw), attention_bqnhw)
 
     @staticmethod
-    def merge_masks(logits_bchw: Tensor) -> Tensor:
-        """Merge masks into label maps (b, h, w).
-
-        A pixel gets the class with the largest logit, or the background if no probability exceeds one half.
-        """
-        best_bhw, class_bhw = logits_bchw.max(dim=1)
-        return torch.where(best_bhw > 0, class_bhw + 1, 0)
+    def with_background(logits_bchw: Tensor) -> Tensor:
+        """Prepend the score of the background, 0, to the logits of the masks."""
+        return F.pad(logits_bchw, (0, 0, 0, 0, 1, 0))
 
 
 def _upsample(logits: Tensor, images: Tensor) -> Tensor:

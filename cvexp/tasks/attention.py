@@ -66,6 +66,8 @@ class Attention(SegmentationTraining):
     Shapes: b images of h x w pixels, c classes, q queried classes.
     """
 
+    model: AttentionSegmenter
+
     @property
     def task(self) -> Config:
         assert isinstance(self.config.task, Config)
@@ -103,9 +105,10 @@ class Attention(SegmentationTraining):
         return {"miou_asked": scores["miou"]} if "miou" in scores else {}
 
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
-        logits, attention = self.model.logits(images)  # type: ignore[operator]
+        logits, attention = self.model.logits(images)
         losses, num_pixels = self.losses(logits, labels, self._all_classes(labels))
-        return self.model.to_prediction(logits, attention), losses / num_pixels.clamp(min=1)  # type: ignore[operator]
+        prediction = self.model.to_prediction(self.model.with_background(logits), attention)
+        return prediction, losses / num_pixels.clamp(min=1)
 
     def losses(self, logits: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Compute each image's cross-entropy, summed over masks and valid pixels, and the number of terms in that sum.

@@ -77,7 +77,7 @@ class Multiclass(SegmentationTraining):
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
         logits = self.model(images)
         losses, weights = self.losses(logits, labels)
-        return self.model.to_prediction(logits), losses / weights.clamp(min=1e-6)  # type: ignore[operator]
+        return self.model.to_prediction(logits), losses / weights.clamp(min=1e-6)
 
     def losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the weighted cross-entropy of each image, summed over its pixels, and the sum of the weights.

@@ -26,7 +26,7 @@ from cvexp.inference import Segmenter, choose_device
 from cvexp.metrics import iou
 from cvexp.metrics.ranking import best_median_worst
 from cvexp.models.arguments import DEFAULT_STRIDE
-from cvexp.models.segmenters import Prediction
+from cvexp.models.segmenters import Prediction, SegmentationNetwork
 from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
 from cvexp.report.scores import log_scores
@@ -50,8 +50,7 @@ class SegmentationTraining(TrainingModule):
 
     Attributes:
         train_counts: The pixels that this process counted in the epoch so far; see `cvexp.metrics.iou`.
-        model: The network, with an `encoder`, and methods `label` and `predict` that map images to label maps and to a
-            `Prediction`.
+        model: The network.
         classes: Class names, without the background.
     """
 
@@ -83,7 +82,7 @@ class SegmentationTraining(TrainingModule):
 
     @staticmethod
     @abstractmethod
-    def build_model(config: RunConfig, num_classes: int, start: Start) -> nn.Module:
+    def build_model(config: RunConfig, num_classes: int, start: Start) -> SegmentationNetwork:
         """Create the network with its initial weights.
 
         Args:
@@ -151,12 +150,12 @@ class SegmentationTraining(TrainingModule):
     # Training
 
     def lr_factors(self) -> dict[nn.Module, float]:
-        return {} if self.task.freeze_backbone else {self.model.encoder: self.task.backbone_lr_factor}  # type: ignore[dict-item]
+        return {} if self.task.freeze_backbone else {self.model.encoder: self.task.backbone_lr_factor}
 
     def train(self, mode: bool = True) -> SegmentationTraining:
         super().train(mode)
         if self.task.freeze_backbone:
-            self.model.encoder.eval()  # type: ignore[union-attr]  # or the statistics of batch norm would change
+            self.model.encoder.eval()  # or the statistics of batch norm would change
         return self
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

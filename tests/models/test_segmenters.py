@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from cvexp.models import segmenters
 from cvexp.models.attention import ClassAttention
 from cvexp.models.deeplab import DECODERS
-from cvexp.models.segmenters import AttentionSegmenter, MulticlassSegmenter
+from cvexp.models.segmenters import AttentionSegmenter, MulticlassSegmenter, SegmentationNetwork
 from tests.models.test_models import NUM_CLASSES, make_attention_segmenter, make_multiclass_segmenter
 
 
@@ -41,6 +41,18 @@ def test_evaluation_queries_all_classes_in_parts_of_any_size(monkeypatch: pytest
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_scores_of_some_classes_are_those_of_all_classes() -> None:
+    torch.manual_seed(0)
+    model = make_attention_segmenter("decoder").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        scores, attention = model.scores(images)
+        some, some_attention = model.scores(images, classes=[3, 1])
+    torch.testing.assert_close(some, scores[:, [0, 4, 2]], atol=1e-5, rtol=1e-4)
+    assert attention is not None
+    torch.testing.assert_close(some_attention, attention[:, [3, 1]])
+
+
 @pytest.mark.parametrize("method", ["multiclass", "attention"])
 def test_logits_are_float32_under_autocast(method: str) -> None:
     images, queries = torch.randn(2, 3, 64, 64), torch.tensor([[0], [1]])
@@ -55,20 +67,20 @@ def test_logits_are_float32_under_autocast(method: str) -> None:
 @pytest.mark.parametrize("method", ["multiclass", "attention"])
 def test_the_label_map_equals_that_of_the_prediction(method: str) -> None:
     torch.manual_seed(0)
-    model: nn.Module = (
+    model: SegmentationNetwork = (
         make_attention_segmenter("decoder") if method == "attention" else make_multiclass_segmenter("deeplabv3plus")
     )
     images = torch.randn(2, 3, 64, 48)
     nn.init.zeros_(model.classifier.bias)  # type: ignore[arg-type, union-attr]
     nn.init.normal_(model.classifier.weight)  # type: ignore[arg-type, union-attr]
-    labels = model.eval().label(images)  # type: ignore[operator]
-    assert torch.equal(labels, model.predict(images).labels)  # type: ignore[operator]
+    labels = model.eval().label(images)
+    assert torch.equal(labels, model.predict(images).labels)
     assert len(labels.unique()) > 1
 
 
 def test_masks_are_merged_by_score_with_background_if_none_exceeds_one_half() -> None:
     logits = torch.tensor([[-1.0, 2.0, 0.1, -3.0], [-2.0, 1.0, 0.2, 5.0]]).view(1, 2, 1, 4)
-    prediction = AttentionSegmenter.to_prediction(logits)
+    prediction = AttentionSegmenter.to_prediction(AttentionSegmenter.with_background(logits))
     assert prediction.labels.flatten().tolist() == [0, 1, 2, 2]
     assert prediction.masks[0, :, 0].tolist() == [[False, True, True, False], [False, True, True, True]]
     torch.testing.assert_close(prediction.presence, torch.tensor([[2.0, 5.0]]).sigmoid())

@@ -12,7 +12,7 @@ from cvexp.config import RunConfig
 from cvexp.data.index import IGNORE
 from cvexp.metrics import iou
 from cvexp.models.backbone import Encoder
-from cvexp.models.segmenters import Prediction
+from cvexp.models.segmenters import Prediction, Scores, SegmentationNetwork
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.parts import make_encoder
 from cvexp.training.segmentation import SegmentationTraining, train_segmenter
@@ -30,7 +30,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> float:
     return train_segmenter(Linear, config, run)
 
 
-class LinearSegmenter(nn.Module):
+class LinearSegmenter(SegmentationNetwork):
     """An encoder and a 1 x 1 convolution."""
 
     def __init__(self, encoder: Encoder, num_classes: int) -> None:
@@ -42,19 +42,8 @@ class LinearSegmenter(nn.Module):
         logits = self.classifier(self.encoder(images)[1])
         return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def label(self, images: Tensor) -> Tensor:
-        logits: Tensor = self(images)
-        return logits.argmax(1)
-
-    def predict(self, images: Tensor) -> Prediction:
-        return self.to_prediction(self(images))
-
-    @staticmethod
-    def to_prediction(logits: Tensor) -> Prediction:
-        probability = logits.softmax(1)
-        labels = probability.argmax(1)
-        masks = F.one_hot(labels, probability.shape[1]).movedim(-1, 1)[:, 1:].bool()
-        return Prediction(labels, masks, probability[:, 1:], probability[:, 1:].amax((2, 3)), attention=None)
+    def scores(self, images: Tensor) -> Scores:
+        return Scores(self(images), attention=None)
 
 
 class Linear(SegmentationTraining):
