@@ -16,7 +16,7 @@ from torch import nn
 from cvexp.config import BackboneConfig, RunConfig
 from cvexp.data.augment.normalization import Normalization
 from cvexp.errors import UserError
-from cvexp.inference import create_encoder, load_encoder
+from cvexp.inference.networks import create_encoder, load_encoder
 from cvexp.models.arguments import Needs
 from cvexp.models.untrained import ColorHistogram, batch_norms
 from cvexp.report.style import shorten

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable
+from cvexp.colors import color
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, drawable
 
 Series = Sequence[tuple[int, float]]
 

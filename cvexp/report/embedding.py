@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cvexp.colors import color
 from cvexp.data.index import Index
-from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable, marker, state_of
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, drawable, marker, state_of
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 

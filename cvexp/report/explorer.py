@@ -29,11 +29,12 @@ from jinja2 import Template
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvexp.colors import color
 from cvexp.data.crops import Crops
 from cvexp.data.index import Index
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding, read_embedding
-from cvexp.report.style import color, marker, shorten
+from cvexp.report.style import marker, shorten
 from cvexp.tracking.finished import embedded_epochs
 from cvexp.tracking.run import ReadOnlyRun
 

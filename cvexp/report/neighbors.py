@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from cvexp.colors import color
 from cvexp.metrics.names import safe_name
 from cvexp.metrics.neighbors import Neighbors
 from cvexp.report.console import console
 from cvexp.report.embedding import Embedding
-from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, color, drawable, shorten, state_of
+from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, drawable, shorten, state_of
 from cvexp.tracking.sink import Sink
 
 SIDE = (0.5, 0.62)  # inches, the smallest and largest side of a crop

@@ -9,8 +9,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cvexp.colors import color
 from cvexp.metrics.probe_results import SCORES, ProbeResults
-from cvexp.report.style import COLUMN, PAGE, SMALL, STYLE, color, drawable
+from cvexp.report.style import COLUMN, PAGE, SMALL, STYLE, drawable
 
 MAX_NUMBERED = 12  # classes with numbers in the cells of the confusion matrix
 MAX_NAMED = 60  # classes with names along its axes

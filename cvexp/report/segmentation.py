@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cvexp.colors import color, color_of_label
 from cvexp.data.augment.labeled import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
-from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, add_legend, color, drawable
+from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, add_legend, drawable
 
 if TYPE_CHECKING:
     from cvexp.models.segmenters import Prediction
@@ -266,7 +267,7 @@ def _show(ax: Axes, picture: NDArray[Any]) -> None:
         return
     shown = np.ones((*picture.shape, 3))
     for value in np.unique(picture[picture != IGNORE]):
-        shown[picture == value] = colors.to_rgb("#E8E8E8" if value == BACKGROUND else color(int(value) - 1))
+        shown[picture == value] = colors.to_rgb(color_of_label(int(value)))
     ax.imshow(shown, interpolation="nearest")
     is_ignored = picture == IGNORE
     if is_ignored.any():

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from cvexp.colors import color
 from cvexp.report.study import Study
 from cvexp.report.study_text import percent, weights
-from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, color, drawable, marker
+from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, drawable, marker
 
 
 def draw_curves(study: Study) -> Figure:

@@ -12,10 +12,11 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from cvexp.colors import COLORS
+
 matplotlib.use("Agg")
 
-# The colors of Okabe and Ito can be distinguished with any kind of color vision, and the markers even without color.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# Together with the colors of classes, markers can be distinguished even without color.
 MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 
 # Figures are drawn at their size in print, one or two columns wide, so that their text is readable there.
@@ -42,11 +43,6 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "legend.frameon": False,
 }
-
-
-def color(label: int) -> str:
-    """Return the color of a class, or of a line."""
-    return COLORS[label % len(COLORS)]
 
 
 def marker(label: int) -> str:

@@ -16,7 +16,8 @@ from cvexp.data.disjoint import NAMES
 from cvexp.data.index import Index
 from cvexp.data.masks import LabeledSquares, evaluated_areas
 from cvexp.errors import UserError
-from cvexp.inference import Segmenter, choose_device, load_segmenter
+from cvexp.inference.networks import choose_device, load_segmenter
+from cvexp.inference.segmenter import Segmenter
 from cvexp.metrics import iou
 from cvexp.metrics.comparison import Comparison, Evaluated, differences
 from cvexp.metrics.ranking import best_median_worst
@@ -73,8 +74,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
             f"{runs[0].id}; restore the old ones, or train again"
         )
     record_data(run, settings.dataset.name, splits)
-    num_classes, on = len(scored.classes), choose_device(config.trainer)
-    segmenters = {finished.id: load_segmenter(finished, num_classes, on) for finished in runs}
+    on = choose_device(config.trainer)
+    segmenters = {finished.id: load_segmenter(finished, on) for finished in runs}
     times = time_images(segmenters, scored, settings.dataset.image_size, task.timed_images)
     evaluated = [_evaluate(finished, segmenters[finished.id], scored, times[finished.id]) for finished in runs]
     comparison = Comparison(
@@ -223,7 +224,7 @@ def time_images(
         first = i % len(ids)
         for run_id in ids[first:] + ids[:first]:
             started = time.perf_counter()
-            segmenters[run_id].label(images)
+            segmenters[run_id].label_squares(images)
             times[run_id].append((time.perf_counter() - started) * 1000)
     return {run_id: values[NUM_WARM_UP:] for run_id, values in times.items()}
 
@@ -259,7 +260,7 @@ def _row(
     image, labels = squares.pair(position)
     row: dict[str, Any] = {}
     for run in runs:
-        prediction = segmenters[run.run_id].predict(image[None])
+        prediction = segmenters[run.run_id].predict_squares(image[None])
         example = pictures.make_example(squares.whole.index, position, image, labels, prediction, 0)
         miou = float(iou.mean_iou(run.counts[position, 1:]))
         row |= {

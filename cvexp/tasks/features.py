@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
 from cvexp.data.files.images import SUFFIXES
 from cvexp.errors import UserError
-from cvexp.inference import Embedder, choose_device, load_embedder
+from cvexp.inference.embedder import Embedder
+from cvexp.inference.networks import choose_device, load_embedder
 from cvexp.metrics.components import Components, Scale, align, fit_scale, main_components
 from cvexp.models.backbone import one_line
 from cvexp.models.dense import Dense, DenseView, choose_view, compute_dense

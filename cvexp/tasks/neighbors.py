@@ -18,7 +18,7 @@ from cvexp.data.examples import sample
 from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
 from cvexp.errors import UserError
-from cvexp.inference import choose_device, load_embedder
+from cvexp.inference.networks import choose_device, load_embedder
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.report import neighbors as report

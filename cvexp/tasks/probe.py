@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from cvexp.config import DatasetConfig, RunConfig, TaskConfig, require, require_one_of
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
-from cvexp.inference import choose_device
+from cvexp.inference.networks import choose_device
 from cvexp.metrics.probe_results import Contrast, Probed, ProbeResults, constant_scores, score
 from cvexp.metrics.probing import NonFiniteError, Predictions, ProbeSettings, probe
 from cvexp.probing.dataset import choose_dataset, load

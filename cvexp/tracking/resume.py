@@ -85,12 +85,7 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
     """
     saved = store.read(run_id, "config.yaml", _read_config)
     where = f"run {run_id}: its config.yaml"
-    for key, value in flatten(saved).items():
-        if "${" in key + value:
-            raise UserError(
-                f"{where} has {key}: {value!r}, but a run records values, never interpolations; the file was changed "
-                "later, so restore it, or start a new run"
-            )
+    refuse_interpolations(saved, where)
     former, saved["tracking"]["folder"] = saved["tracking"]["folder"], local.tracking.folder
     for key in FOLDERS:
         folder = str(saved["dataset"].get(key))
@@ -110,15 +105,40 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
     return config
 
 
+def refuse_interpolations(values: Mapping[str, Any], where: str) -> None:
+    """Raise a UserError if a recorded configuration has an interpolation, which could read the environment.
+
+    Args:
+        values: Nested plain values.
+        where: What the configuration is of, for the message.
+    """
+    for key, value in flatten(values).items():
+        if "${" in key + value:
+            raise UserError(
+                f"{where} has {key}: {value!r}, but a run records values, never interpolations; the file was changed "
+                "later, so restore it, or start a new run"
+            )
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """Read YAML as plain values, without resolving anything."""
-    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return complete(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+
+
+def complete(config: Any) -> dict[str, Any]:
+    """Check the outline of a recorded configuration, and add keys that older versions lacked.
+
+    Args:
+        config: Plain values of any kind.
+
+    Raises:
+        ValueError: if it is no configuration of cvexp.
+    """
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("dataset", "tracking")):
         raise ValueError("it is not a configuration of cvexp")
     if not isinstance(config["tracking"].get("folder"), str):
         raise ValueError("it has no tracking.folder")
     saved = {str(key): value for key, value in config.items()}
-    # Older runs lack these keys.
     saved = {"run": None, "runs": None, "benchmark": False, **saved}
     new_keys = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
     saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}

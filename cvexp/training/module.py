@@ -187,7 +187,8 @@ class TrainingModule(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["cvexp"] = metadata(self.config, self.sink.id, self.encoder_name)
+        classes = self.splits.train.classes
+        checkpoint["cvexp"] = metadata(self.config, self.sink.id, self.encoder_name, classes)
         checkpoint.update(self.extra_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from cvexp.data.kept import Source
 from cvexp.data.loaders import make_loader
 from cvexp.data.masks import LabeledImages, LabeledSquares, MaskBatches, evaluated_areas
 from cvexp.errors import UserError
-from cvexp.inference import Segmenter, choose_device
+from cvexp.inference.networks import choose_device
+from cvexp.inference.segmenter import Segmenter
 from cvexp.metrics import iou
 from cvexp.metrics.ranking import best_median_worst
 from cvexp.models.arguments import DEFAULT_STRIDE
@@ -259,7 +260,7 @@ class SegmentationTraining(TrainingModule):
         for word, positions in chosen.items():
             for position in positions:
                 image, labels = squares.pair(position)
-                prediction = segmenter.predict(image[None])
+                prediction = segmenter.predict_squares(image[None])
                 example = pictures.make_example(self.splits.val, position, image, labels, prediction, 0)
                 examples.append((f"{word}\nmIoU {float(iou.mean_iou(counts[position, 1:])):.2f}", example))
         return self.draw_best(examples)
@@ -284,7 +285,7 @@ def train_segmenter(method: type[SegmentationTraining], config: RunConfig, run: 
     best = fit(module, run, task.monitor)
     if processes.rank() == 0:
         module.load_state_dict(read_checkpoint(run.folder / "checkpoints" / "best.ckpt").tensors)
-        segmenter = Segmenter(module.model, config, choose_device(config.trainer))
+        segmenter = Segmenter(module.model, config, module.classes, choose_device(config.trainer))
         counts = segmenter.evaluate(splits.val)
         for name, figure in module.picture_best(segmenter, counts).items():
             run.log_figure(figure, f"pictures/{name}.png")

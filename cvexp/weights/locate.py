@@ -22,6 +22,8 @@ FORMS = "null, timm, a .ckpt, .pth or .safetensors file, runs:/RUN_ID/PATH, mode
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 
+BEST = "checkpoints/best.ckpt"
+
 
 class Location(NamedTuple):
     """A file of weights.
@@ -52,17 +54,33 @@ def locate(weights: str, config: RunConfig, run: ReadOnlyRun, folder: Path) -> L
     prefix, _, method = weights.partition(":")
     if prefix == "latest":  # a run that was interrupted before its first checkpoint has already chosen
         source = run.tags().get("weights_from") or _latest_pretraining(run.store, config, method)
-        weights = f"runs:/{source}/checkpoints/best.ckpt"
-    if weights.startswith("models:/"):
-        return _locate_registered(weights, run.store, folder)
-    if weights.startswith("runs:/"):
-        run_id = weights.split("/")[1]
-        name = _task_of(run.store, run_id)
-        return Location(download(weights, run.store, folder, key="backbone.weights"), name, run_id)
+        weights = f"runs:/{source}/{BEST}"
+    if weights.startswith(("models:/", "runs:/")):
+        return locate_artifact(weights, run.store, folder, key="backbone.weights")
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {weights!r}; give {FORMS}")
     return Location(path, path.stem, None)
+
+
+def locate_artifact(uri: str, store: Store, folder: Path, key: str) -> Location:
+    """Find and fetch a checkpoint in MLflow.
+
+    Args:
+        uri: ``runs:/RUN_ID/PATH``; ``runs:/RUN_ID``, which means its best checkpoint; ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION``.
+        store: Where it is recorded.
+        folder: The folder that a fetched file is written to.
+        key: What asked for it, for messages.
+
+    Raises:
+        UserError: if there is no such run, artifact or model.
+    """
+    if uri.startswith("models:/"):
+        return _locate_registered(uri, store, folder, key)
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    name = _task_of(store, run_id, key)
+    return Location(download(f"runs:/{run_id}/{path or BEST}", store, folder, key), name, run_id)
 
 
 def source_run(weights: str, config: RunConfig, store: Store) -> str | None:
@@ -74,7 +92,7 @@ def source_run(weights: str, config: RunConfig, store: Store) -> str | None:
     prefix, _, method = weights.partition(":")
     if prefix == "latest":
         return _latest_pretraining(store, config, method)
-    return _registered_version(weights, store).run_id or None
+    return _registered_version(weights, store, "backbone.weights").run_id or None
 
 
 def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
@@ -116,43 +134,42 @@ def _identity(params: Mapping[str, str]) -> dict[str, str]:
     return identity
 
 
-def _registered_version(weights: str, store: Store) -> ModelVersion:
+def _registered_version(uri: str, store: Store, key: str) -> ModelVersion:
     """Find a version in MLflow's model registry: models:/NAME@ALIAS, or models:/NAME/VERSION.
 
     Raises:
         UserError: if there is no such version.
     """
-    name, at, alias = weights.removeprefix("models:/").partition("@")
+    name, at, alias = uri.removeprefix("models:/").partition("@")
     try:
         if at:
             return store.client.get_model_version_by_alias(name, alias)
         return store.client.get_model_version(*name.rsplit("/", 1))
     except (MlflowException, TypeError) as error:
         raise UserError(
-            f"backbone.weights: the registry has no {weights} ({first_line(error)}); `make ui` shows its models, and "
+            f"{key}: the registry has no {uri} ({first_line(error)}); `make ui` shows its models, and "
             "models:/NAME@ALIAS or models:/NAME/VERSION names one"
         ) from error
 
 
-def _locate_registered(weights: str, store: Store, folder: Path) -> Location:
+def _locate_registered(uri: str, store: Store, folder: Path, key: str) -> Location:
     """Find and fetch the checkpoint of a registered model."""
-    version = _registered_version(weights, store)
+    version = _registered_version(uri, store, key)
     source = store.client.get_model_version_download_uri(version.name, version.version)
     run_id = version.run_id or None
     name = version.name
-    path = download(source, store, folder, key="backbone.weights")
+    path = download(source, store, folder, key)
     files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES] if path.is_dir() else [path]
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise UserError(
-            f"backbone.weights: {weights} is a folder and should hold one checkpoint, but holds {names}; register "
-            "the file itself"
+            f"{key}: {uri} is a folder and should hold one checkpoint, but holds {names}; register the file itself"
         )
-    return Location(files[0], _task_of(store, run_id) if run_id else name, run_id)
+    return Location(files[0], _task_of(store, run_id, key) if run_id else name, run_id)
 
 
-def _task_of(store: Store, run_id: str) -> str:
-    return str(store.run(run_id, "backbone.weights").data.params.get("task.name", "other"))
+def _task_of(store: Store, run_id: str, key: str) -> str:
+    return str(store.run(run_id, key).data.params.get("task.name", "other"))
 
 
 def download(uri: str, store: Store, folder: Path, key: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +21,24 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         tensors: The tensors by name.
-        dataset, task: The configuration of the data and of the task that the network was trained on; empty for files of
-            other programs.
+        config: The configuration of the run that wrote the file, which is not trusted; empty for files of other
+            programs.
         encoder: The name of the encoder in the checkpoint; empty for files of other programs.
+        run_id: The run that wrote the file; empty for files of other programs.
+        classes: Class names, in the order of their labels; None in files of other programs or older versions.
     """
 
     tensors: dict[str, Tensor]
-    dataset: dict[str, Any]
-    task: dict[str, Any]
-    encoder: str
+    config: dict[str, Any]
+    encoder: str = ""
+    run_id: str = ""
+    classes: tuple[str, ...] | None = None
 
 
-def metadata(config: RunConfig, run_id: str, encoder: str) -> dict[str, Any]:
+def metadata(config: RunConfig, run_id: str, encoder: str, classes: Sequence[str]) -> dict[str, Any]:
     """Return what a checkpoint says about its run, in plain containers, which safe loading accepts."""
-    return {"config": without_passwords(asdict(config)), "run_id": run_id, "encoder": encoder}
+    plain = without_passwords(asdict(config))
+    return {"config": plain, "run_id": run_id, "encoder": encoder, "classes": list(classes)}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -46,7 +51,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return Checkpoint(load_file(path), {}, {}, "")
+            return Checkpoint(load_file(path), {})
         with torch.serialization.safe_globals([argparse.Namespace]):  # type of the options in the course's files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -56,19 +61,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except Exception as error:  # torch and safetensors raise many types for damaged files
         raise UserError(f"{path}: this is not a readable checkpoint ({type(error).__name__}); save it again") from error
-    metadata = _entry(content, "cvexp")
+    metadata = entry(content, "cvexp")
     for key in ("state_dict", "model", "teacher"):
-        content = _entry(content, key) or content
+        content = entry(content, key) or content
     tensors = {}
     if isinstance(content, dict):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: the file holds no named tensors; save the model's state_dict")
-    config = _entry(metadata, "config")
-    return Checkpoint(tensors, _entry(config, "dataset"), _entry(config, "task"), str(metadata.get("encoder", "")))
+    classes = metadata.get("classes")
+    return Checkpoint(
+        tensors,
+        config=entry(metadata, "config"),
+        encoder=str(metadata.get("encoder", "")),
+        run_id=str(metadata.get("run_id", "")),
+        classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
+    )
 
 
-def _entry(content: Any, key: str) -> dict[Any, Any]:
+def entry(content: Any, key: str) -> dict[Any, Any]:
     """Return an inner dictionary, or an empty one if there is none."""
     entry = content.get(key) if isinstance(content, dict) else None
     return entry if isinstance(entry, dict) else {}

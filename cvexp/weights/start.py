@@ -16,7 +16,7 @@ from cvexp.config import RunConfig
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.tracking.sink import Sink
 from cvexp.weights.locate import locate
-from cvexp.weights.read import read_checkpoint
+from cvexp.weights.read import entry, read_checkpoint
 
 log = logging.getLogger("cvexp")
 
@@ -67,14 +67,14 @@ def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
             _link(run, location.run_id)
         run.set_tag("start", location.name)
         checkpoint = read_checkpoint(location.path)
-    dataset = asdict(config.dataset)
-    same_classes = all(checkpoint.dataset.get(key) == dataset[key] for key in ("name", "root", "classes"))
+    former, dataset = entry(checkpoint.config, "dataset"), asdict(config.dataset)
+    same_classes = all(former.get(key) == dataset[key] for key in ("name", "root", "classes"))
     return Start(
         weights,
         tensors=checkpoint.tensors,
         encoder=checkpoint.encoder,
-        dataset=checkpoint.dataset,
-        task=checkpoint.task,
+        dataset=former,
+        task=entry(checkpoint.config, "task"),
         same_classes=same_classes,
     )
 

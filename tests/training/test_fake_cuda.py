@@ -27,7 +27,7 @@ from cvexp import data, plugins
 from cvexp.composition import compose
 from cvexp.data.index import IGNORE
 from cvexp.data.kept import ImagesOnDevice
-from cvexp.inference import Segmenter
+from cvexp.inference.segmenter import Segmenter
 from cvexp.metrics import iou
 from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.weights.start import Start
@@ -190,7 +190,7 @@ def test_networks_of_finished_runs_stay_on_the_gpu(cases: Callable[[str], Case],
     module = cases(name).module
     num_classes, size = 9, module.config.dataset.image_size  # more classes than the attention queries at once
     model = type(module).build_model(module.config, num_classes, Start())
-    segmenter = Segmenter(model, module.config, torch.device("cpu"))
+    segmenter = Segmenter(model, module.config, [f"{i}" for i in range(num_classes)], torch.device("cpu"))
     with FAKE:
         segmenter.model.to(GPU)
         segmenter.normalize.to(GPU)
@@ -198,15 +198,15 @@ def test_networks_of_finished_runs_stay_on_the_gpu(cases: Callable[[str], Case],
         images = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=GPU)
         labels = torch.zeros(2, size, size, dtype=torch.uint8, device=GPU)
         with torch.inference_mode(), OnGPU():
-            prediction = segmenter.predict(images)
-            predicted = segmenter.model.label(segmenter.normalize(images))  # type: ignore[operator]
+            prediction = segmenter.predict_squares(images)
+            predicted = segmenter.model.label(segmenter.normalize(images))
             queries = torch.arange(num_classes, device=GPU).expand(2, -1)
             for counts in (
                 iou.count_labels(predicted, labels, num_classes, IGNORE)[:, 1:],
                 iou.count_masks(prediction.masks, labels, queries, IGNORE),
             ):
                 assert (counts.shape, counts.device) == ((2, num_classes, 3), GPU)
-        assert segmenter.label(torch.zeros(2, 3, size, size, dtype=torch.uint8)).device.type == "cpu"
+        assert segmenter.label_squares(torch.zeros(2, 3, size, size, dtype=torch.uint8)).device.type == "cpu"
 
 
 @pytest.mark.parametrize("score_function", SCORES)

@@ -14,7 +14,8 @@ import pytest
 
 from cvexp import data
 from cvexp.composition import compose
-from cvexp.inference import Segmenter, choose_device
+from cvexp.inference.networks import choose_device
+from cvexp.inference.segmenter import Segmenter
 from cvexp.metrics import iou
 from cvexp.tasks.attention import Attention
 from cvexp.tasks.dino import DINO
@@ -119,7 +120,7 @@ def test_two_processes_validate_like_one(cvexp: Callable[..., Outcome]) -> None:
     splits = data.load(config.dataset, "segmentation")
     module = Attention(config, splits)
     module.load_state_dict(checkpoint(run, "best"))
-    counts = Segmenter(module.model, config, choose_device(config.trainer)).evaluate(splits.val)
+    counts = Segmenter(module.model, config, module.classes, choose_device(config.trainer)).evaluate(splits.val)
     for name, score in iou.summarize(counts, splits.val.classes).items():
         assert run.data.metrics[f"best/{name}"] == score, name
 

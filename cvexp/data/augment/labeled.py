@@ -92,15 +92,29 @@ def fit_in_square(pixels_hwc: Tensor, size: int) -> Tensor:
         (size, size, 4) uint8.
     """
     height, width = fit(pixels_hwc.shape[:2], size)
-    image_chw, labels_hw = pixels_hwc[..., :3].permute(2, 0, 1), pixels_hwc[..., 3]
-    out = torch.zeros(size, size, 4, dtype=torch.uint8)
+    out = torch.empty(size, size, 4, dtype=torch.uint8)
     out[..., 3] = IGNORE
-    resized = F.interpolate(image_chw[None], (height, width), mode="bicubic", antialias=True)[0]
-    out[:height, :width, :3] = resized.permute(1, 2, 0)
+    out[..., :3] = fit_image(pixels_hwc[..., :3], size).permute(1, 2, 0)
+    labels_hw = pixels_hwc[..., 3]
     out[:height, :width, 3] = F.interpolate(labels_hw[None, None], (height, width), mode="nearest-exact")[0, 0]
     return out
 
 
-def fit(sides: Sequence[int], size: int) -> list[int]:
+def fit_image(pixels_hwc: Tensor, size: int) -> Tensor:
+    """Make the view for evaluation of an image without labels, (h, w, 3) to (3, size, size); see `fit_in_square`."""
+    height, width = fit(pixels_hwc.shape[:2], size)
+    out = torch.zeros(3, size, size, dtype=torch.uint8)
+    out[:, :height, :width] = resize_image(pixels_hwc, (height, width))
+    return out
+
+
+def resize_image(pixels_hwc: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize an image (h, w, 3) uint8 with an antialiased bicubic filter to (3, *size)."""
+    image_chw = pixels_hwc.permute(2, 0, 1).contiguous()  # PyTorch rounds differently in other memory formats
+    return F.interpolate(image_chw[None], size, mode="bicubic", antialias=True)[0]
+
+
+def fit(sides: Sequence[int], size: int) -> tuple[int, int]:
     """Return the two sides of an image, in the same order, scaled to make the longer one `size`."""
-    return [max(1, round(side * size / max(sides))) for side in sides]
+    first, second = (max(1, round(side * size / max(sides))) for side in sides)
+    return first, second

@@ -57,7 +57,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None, at_least: float = 0
             is_rotated = False
         if at_least:
             image.draft("RGB", (max(1, round(image.width * at_least)), max(1, round(image.height * at_least))))
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         if is_rotated:
             rgb.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
             rgb = ImageOps.exif_transpose(rgb)
@@ -82,8 +82,12 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if is_sideways else image.size
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB. Transparent pixels become white, and 16 bits become 8.
+
+    Raises:
+        ValueError: if the image has floating-point numbers.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image

@@ -71,7 +71,7 @@ def test_an_image_of_one_label_keeps_it(labels: Labels, size: int, seed: int) ->
     square = fit_in_square(labeled(labels), size)[..., 3]
     height, width = labels.shape
     kept = max(1, round(height * size / max(height, width))), max(1, round(width * size / max(height, width)))
-    assert fit(labels.shape, size) == list(kept)
+    assert fit(labels.shape, size) == kept
     assert (square[: kept[0], : kept[1]] == 3).all()
     assert (square == 3).sum() == kept[0] * kept[1]
     assert (square == IGNORE).sum() == size**2 - kept[0] * kept[1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cvexp.config import RunConfig, TaskConfig
-from cvexp.inference import choose_device, load_segmenter
+from cvexp.inference.networks import choose_device, load_segmenter
 from cvexp.tracking.finished import find_runs
 from cvexp.tracking.run import ReadOnlyRun
 
@@ -20,6 +20,6 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Leave `sizes.json` in `run`."""
     sizes = {}
     for finished in find_runs(run.store, config, "role", "segmentation"):
-        segmenter = load_segmenter(finished, len(finished.classes), choose_device(config.trainer))
+        segmenter = load_segmenter(finished, choose_device(config.trainer))
         sizes[finished.task] = sum(parameter.numel() for parameter in segmenter.model.parameters())
     run.log_json(sizes, "sizes.json")

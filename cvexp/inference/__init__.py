@@ -1,0 +1,1 @@
+"""Trained networks, ready for images: with their own preprocessing, on a device, in evaluation mode."""
