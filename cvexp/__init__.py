@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,25 @@ if TYPE_CHECKING:
 
     from cvexp.config import RunConfig
     from cvexp.inference.embedder import Embedder
+    from cvexp.inference.segmentation import Segmentation
     from cvexp.inference.segmenter import Segmenter
 
-__all__ = ["compose", "load"]
+__all__ = ["Embedder", "Segmentation", "Segmenter", "compose", "load"]
 __version__ = "0.1.0"
+
+_CLASSES = {
+    "Embedder": "cvexp.inference.embedder",
+    "Segmentation": "cvexp.inference.segmentation",
+    "Segmenter": "cvexp.inference.segmenter",
+}
+
+
+def __getattr__(name: str) -> type:
+    """Import a class when it is first used, because PyTorch takes seconds."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: type = getattr(importlib.import_module(_CLASSES[name]), name)
+    return found
 
 
 def compose(*overrides: str) -> RunConfig:
