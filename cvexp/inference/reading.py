@@ -1,4 +1,4 @@
-"""Reads image files ahead, so that a network does not wait for them."""
+"""Reading picture files in worker processes, while a network works on the pictures before them."""
 
 from __future__ import annotations
 
@@ -6,70 +6,69 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cvexp.config import LoaderConfig
 from cvexp.data.augment.views import CenterView
-from cvexp.data.files.progress import bar
 from cvexp.data.loaders import outlive_signals
 from cvexp.errors import UserError
 from cvexp.inference.pictures import to_pixels
 
 
-class ImageView(NamedTuple):
-    """What a network sees of an image.
+class ReadPicture(NamedTuple):
+    """A picture file that was read, or could not be.
 
     Attributes:
-        pixels: The view (3, s, s) uint8.
-        width, height: The size of the image in pixels.
+        path: The file.
+        pixels: (h, w, 3) uint8, or the view (3, s, s) uint8; None if it could not be read.
+        width, height: The size of the picture.
+        reason: Why it could not be read; empty if it was.
     """
 
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
+    path: Path
+    pixels: Tensor | None
+    width: int = 0
+    height: int = 0
+    reason: str = ""
 
 
-class _Views(Dataset[ImageView | str]):
-    """The views of image files, or the reasons why they can't be read."""
+class _Pictures(Dataset[ReadPicture]):
+    """The pictures of a list of files, or their views."""
 
-    def __init__(self, files: Sequence[Path], view: CenterView) -> None:
-        self.files, self.view = files, view
+    def __init__(self, paths: Sequence[Path], view: CenterView | None) -> None:
+        self.paths, self.view = paths, view
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.paths)
 
-    def __getitem__(self, position: int) -> ImageView | str:
+    def __getitem__(self, position: int) -> ReadPicture:
+        path = self.paths[position]
         try:
-            pixels = to_pixels(self.files[position])
+            pixels = to_pixels(path)
         except UserError as error:
-            return str(error)
-        return ImageView(self.view.show(pixels).numpy(), width=pixels.shape[1], height=pixels.shape[0])
+            return ReadPicture(path, None, reason=str(error))
+        height, width = pixels.shape[:2]
+        return ReadPicture(path, pixels if self.view is None else self.view.show(pixels), width, height)
 
 
-def _unchanged(item: Any) -> Any:
-    """Keep arrays, which a worker sends through a pipe. Each tensor would need a file descriptor."""
-    return item
-
-
-def read_views(files: Sequence[Path], view: CenterView, num_workers: int) -> Iterator[ImageView | str]:
-    """Yield the view of each file in order, or the reason why it can't be read, and show the progress.
+def read_pictures(paths: Sequence[Path], config: LoaderConfig, view: CenterView | None = None) -> Iterator[ReadPicture]:
+    """Yield picture files in order, read ahead by `config.num_workers` processes, two for each of them at a time.
 
     Args:
-        files: The image files.
-        view: Selects what the network sees.
-        num_workers: Number of processes that read, each a few images ahead; 0 to read in this process.
+        paths: The files.
+        config: The number of worker processes.
+        view: Makes a view of each picture, which is smaller; None to yield the pictures as they are.
     """
-    loader: DataLoader[ImageView | str] = DataLoader(
-        _Views(files, view),
+    loader: DataLoader[ReadPicture] = DataLoader(
+        _Pictures(paths, view),
         batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        prefetch_factor=16 if num_workers else None,
+        num_workers=config.num_workers,
+        collate_fn=_as_it_is,
         worker_init_fn=outlive_signals,
     )
-    with bar() as progress_bar:
-        row = progress_bar.add_task("reading images", total=len(files), status="")
-        for num_read, item in enumerate(loader, 1):
-            yield item
-            progress_bar.update(row, completed=num_read, status=f"{num_read}/{len(files)}")
+    return iter(loader)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,12 +41,12 @@ class ImageExplorer:
         self.num_files, self.max_shown = len(files), max_shown
         self.shown: list[_Shown] = []
 
-    def add(self, files: Sequence[Path], views: Iterable[NDArray[np.uint8]], features: NDArray[np.float32]) -> None:
+    def add(self, files: Sequence[Path], views: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
         """Keep those of b images that are shown.
 
         Args:
             files: The image files.
-            views: What the network saw of each (3, s, s).
+            views: What the network saw of them (b, 3, s, s).
             features: (b, d).
         """
         for path, view, row in zip(files, views, features, strict=True):

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING
 
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import LoaderConfig, RunConfig, TaskConfig, require, require_one_of
 from cvexp.data.files.listing import as_text, list_images
+from cvexp.data.files.progress import bar
 from cvexp.errors import UserError, opening
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.feature_table import copy_table, new_table
 from cvexp.inference.networks import choose_device, load_embedder
-from cvexp.inference.reading import ImageView, read_views
+from cvexp.inference.reading import read_pictures
 from cvexp.report.console import print_line
 from cvexp.report.image_explorer import ImageExplorer
 from cvexp.report.left_out import LeftOut
@@ -67,10 +68,9 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     path = run.folder / FOLDER / "features.parquet"
     path.parent.mkdir(exist_ok=True)
     with new_table(path, embedder.num_features(), _origin(finished, embedder, task.checkpoint)) as table:
-        for batch in embed_files(files, embedder, task.batch_size, config.loader.num_workers, left_out):
-            sizes = [(view.width, view.height) for view in batch.views]
-            table.write([as_text(name) for name in batch.files], sizes, batch.features)
-            explorer.add(batch.files, [view.pixels for view in batch.views], batch.features)
+        for batch in embed_files(files, embedder, task.batch_size, config.loader, left_out):
+            table.write([as_text(name) for name in batch.files], batch.sizes, batch.features)
+            explorer.add(batch.files, batch.views, batch.features)
     if table.num_rows:
         run.log_file(path, FOLDER)
         print_line(f"features of {table.num_rows} images: {run.artifacts}/{FOLDER}/{path.name}")
@@ -81,42 +81,51 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     left_out.finish(run, len(files), FOLDER)
 
 
-class Batch(NamedTuple):
-    """Images of a batch, with their views and features (b, d)."""
+class Embedded(NamedTuple):
+    """The images of a batch.
+
+    Attributes:
+        files: The b files.
+        sizes: Their widths and heights.
+        views: What the network saw of them (b, 3, s, s) uint8.
+        features: (b, d).
+    """
 
     files: Sequence[Path]
-    views: Sequence[ImageView]
+    sizes: Sequence[tuple[int, int]]
+    views: NDArray[np.uint8]
     features: NDArray[np.float32]
 
 
 def embed_files(
-    files: Sequence[Path], embedder: Embedder, batch_size: int, num_workers: int, left_out: LeftOut
-) -> Iterator[Batch]:
+    files: Sequence[Path], embedder: Embedder, batch_size: int, config: LoaderConfig, left_out: LeftOut
+) -> Iterator[Embedded]:
     """Compute the features of image files in order, one batch after another.
 
     Args:
         files: The image files.
         embedder: The network.
         batch_size: Number of images in a batch.
-        num_workers: Number of processes that read images.
+        config: The number of worker processes that read images.
         left_out: Gets the images that can't be read.
     """
-    batch: list[tuple[Path, ImageView]] = []
-    for path, view in zip(files, read_views(files, embedder.view, num_workers), strict=True):
-        if isinstance(view, str):
-            left_out.add(path, view)
-            continue
-        batch.append((path, view))
-        if len(batch) == batch_size:
-            yield _encode(batch, embedder)
-            batch.clear()
-    if batch:
-        yield _encode(batch, embedder)
-
-
-def _encode(batch: Sequence[tuple[Path, ImageView]], embedder: Embedder) -> Batch:
-    paths, views = zip(*batch, strict=True)
-    return Batch(paths, views, embedder.encode(torch.from_numpy(np.stack([view.pixels for view in views]))))
+    paths: list[Path] = []
+    sizes: list[tuple[int, int]] = []
+    views: list[NDArray[np.uint8]] = []
+    with bar() as progress:
+        row = progress.add_task("embedding", total=len(files), status="")
+        for num_read, picture in enumerate(read_pictures(files, config, embedder.view), 1):
+            if picture.pixels is None:
+                left_out.add(picture.path, picture.reason)
+            else:
+                paths.append(picture.path)
+                sizes.append((picture.width, picture.height))
+                views.append(picture.pixels.numpy().copy())  # memory shared with a worker takes a file descriptor
+            if len(views) == batch_size or (views and num_read == len(files)):
+                batch = np.stack(views)
+                yield Embedded(paths, sizes, batch, embedder.encode(torch.from_numpy(batch)))
+                paths, sizes, views = [], [], []
+            progress.update(row, completed=num_read, status=f"{num_read}/{len(files)}")
 
 
 def _new_file(name: str | None) -> Path | None:

@@ -179,6 +179,8 @@ class Interruption(pl.Callback):
         self._listen()
 
     def _listen(self) -> None:
+        if not processes.handles_signals():
+            return
         is_managed = callable(signal.getsignal(signal.SIGUSR2))
         for number in (signal.SIGINT, signal.SIGTERM, *[signal.SIGUSR2] * is_managed):
             self.previous[number] = signal.signal(number, self._note)
