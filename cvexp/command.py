@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -148,6 +149,8 @@ def _run(composed: DictConfig) -> float | None:
     config = check(composed)
     from cvexp.sweeps.earlier import find_interrupted
     from cvexp.tracking import opening, resume, store  # import MLflow
+    from cvexp.tracking.continuing import continued_config
+    from cvexp.tracking.fork import fork
     from cvexp.tracking.sweep import swept_settings
     from cvexp.training.strategy import check_processes
 
@@ -157,6 +160,9 @@ def _run(composed: DictConfig) -> float | None:
     overrides = as_given(hydra_config.overrides.task)
     command = description.command_line([*overrides, *as_given(hydra_config.overrides.hydra)])
     with store.failures_explained("check it, and try again"):
+        if config.continues:
+            config = continued_config(config, composed, overrides)
+            composed = OmegaConf.create(asdict(config))
         if hydra_config.mode == RunMode.MULTIRUN and config.resume is None:
             goes_on = hydra_config.sweeper.get("skip_finished", True)
             composed.resume = config.resume = find_interrupted(config, of_any_sweep=goes_on)
@@ -167,6 +173,8 @@ def _run(composed: DictConfig) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     with contextlib.suppress(Pruned), processes.connected():
         with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
+            if config.run is not None and config.continues:
+                fork(run, config.run)
             objective: float | None = task.main(config, run)
         if hydra_config.mode == RunMode.MULTIRUN and run.noted_signal in (signal.SIGINT, signal.SIGTERM):
             raise Interrupted(run.noted_signal)  # it came in the last epoch: this job is done, but no other one starts
