@@ -193,14 +193,18 @@ def label_map(scores_khw: NDArray[np.float32], height: int, width: int) -> NDArr
     """Resize scores (k, h', w') bilinearly, and return the label of the largest one at each pixel (h, w)."""
     upper_h, lower_h, y_h = _neighbors(scores_khw.shape[1], height)
     left_w, right_w, x_w = _neighbors(scores_khw.shape[2], width)
-    labels_hw = np.empty((height, width), np.uint8)
-    num_rows = max(1, MAX_VALUES // (len(scores_khw) * width))
+    labels_hw = np.zeros((height, width), np.uint8)
+    num_rows = max(1, MAX_VALUES // width)
     for first in range(0, height, num_rows):
         part = slice(first, first + num_rows)
-        upper, lower = scores_khw[:, upper_h[part]], scores_khw[:, lower_h[part]]
-        rows = upper + (lower - upper) * y_h[part, None]
-        left, right = rows[:, :, left_w], rows[:, :, right_w]
-        labels_hw[part] = (left + (right - left) * x_w).argmax(axis=0)
+        best = np.float32(-np.inf)
+        for label, scores_hw in enumerate(scores_khw):  # a third of the time of argmax over the first dimension
+            upper, lower = scores_hw[upper_h[part]], scores_hw[lower_h[part]]
+            rows = upper + (lower - upper) * y_h[part, None]
+            left, right = rows[:, left_w], rows[:, right_w]
+            values = left + (right - left) * x_w
+            labels_hw[part][values > best] = label
+            best = np.maximum(best, values)
     return labels_hw
 
 
