@@ -148,4 +148,6 @@ def _predict(run: FinishedRun, splits: Splits, rules: Rules, config: RunConfig) 
 def _check_unchanged(run: FinishedRun, scored: Index) -> None:
     """Raise a UserError unless the scored images are those that a run recorded."""
     if scored.fingerprint() != run.tags.get(f"data.{scored.split}.fingerprint"):
-        raise UserError(f"the {NAMES[scored.split]} images or labels in {scored.place} have changed since {run.id}")
+        raise UserError(
+            f"dataset: the {NAMES[scored.split]} images or labels in {scored.place} have changed since the run {run.id}"
+        )

@@ -26,8 +26,9 @@ from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")  # others of Pillow's start programs
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # some of Pillow's others start programs
 MASK_FORMATS = ("png", "rle")
+BICUBIC = Image.Resampling.BICUBIC
 MAX_PIXELS = 2**27
 MAX_SIDE = 2**16
 MAX_VALUES = 2**22  # numbers that are resized at once, which bounds the memory
@@ -87,7 +88,7 @@ class Network(PythonModel):
         size = self.about["size"]
         width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
         square = np.zeros((1, 3, size, size), np.uint8)
-        square[0, :, :height, :width] = _pixels(image.resize((width, height), Image.Resampling.BICUBIC))
+        square[0, :, :height, :width] = _channels_first(image.resize((width, height), BICUBIC))
         outputs = self.session.run(["scores", "probability"], {"images": square})
         scores, probability = (output[0, :, :height, :width] for output in outputs)
         labels = label_map(scores, image.height, image.width)
@@ -122,9 +123,8 @@ class Network(PythonModel):
         width, height = (size * side // min(image.size) for side in image.size)
         _check_size(width, height, f"image {number}: scaled to {size} px, it")
         left, top = round((width - size) / 2), round((height - size) / 2)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        square = _pixels(resized.crop((left, top, left + size, top + size)))
-        return {"features": self.session.run(["features"], {"images": square[None]})[0][0].tolist()}
+        square = image.resize((width, height), BICUBIC).crop((left, top, left + size, top + size))
+        return {"features": self.session.run(["features"], {"images": _channels_first(square)[None]})[0][0].tolist()}
 
 
 def read_image(data: Any, name: str) -> Image.Image:
@@ -138,7 +138,7 @@ def read_image(data: Any, name: str) -> Image.Image:
         InvalidInputError: if they are not those of an image file, or the image is too large.
     """
     if not isinstance(data, bytes):
-        raise InvalidInputError(f"{name}: it must be the bytes of an image file, in JSON as base64")
+        raise InvalidInputError(f"{name}: it must be the bytes of an image file")
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             _check_size(*image.size, f"{name}: it")
@@ -151,7 +151,10 @@ def read_image(data: Any, name: str) -> Image.Image:
     except MlflowException:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidInputError(f"{name}: it is not an image file of type {', '.join(IMAGE_FORMATS[:-1])}") from error
+        raise InvalidInputError(
+            f"{name}: it is not an image file of type {', '.join(IMAGE_FORMATS)}; in JSON, it must be base64 in "
+            "dataframe_records or dataframe_split"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InvalidInputError(f"{name}: it has more than {MAX_PIXELS} pixels, which is the limit") from error
     except Exception as error:  # Pillow may raise anything for a broken file
@@ -168,6 +171,9 @@ def _check_size(width: int, height: int, subject: str) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB. Transparent pixels become white, and 16 bits become 8."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
     if image.mode.startswith("I"):
         return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
@@ -179,7 +185,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image).transpose(2, 0, 1)
 
 
@@ -191,8 +197,10 @@ def label_map(scores_khw: NDArray[np.float32], height: int, width: int) -> NDArr
     num_rows = max(1, MAX_VALUES // (len(scores_khw) * width))
     for first in range(0, height, num_rows):
         part = slice(first, first + num_rows)
-        rows = _mix(scores_khw[:, upper_h[part]], scores_khw[:, lower_h[part]], y_h[part, None])
-        labels_hw[part] = _mix(rows[:, :, left_w], rows[:, :, right_w], x_w).argmax(axis=0)
+        upper, lower = scores_khw[:, upper_h[part]], scores_khw[:, lower_h[part]]
+        rows = upper + (lower - upper) * y_h[part, None]
+        left, right = rows[:, :, left_w], rows[:, :, right_w]
+        labels_hw[part] = (left + (right - left) * x_w).argmax(axis=0)
     return labels_hw
 
 
@@ -201,13 +209,6 @@ def _neighbors(length: int, new_length: int) -> tuple[NDArray[np.intp], NDArray[
     source = ((np.arange(new_length) + 0.5) * (length / new_length) - 0.5).clip(0, length - 1)
     first = source.astype(np.intp)
     return first, np.minimum(first + 1, length - 1), (source - first).astype(np.float32)
-
-
-def _mix(first: NDArray[np.float32], second: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    second -= first
-    second *= weight
-    second += first
-    return second
 
 
 mlflow.models.set_model(Network())

@@ -94,7 +94,10 @@ def register(finished: FinishedRun, task: Config, name: str, run: ReadOnlyRun) -
     Raises:
         UserError: if the checkpoint or the images can't be read, or the network can't be exported.
     """
-    exporter = Onnx()
+    try:
+        exporter = Onnx()
+    except UserError as error:
+        raise UserError("task: register needs the packages of pip install 'cvexp[export]'") from error
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         checkpoint = locate_artifact(f"runs:/{finished.id}", run.store, folder, key="run").path
@@ -129,7 +132,7 @@ def tags(finished: FinishedRun, about: About) -> dict[str, str]:
     return {
         "task": finished.task,
         "backbone": about["backbone"],
-        "classes": json.dumps(about["classes"]),
+        "classes": json.dumps(about["classes"])[:5000],  # a limit of older servers
         "selected": finished.tags.get("selected", ""),
         "version.cvexp": about["versions"]["cvexp"],
         **scores,
