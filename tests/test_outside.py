@@ -87,14 +87,19 @@ def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outco
         assert runs()[0].data.tags["weights_from"] == pretraining.info.run_id
 
     assert "linear - multiclass, from rotation" in run("task=compare").message
-    run("task=neighbors")
-    assert runs()[0].data.tags["of_run"] == pretraining.info.run_id
+    for job in (["task=neighbors"], ["task=embed", "task.images=[data]"]):
+        run(*job)
+        assert runs()[0].data.tags["of_run"] == pretraining.info.run_id
     run("task=report")
     page = Path("outputs/report.html").read_text()
     assert "The method linear classifies each position of the last feature map with a linear layer." in page
     assert "1.386 if all rotations look alike" in page
     assert "rotation_accuracy" in page
     assert "There is no finished run of the method attention." in page
+
+    for method, expected in (("linear", "model.onnx"), ("rotation", "backbone.safetensors")):
+        of_method = next(other.info.run_id for other in runs() if other.data.tags.get("task") == method)
+        assert expected in run("task=export", f"run={of_method}").message
 
     run("task=sizes")
     path = store().download_artifacts(runs()[0].info.run_id, "sizes.json")

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cvexp.config import LoaderConfig
+from cvexp.data.augment.views import CenterView
+from cvexp.data.loaders import outlive_signals
 from cvexp.errors import UserError
 from cvexp.inference.pictures import to_pixels
 
@@ -19,20 +21,23 @@ class ReadPicture(NamedTuple):
 
     Attributes:
         path: The file.
-        pixels: (h, w, 3) uint8, or None if it could not be read.
+        pixels: (h, w, 3) uint8, or the view (3, s, s) uint8; None if it could not be read.
+        width, height: The size of the picture.
         reason: Why it could not be read; empty if it was.
     """
 
     path: Path
     pixels: Tensor | None
+    width: int = 0
+    height: int = 0
     reason: str = ""
 
 
 class _Pictures(Dataset[ReadPicture]):
-    """The pictures of a list of files."""
+    """The pictures of a list of files, or their views."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], view: CenterView | None) -> None:
+        self.paths, self.view = paths, view
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -40,14 +45,29 @@ class _Pictures(Dataset[ReadPicture]):
     def __getitem__(self, position: int) -> ReadPicture:
         path = self.paths[position]
         try:
-            return ReadPicture(path, to_pixels(path))
+            pixels = to_pixels(path)
         except UserError as error:
-            return ReadPicture(path, None, str(error))
+            return ReadPicture(path, None, reason=str(error))
+        height, width = pixels.shape[:2]
+        return ReadPicture(path, pixels if self.view is None else self.view.show(pixels), width, height)
 
 
-def read_pictures(paths: Sequence[Path], config: LoaderConfig) -> Iterator[ReadPicture]:
-    """Yield picture files in order, read ahead by `config.num_workers` processes, two for each of them at a time."""
-    return iter(DataLoader(_Pictures(paths), batch_size=None, num_workers=config.num_workers, collate_fn=_as_it_is))
+def read_pictures(paths: Sequence[Path], config: LoaderConfig, view: CenterView | None = None) -> Iterator[ReadPicture]:
+    """Yield picture files in order, read ahead by `config.num_workers` processes, two for each of them at a time.
+
+    Args:
+        paths: The files.
+        config: The number of worker processes.
+        view: Makes a view of each picture, which is smaller; None to yield the pictures as they are.
+    """
+    loader: DataLoader[ReadPicture] = DataLoader(
+        _Pictures(paths, view),
+        batch_size=None,
+        num_workers=config.num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=outlive_signals,
+    )
+    return iter(loader)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -43,9 +43,10 @@ class SheetRow(NamedTuple):
 
 def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Image.Image:
     """Lay the colors of the classes over an image (h, w, 3) where its label map (h, w) is not background."""
-    colors = np.array(palette(), dtype=np.uint16).reshape(256, 3)
-    mixed = (round(256 * (1 - OPACITY)) * image.astype(np.uint16) + round(256 * OPACITY) * colors[labels]) >> 8
-    return Image.fromarray(np.where(labels[..., None] > 0, mixed, image).astype(np.uint8))
+    picture, colors = Image.fromarray(image), Image.fromarray(labels)
+    is_class = colors.point([0] + [255] * 255)
+    colors.putpalette(palette())
+    return Image.composite(Image.blend(picture, colors.convert("RGB"), OPACITY), picture, is_class)
 
 
 def heat(

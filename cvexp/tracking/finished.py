@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,7 @@ class FinishedRun:
         name: The run's name in MLflow.
         task: The name of the run's task.
         role: ``"pretraining"``, ``"segmentation"`` or ``"job"``.
+        started: When it was started, in milliseconds since 1970.
         start: Origin of the initial weights: ``"random"``, ``"timm"``, the task of a pretraining run, or a file's name.
         tags, params, metrics: The tags, parameters and latest metrics in MLflow.
         data: What the run recorded about each split.
@@ -63,6 +64,7 @@ class FinishedRun:
         self.metrics: dict[str, float] = run.data.metrics
         self.task = self.tags.get("task", "")
         self.role = self.tags.get("role", "")
+        self.started = int(run.info.start_time)
         self.start = self.tags.get("start", "random")
         self.data = _recorded_data(run)
         self.store, self._local = store, local
@@ -99,6 +101,16 @@ class FinishedRun:
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return all (step, value) pairs of a metric, sorted by step; empty if the run has no such metric."""
         return self.store.history(self.id, name) if name in self.metrics else []
+
+    def continued(self) -> list[FinishedRun]:
+        """Return the run that this one continues, the one that that one continues, and so on, as far as they exist."""
+        if "continues" not in self.tags:
+            return []
+        try:
+            source = FinishedRun(self.store, self.store.run(self.tags["continues"], "run"), self._local)
+        except UserError:
+            return []
+        return [source, *source.continued()]
 
     def sweep_command(self) -> str | None:
         """Return the command of the sweep that the run belongs to, or None if it belongs to no sweep."""
@@ -148,7 +160,7 @@ def find_runs(store: Store, config: RunConfig, tag: str, value: str) -> list[Fin
     """
     if config.runs is None:
         return list(all_runs(store, config, tag, value))
-    return [_named_run(store, config, tag, value, run_id, "runs") for run_id in config.runs]
+    return [_named_run(store, config, tag, [value], run_id, "runs") for run_id in config.runs]
 
 
 def all_runs(store: Store, config: RunConfig, tag: str, value: str) -> Iterator[FinishedRun]:
@@ -166,24 +178,25 @@ def newest_with(store: Store, config: RunConfig, task: str, artifact: str) -> Fi
     return None
 
 
-def find_run(store: Store, config: RunConfig, tag: str, value: str) -> FinishedRun | None:
-    """Return the run that `config.run` names, or else the newest finished run with a tag, or None.
+def find_run(store: Store, config: RunConfig, tag: str, *values: str) -> FinishedRun | None:
+    """Return the run that `config.run` names, or else the newest finished run with one of several tags, or None.
 
     Raises:
         UserError: if the named run does not exist, has not finished, or has another value of the tag.
     """
     if config.run is not None:
-        return _named_run(store, config, tag, value, config.run, "run")
-    return next((run for run in all_runs(store, config, tag, value) if run.is_readable()), None)
+        return _named_run(store, config, tag, values, config.run, "run")
+    newest = [next((run for run in all_runs(store, config, tag, value) if run.is_readable()), None) for value in values]
+    return max(filter(None, newest), key=lambda run: run.started, default=None)
 
 
-def _named_run(store: Store, config: RunConfig, tag: str, value: str, run_id: str, key: str) -> FinishedRun:
+def _named_run(store: Store, config: RunConfig, tag: str, values: Sequence[str], run_id: str, key: str) -> FinishedRun:
     run = store.run(run_id, key)
     tags, status = run.data.tags, run.info.status
-    if tags.get(tag) != value or status != "FINISHED":
+    if tags.get(tag) not in values or status != "FINISHED":
         raise UserError(
             f"{key}: {run_id} can't be used: its task is {tags.get('task')} and its status is {status}, but a finished "
-            f"{value} run is needed"
+            f"{' or '.join(values)} run is needed"
         )
     return FinishedRun(store, run, config)
 

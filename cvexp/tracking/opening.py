@@ -18,6 +18,7 @@ from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.errors import OUT_OF_SPACE, Incomplete, Interrupted, Pruned, UserError, explain_os_error, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
+from cvexp.tracking.opened import opened
 from cvexp.tracking.run import ReadOnlyRun, Run, resume_command
 from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
 from cvexp.tracking.watchdog import failure_recorded, watched
@@ -65,6 +66,7 @@ def open_run(
         ),
     ):
         run = Run(store, run_id, folder, config.tracking)
+        opened.append(run)
         with watched(run):
             if config.resume is not None:
                 _reopen(run, config)
@@ -86,6 +88,7 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
         "machines share, or name a server with MLFLOW_TRACKING_URI"
     ):
         run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
+        opened.append(run)
     with watched(run), failure_recorded(run), _lost_processes_explained(run_id):
         yield run
 
