@@ -1,4 +1,4 @@
-"""The server of the page. It listens on this machine, and asks nothing of any other."""
+"""The server of the page, without telemetry and without a tunnel to the internet."""
 
 from __future__ import annotations
 

@@ -79,13 +79,12 @@ class Demo(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+@pytest.fixture
+def demo(cvexp: Callable[..., Outcome], tmp_path: Path) -> Iterator[Demo]:
     """The demo of a run of task=attention, in a process of its own."""
-    root = tmp_path_factory.mktemp("demo")
-    folder, port = root / "my runs", free_port()
-    finish(start(*training(odd_coco(root / "coco"), "attention"), f"tracking.folder={folder}"))
-    temporary = root / "temporary"
+    folder, port = tmp_path / "my runs", free_port()
+    assert cvexp(*training(odd_coco(tmp_path / "coco"), "attention"), f"tracking.folder={folder}").code == 0
+    temporary = tmp_path / "temporary"
     temporary.mkdir()
     process = start("task=demo", f"tracking.folder={folder}", f"task.port={port}", TMPDIR=str(temporary))
     try:
@@ -102,11 +101,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         process.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tab(demo: Demo) -> Iterator[Page]:
     """The page. Any request to another machine fails the test."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt install chromium")
     requests: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -133,7 +130,7 @@ def choose(tab: Page, name: str) -> None:
     tab.get_by_role("option", name=name, exact=True).click()
 
 
-def test_a_photo_is_segmented_and_a_class_queried(tab: Page, tmp_path: Path) -> None:
+def segments_a_photo(tab: Page, tmp_path: Path) -> None:
     heading = tab.locator("#heading")
     expect(heading).to_contain_text(NAME)
     expect(heading).to_contain_text("task attention · 3 classes: R&D, <b>x</b>, it's (parked)")
@@ -163,7 +160,7 @@ def test_a_photo_is_segmented_and_a_class_queried(tab: Page, tmp_path: Path) -> 
     choose(tab, "all classes")
 
 
-def test_a_file_that_is_no_photo_gets_one_sentence(tab: Page, tmp_path: Path) -> None:
+def explains_what_is_no_photo(tab: Page, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image <script>alert(1)</script>")
     bomb(tmp_path / "bomb.png", 60_000)
     save_image(tmp_path / "whole.jpg", size=(400, 300))
@@ -178,7 +175,7 @@ def test_a_file_that_is_no_photo_gets_one_sentence(tab: Page, tmp_path: Path) ->
         expect(tab.locator("#problem")).to_be_hidden()
 
 
-def test_only_this_machine_is_served_and_only_uploads(demo: Demo) -> None:
+def serves_only_this_machine_and_only_uploads(demo: Demo) -> None:
     port = int(demo.url.rpartition(":")[2])
     table = Path("/proc/net/tcp")
     if table.exists():
@@ -195,6 +192,14 @@ def test_only_this_machine_is_served_and_only_uploads(demo: Demo) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{demo.url}/gradio_api/queue/join", body, json_type))
     answer = urllib.request.urlopen(f"{demo.url}/gradio_api/queue/data?session_hash=a").read().decode()
     assert '"success":false' in answer  # the task's own answer would have been a sentence
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+def test_the_page(demo: Demo, tab: Page, tmp_path: Path) -> None:
+    """In one test, because a demo takes long to start."""
+    segments_a_photo(tab, tmp_path)
+    explains_what_is_no_photo(tab, tmp_path)
+    serves_only_this_machine_and_only_uploads(demo)
 
 
 def test_large_photos_are_reduced(tmp_path: Path) -> None:
