@@ -177,6 +177,11 @@ class TrainerConfig:
         known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
         require_one_of("trainer.precision", self.precision, known)
 
+    def total_steps(self, steps_of_epoch: int) -> int:
+        """Return the number of steps of a run, given that of an epoch."""
+        steps = self.max_epochs * steps_of_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
 
 @dataclass(kw_only=True)
 class LoaderConfig:
@@ -218,8 +223,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
         for key in ("run", "runs"):
-            if getattr(self, key) is not None and self.task.works_on != key:
-                raise UserError(f"{key}: task={self.task.name} does not use it; it is for jobs on finished runs")
+            is_used = self.task.works_on == key or (key == "run" and self.continues)
+            if getattr(self, key) is not None and not is_used:
+                raise UserError(
+                    f"{key}: task={self.job} does not use it; it is for jobs on finished runs, and run= also for "
+                    "training one further"
+                )
 
     @property
     def job(self) -> str:
@@ -230,6 +239,11 @@ class RunConfig:
     def role(self) -> str:
         """The role of the task that is run."""
         return "job" if self.benchmark else self.task.role
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run trains further what the finished run `run` has trained."""
+        return self.run is not None and self.role != "job"
 
 
 def without_passwords(values: Mapping[str, Any]) -> dict[str, Any]:

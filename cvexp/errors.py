@@ -12,6 +12,13 @@ class UserError(Exception):
     """An error that the user can fix. The message says what was received, where, and how to fix it."""
 
 
+class Incomplete(UserError):  # noqa: N818, an ending like Interrupted
+    """A job has written its results, but without something that the user asked for.
+
+    Its run ends as finished, with the message as its tag `left_out`, but the exit status is that of an error.
+    """
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not an `Exception`, so that it ends a whole sweep and not only the current job."""
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -30,6 +31,11 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Return how many of these processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def handles_signals() -> bool:
+    """Return whether this thread may set handlers of signals: only the main one may."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager

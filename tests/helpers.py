@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -157,6 +158,12 @@ def dataset(name: str, root: Path | str | None = None, **keys: object) -> Any:
     for key, value in keys.items():
         composed.dataset[key] = value
     return check(composed).dataset
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a language in a page of the documentation."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 class Outcome(NamedTuple):

@@ -87,8 +87,9 @@ def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outco
         assert runs()[0].data.tags["weights_from"] == pretraining.info.run_id
 
     assert "linear - multiclass, from rotation" in run("task=compare").message
-    run("task=neighbors")
-    assert runs()[0].data.tags["of_run"] == pretraining.info.run_id
+    for job in (["task=neighbors"], ["task=embed", "task.images=[data]"]):
+        run(*job)
+        assert runs()[0].data.tags["of_run"] == pretraining.info.run_id
     run("task=report")
     page = Path("outputs/report.html").read_text()
     assert "The method linear classifies each position of the last feature map with a linear layer." in page

@@ -137,11 +137,11 @@ def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: 
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available() and not is_on_device,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
     )
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Keep a worker process alive when the training is stopped, because the training needs it until it has stopped.
 
     A terminal and torchrun send signals to the process group, which the worker leaves. Slurm sends them to all

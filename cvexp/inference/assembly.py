@@ -48,7 +48,6 @@ class Assembly:
     def __post_init__(self) -> None:
         self.blend = None if self.layout is None else Blend(self.layout)
         self.resizer = RowResizer(self.working, self.size)
-        self.values = torch.tensor([0, *(1 + number for number in self.numbers)], dtype=torch.uint8)
 
     @property
     def is_complete(self) -> bool:
@@ -64,7 +63,7 @@ class Assembly:
             if self.maps:
                 self.kept.append(rows_gmw.cpu())
             for resized_kmw in self.resizer.add(scores_kmw):
-                self.labels.append(self.values[resized_kmw.argmax(dim=0).cpu()])
+                self.labels.append(self._label(resized_kmw).cpu())
 
     def _complete_rows(self, maps_gss: Tensor) -> Iterator[Tensor]:
         if self.blend is None:
@@ -72,6 +71,18 @@ class Assembly:
             yield maps_gss[:, :height, :width]
         else:
             yield from self.blend.add(maps_gss)
+
+    def _label(self, scores_kmw: Tensor) -> Tensor:
+        """Return the label of the largest score at each pixel (m, w) uint8.
+
+        On a CPU, a pass for each class takes a tenth of the time of :func:`torch.argmax` over the first dimension.
+        """
+        best_mw = scores_kmw[0].clone()
+        labels_mw = torch.zeros_like(best_mw, dtype=torch.uint8)
+        for number, score_mw in zip(self.numbers, scores_kmw[1:], strict=True):
+            labels_mw.masked_fill_(score_mw > best_mw, 1 + number)
+            torch.maximum(best_mw, score_mw, out=best_mw)
+        return labels_mw
 
     def _note_presence(self, scores_kmw: Tensor) -> None:
         presence_q = self.probability(scores_kmw[None])[0].amax(dim=(1, 2))

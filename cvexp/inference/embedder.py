@@ -56,7 +56,7 @@ class Embedder:
             features: NDArray[np.float32] = next(self.stream([images], 1))[0]  # type: ignore[list-item]
             return features
         batches = list(self.stream(images, batch_size))  # type: ignore[arg-type]
-        return np.concatenate(batches) if batches else np.empty((0, self._length()), np.float32)
+        return np.concatenate(batches) if batches else np.empty((0, self.num_features()), np.float32)
 
     def stream(self, images: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[NDArray[np.float32]]:
         """Compute the features (b, d) of one batch of images after another. They are read when they are needed.
@@ -68,17 +68,18 @@ class Embedder:
         for image in images:
             views.append(self.view.show(to_pixels(image)))
             if len(views) == batch_size:
-                yield self._encode(torch.stack(views))
+                yield self.encode(torch.stack(views))
                 views.clear()
         if views:
-            yield self._encode(torch.stack(views))
+            yield self.encode(torch.stack(views))
 
     @torch.inference_mode()
-    def _encode(self, views: Tensor) -> NDArray[np.float32]:
-        """Map views (b, 3, s, s) uint8 to features (b, d)."""
+    def encode(self, views: Tensor) -> NDArray[np.float32]:
+        """Compute the features (b, d) of views (b, 3, s, s) uint8, which `view` made."""
         features: NDArray[np.float32] = self.encoder(self.normalize(views.to(self.device))).float().cpu().numpy()
         return features
 
-    def _length(self) -> int:
-        length: int = self._encode(torch.zeros(1, 3, self.view.size, self.view.size, dtype=torch.uint8)).shape[1]
+    def num_features(self) -> int:
+        """Return the number of features of an image, d."""
+        length: int = self.encode(torch.zeros(1, 3, self.view.size, self.view.size, dtype=torch.uint8)).shape[1]
         return length

@@ -32,7 +32,9 @@ def load(
     tracking_folder: str | os.PathLike[str] | None = None,
 ) -> Segmenter | Embedder:
     """Load a trained network; see :func:`cvexp.load`."""
-    config = compose(*([] if tracking_folder is None else [f"tracking.folder={os.fspath(tracking_folder)!r}"]))
+    config = compose()
+    if tracking_folder is not None:
+        config.tracking.folder = os.fspath(tracking_folder)
     chosen = choose_device(config.trainer) if device is None else torch.device(device)
     name = os.fspath(what)
     if re.fullmatch(r"[0-9a-f]{32}", name) and not Path(name).exists():
@@ -42,12 +44,28 @@ def load(
             raise UserError(f"load: there is no file {name!r}; give {FORMS}")
         checkpoint = read_checkpoint(Path(name))
         return make_network(checkpoint, name, checkpoint.classes, chosen)
-    store = connect(config.tracking)
-    with failures_explained("check it, and try again"), tempfile.TemporaryDirectory() as temporary:
-        artifact = locate_artifact(name, store, Path(temporary), key="load")
+    with failures_explained("check it, and try again"):
+        return load_recorded(name, connect(config.tracking), config, chosen, key="load")
+
+
+def load_recorded(uri: str, store: Store, config: RunConfig, device: torch.device, key: str) -> Segmenter | Embedder:
+    """Load a network from MLflow.
+
+    Args:
+        uri: See :func:`cvexp.weights.locate.locate_artifact`.
+        store: Where it is recorded.
+        config: The configuration of this process.
+        device: The device that the network runs on.
+        key: What asked for it, for messages.
+
+    Raises:
+        UserError: if it can't be found, fetched or used.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        artifact = locate_artifact(uri, store, Path(temporary), key)
         checkpoint = read_checkpoint(artifact.path)
-        classes = checkpoint.classes or _recorded_classes(store, artifact.run_id or checkpoint.run_id, config)
-    return make_network(checkpoint, name, classes, chosen)
+    classes = checkpoint.classes or _recorded_classes(store, artifact.run_id or checkpoint.run_id, config)
+    return make_network(checkpoint, uri, classes, device)
 
 
 def make_network(

@@ -59,7 +59,10 @@ def to_pixels(picture: Picture) -> Tensor:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.numel():
         kind = "a tensor (3, h, w)" if isinstance(picture, Tensor) else "an array (h, w, 3)"
         raise UserError(f"got the shape {tuple(picture.shape)}, but {kind} is needed")
-    array = np.ascontiguousarray(_to_bytes(pixels).numpy())
+    pixels = _to_bytes(pixels).contiguous()
+    if pixels.shape[2] == 3:
+        return pixels
+    array = pixels.numpy()
     return _from_pillow(to_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)))
 
 

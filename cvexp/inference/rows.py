@@ -54,9 +54,9 @@ class RowResizer:
             yield torch.lerp(self.kept[:, upper_m], self.kept[:, lower_m], fraction_m1)
             self.num_done = chosen.stop
         if self.num_done < self.new_height:
-            needed = int(self.upper_t[self.num_done])
-            self.kept = self.kept[:, max(needed - self.first, 0) :]
-            self.first = max(needed, self.first)
+            num_unneeded = min(int(self.upper_t[self.num_done]) - self.first, self.kept.shape[1])
+            self.kept = self.kept[:, num_unneeded:]
+            self.first += num_unneeded
 
 
 def resize_rows(maps_khw: Tensor, new_size: tuple[int, int]) -> Iterator[Tensor]:

@@ -34,7 +34,7 @@ RANDOM, TIMM = "random weights", "timm"  # values of `Origin.method`
 
 # Keys in which runs may differ besides the seed: what follows from it, names, and folders. The data are compared by
 # their fingerprints.
-BESIDES_SEED = ("seed", "name", "dataset.fraction_seed", "dataset.root", "dataset.cache", "dataset.local")
+BESIDES_SEED = ("seed", "name", "run", "dataset.fraction_seed", "dataset.root", "dataset.cache", "dataset.local")
 
 
 class Origin(NamedTuple):

@@ -109,7 +109,7 @@ def compute_layout(features: NDArray[np.float32], previous: NDArray[np.float32] 
 
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     start: Any = "pca" if previous is None else previous / max(float(previous.std()), 1e-12) * 1e-4
-    if previous is None and min(unit.shape) < 2:
+    if previous is None and (min(unit.shape) < 2 or not np.ptp(unit, axis=0).any()):  # there is no second component
         start = "random"
     perplexity = min(30.0, (len(unit) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, metric="euclidean", random_state=0, max_iter=750)

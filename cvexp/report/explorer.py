@@ -1,4 +1,4 @@
-"""The embedding explorer: a self-contained HTML page with the t-SNE of the validation crops at each epoch."""
+"""The embedding explorer: a self-contained HTML page with the t-SNE of crops at each epoch, or of whole images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import file_html
@@ -56,6 +56,18 @@ BOKEH_MARKERS = {
 MARKER_SYMBOLS = dict(zip("os^*PDvX", "●■▲★✚◆▼✖", strict=True))
 
 
+class Words(NamedTuple):
+    """What a page calls the crops and their classes."""
+
+    crop: str
+    crops: str
+    classes: str
+    legend: str
+
+
+CROPS = Words("crop", "validation crops", "classes, which pretraining did not use", "Classes")
+
+
 def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> None:
     """Record `explorer.html`, made from the embeddings that a pretraining run recorded.
 
@@ -82,13 +94,16 @@ def kept_epochs(epochs: Sequence[int], num_crops: int) -> list[int]:
     return [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, num_epochs).round().astype(int))]
 
 
-def page(embeddings: Mapping[int, Embedding], crops: Sequence[Image.Image], classes: Sequence[str]) -> str:
+def page(
+    embeddings: Mapping[int, Embedding], crops: Sequence[Image.Image], classes: Sequence[str], words: Words = CROPS
+) -> str:
     """Return the explorer as HTML.
 
     Args:
         embeddings: Embeddings by epoch, in order. All are of the same n crops, and have a layout.
         crops: Images of the n crops.
         classes: Class names; empty if there are no labels.
+        words: What the page calls the crops and the classes.
     """
     first = next(iter(embeddings.values()))
     labels = first.labels.astype(int).clip(min=0)
@@ -120,6 +135,7 @@ def page(embeddings: Mapping[int, Embedding], crops: Sequence[Image.Image], clas
             "data": _script_json(content),
             "sprite": sprite_uri,
             "count": len(crops),
+            "words": words,
             "labeled": bool(classes),
         },
     )
@@ -190,6 +206,7 @@ def _point_source(num_crops: int, num_columns: int) -> ColumnDataSource:
             "left": [-(i % num_columns) * TOOLTIP_SIDE for i in range(num_crops)],
             "top": [-(i // num_columns) * TOOLTIP_SIDE for i in range(num_crops)],
             "class": [""] * num_crops,
+            "file": [""] * num_crops,
             "number": list(range(num_crops)),
         },
         name="points",
@@ -216,12 +233,13 @@ def _draw_class(plot: Any, points: ColumnDataSource, label: int, positions: NDAr
 
 
 def _tooltip(num_crops: int, num_columns: int) -> str:
-    """Return the HTML of a tooltip: the crop, cut out of the sprite, with its number and class."""
+    """Return the HTML of a tooltip: the crop, cut out of the sprite, with its number, class and file."""
     num_rows = math.ceil(num_crops / num_columns)
     return (
         f'<div style="width:{TOOLTIP_SIDE}px;height:{TOOLTIP_SIDE}px;background-image:var(--crops);'
         f"image-rendering:auto;background-size:{num_columns * TOOLTIP_SIDE}px {num_rows * TOOLTIP_SIDE}px;"
         'background-position:@left{0}px @top{0}px"></div><div>@number @class</div>'
+        '<div style="max-width:20rem;overflow-wrap:anywhere">@file</div>'
     )
 
 

@@ -205,14 +205,14 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
     columns = list(rows[0][1])
     has_captions = any(isinstance(picture, Captioned) for picture in rows[0][1].values())
     with rc_context(STYLE):
-        images = [pictures[columns[0]] for _, pictures in rows]
+        images = [_bare(pictures[columns[0]]) for _, pictures in rows]
         figure, axes = _subplots(images, len(columns), text_above=0.12 if has_captions else 0, text_beside=0.15)
         for (caption, pictures), row in zip(rows, axes, strict=True):
             for name, ax in zip(columns, row, strict=True):
                 picture = pictures[name]
                 if isinstance(picture, Captioned):
                     ax.set_xlabel(picture.caption, fontsize=SMALL, labelpad=1.5)
-                    picture = picture.picture
+                picture = _bare(picture)
                 if isinstance(picture, tuple):
                     _show_attention(ax, *picture)
                 else:
@@ -223,9 +223,20 @@ def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence
             ax.set_title(name, fontsize=7)
         figure.suptitle(title)
         handles = [Patch(color=color(i), label=drawable(name)) for i, name in enumerate(classes)]
-        handles.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
+        if any(_has_ignored(_bare(picture)) for _, pictures in rows for picture in pictures.values()):
+            handles.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
         add_legend(figure, handles, fontsize=7, handlelength=1.4, handletextpad=0.5, columnspacing=1.2)
     return figure
+
+
+def _bare(picture: Any) -> Any:
+    """Return a picture without its caption."""
+    return picture.picture if isinstance(picture, Captioned) else picture
+
+
+def _has_ignored(picture: Any) -> bool:
+    """Return whether a picture is a label map with ignored pixels."""
+    return isinstance(picture, np.ndarray) and picture.ndim == 2 and bool((picture == IGNORE).any())
 
 
 def _presence(e: Example, label: int) -> str:

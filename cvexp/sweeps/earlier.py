@@ -77,7 +77,7 @@ def find_finished(store: Store, config: RunConfig, known: Data, repeats_jobs: bo
 def _has_same_start(run: MLflowRun, config: RunConfig, store: Store) -> bool:
     """Return whether `backbone.weights` still names the weights that a run started from."""
     weights = config.backbone.weights
-    if weights in (None, "timm") or weights.startswith("runs:/"):
+    if config.continues or weights in (None, "timm") or weights.startswith("runs:/"):
         return True
     if weights.startswith(("latest:", "models:/")):
         try:

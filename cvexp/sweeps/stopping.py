@@ -9,13 +9,15 @@ from types import FrameType
 from typing import NoReturn
 
 import psutil
+from hydra.core.hydra_config import HydraConfig
 
+from cvexp import processes
 from cvexp.errors import Interrupted, JobStopped
 from cvexp.report.console import print_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_is_stopped = False  # whether a job of this process was told to stop
+_stopped_sweep = ""  # the folder of the sweep, a new one at each start, whose job this process was told to stop
 
 
 def stop_job(error: BaseException) -> NoReturn:
@@ -24,14 +26,14 @@ def stop_job(error: BaseException) -> NoReturn:
     Raises:
         JobStopped: always. The launcher would stop the other processes if the error were an interruption.
     """
-    global _is_stopped
-    _is_stopped = True
+    global _stopped_sweep
+    _stopped_sweep = HydraConfig.get().sweep.dir
     raise JobStopped(str(error)) from error
 
 
 def raise_if_stopped() -> None:
-    """Raise :class:`JobStopped` if an earlier job of this process was told to stop."""
-    if _is_stopped:
+    """Raise :class:`JobStopped` if this process was told to stop an earlier job of the same sweep."""
+    if HydraConfig.get().sweep.dir == _stopped_sweep:
         raise JobStopped
 
 
@@ -56,7 +58,7 @@ def stopping_jobs() -> Iterator[None]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.send_signal(number)
 
-    former = {number: signal.signal(number, note) for number in SIGNALS}
+    former = {number: signal.signal(number, note) for number in SIGNALS if processes.handles_signals()}
     try:
         yield
     finally:

@@ -205,12 +205,17 @@ class Sweeper(sweeper.Sweeper):
 
         Raises:
             HydraException: if an override names an unknown key or group.
-            UserError: if a value is wrong.
+            UserError: if a value is wrong, or the job can't continue the run that it names.
         """
         composed = self.context.config_loader.load_sweep_config(self.master, list(job.overrides))
         with open_dict(composed):
             del composed["hydra"]
-        return check(composed)
+        config = check(composed)
+        if config.continues:
+            from cvexp.tracking.continuing import continued_config
+
+            return continued_config(config, composed, job.overrides)
+        return config
 
     def has_finished(self, run: SweepRun, job: Job) -> bool:
         """Return whether a job has finished before, so that :meth:`run_jobs` does not run it again."""

@@ -33,7 +33,7 @@ NUM_WARM_UP = 3  # images that are not timed
 
 # Runs may differ in these settings without a warning: they are compared, or do not affect the measurements.
 MAY_DIFFER = (
-    *("task.name", "backbone.weights", "seed", "name", "resume", "runs", "tracking.", "loader.num"),
+    *("task.name", "backbone.weights", "seed", "name", "resume", "run", "tracking.", "loader.num"),
     *(f"dataset.{key}" for key in ("root", "cache", "download", "password", "fraction_seed")),
 )
 

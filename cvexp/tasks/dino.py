@@ -153,12 +153,30 @@ class DINO(Pretraining):
 
     # Training
 
+    @classmethod
+    def schedules(cls, config: RunConfig, done: float) -> dict[str, float]:
+        task = config.task
+        assert isinstance(task, Config)
+        warmup, start, end = task.teacher_temperature_warmup, task.warmup_teacher_temperature, task.teacher_temperature
+        return {
+            **super().schedules(config, done),
+            "teacher_temperature": warmup_constant(done, warmup, start, end),
+            "teacher_momentum": cosine(done, task.teacher_momentum, task.final_teacher_momentum),
+        }
+
+    @classmethod
+    def warmups(cls, config: RunConfig) -> dict[str, float]:
+        task = config.task
+        assert isinstance(task, Config)
+        return {
+            **super().warmups(config),
+            "teacher_temperature is in its warm-up": task.teacher_temperature_warmup,
+            "the student's last layer is frozen": task.freeze_last_layer,
+        }
+
     @property
     def teacher_temperature(self) -> float:
-        task = self.task
-        return warmup_constant(
-            self.done, task.teacher_temperature_warmup, task.warmup_teacher_temperature, task.teacher_temperature
-        )
+        return self.schedules(self.config, self.done)["teacher_temperature"]
 
     def logits(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the teacher's logits for the global views (t, b, k), and the student's for all views (v, b, k)."""
@@ -181,9 +199,7 @@ class DINO(Pretraining):
             self.student.head.last_layer.grad = None
 
     def after_optimizer_step(self, done: float) -> None:
-        update_teacher(
-            self.teacher, self.student, cosine(done, self.task.teacher_momentum, self.task.final_teacher_momentum)
-        )
+        update_teacher(self.teacher, self.student, self.schedules(self.config, done)["teacher_momentum"])
 
     # Validation
 

@@ -20,6 +20,7 @@ from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
+from cvexp.data.files.listing import list_images
 from cvexp.data.prepare import Use
 from cvexp.errors import UserError, opening
 from cvexp.export.about import About, describe, other_versions
@@ -31,7 +32,6 @@ from cvexp.inference.embedder import Embedder
 from cvexp.inference.loading import make_network
 from cvexp.inference.segmenter import Segmenter
 from cvexp.report.console import print_line
-from cvexp.tasks.features import list_images
 from cvexp.tasks.neighbors import read_picture
 from cvexp.tracking.finished import FinishedRun, find_run
 from cvexp.tracking.run import ReadOnlyRun
@@ -69,7 +69,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """
     task = config.task
     assert isinstance(task, Config)
-    pictures = [read_picture(str(path)) for path in list_images(task.images)]
+    files = list_images(task.images, "task.images") if task.images else []
+    pictures = [read_picture(str(path)) for path in files]
     if task.verify is not None:
         verify_file(config, Path(task.verify), pictures, run)
         return

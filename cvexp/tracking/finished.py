@@ -102,6 +102,16 @@ class FinishedRun:
         """Return all (step, value) pairs of a metric, sorted by step; empty if the run has no such metric."""
         return self.store.history(self.id, name) if name in self.metrics else []
 
+    def continued(self) -> list[FinishedRun]:
+        """Return the run that this one continues, the one that that one continues, and so on, as far as they exist."""
+        if "continues" not in self.tags:
+            return []
+        try:
+            source = FinishedRun(self.store, self.store.run(self.tags["continues"], "run"), self._local)
+        except UserError:
+            return []
+        return [source, *source.continued()]
+
     def sweep_command(self) -> str | None:
         """Return the command of the sweep that the run belongs to, or None if it belongs to no sweep."""
         parent = self.tags.get("mlflow.parentRunId")

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from cvexp import processes
 from cvexp.config import RunConfig, flatten, without_passwords
-from cvexp.errors import OUT_OF_SPACE, Interrupted, Pruned, UserError, explain_os_error, opening
+from cvexp.errors import OUT_OF_SPACE, Incomplete, Interrupted, Pruned, UserError, explain_os_error, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
+from cvexp.tracking.opened import opened
 from cvexp.tracking.run import ReadOnlyRun, Run, resume_command
 from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
 from cvexp.tracking.watchdog import failure_recorded, watched
@@ -31,9 +32,10 @@ def open_run(
 ) -> Iterator[ReadOnlyRun]:
     """Open a new run, or the interrupted one that `config.resume` names, and close it at the end of the block.
 
-    The run ends as FINISHED, as KILLED after Ctrl-C, SIGTERM or pruning, or as FAILED after an error, whose text
-    becomes the tag `error`. Of several processes that train together, only the first one writes to the run, but each
-    records its own failure, because that may be the cause of the first one's, or the first one may have been killed.
+    The run ends as FINISHED, also if it is incomplete, in which case the tag `left_out` says what is missing; as KILLED
+    after Ctrl-C, SIGTERM or pruning; or as FAILED after an error, whose text becomes the tag `error`. Of several
+    processes that train together, only the first one writes to the run, but each records its own failure, because that
+    may be the cause of the first one's, or the first one may have been killed.
 
     Args:
         config: The run's configuration.
@@ -64,6 +66,7 @@ def open_run(
         ),
     ):
         run = Run(store, run_id, folder, config.tracking)
+        opened.append(run)
         with watched(run):
             if config.resume is not None:
                 _reopen(run, config)
@@ -85,6 +88,7 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
         "machines share, or name a server with MLFLOW_TRACKING_URI"
     ):
         run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
+        opened.append(run)
     with watched(run), failure_recorded(run), _lost_processes_explained(run_id):
         yield run
 
@@ -113,6 +117,10 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
+    except Incomplete as incomplete:
+        run.set_tag("left_out", str(incomplete))
+        status = "FINISHED"
+        raise
     except (KeyboardInterrupt, Interrupted, SystemExit, Pruned):
         status = "KILLED"
         raise

@@ -43,7 +43,7 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
             f"resume: the run {config.resume} has no configuration (config.yaml), because it was killed before it "
             f"recorded one; start again with: {command}"
         )
-    named = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    named = named_keys(overrides)
     saved = recorded_config(store, run.info.run_id, config, named)
     saved.resume = config.resume
     old, new = flatten(_plain(saved)), flatten(_plain(composed))
@@ -65,6 +65,11 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
     if "password" in saved.dataset:  # the only key that is not recorded
         saved.dataset.password = OmegaConf.select(composed, "dataset.password")
     return check(saved)
+
+
+def named_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys and groups that overrides set."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
 
 
 def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence[str] = ()) -> DictConfig:

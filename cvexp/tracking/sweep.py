@@ -17,6 +17,7 @@ from cvexp.errors import Interrupted, UserError, opening
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, SWEPT_VARIABLE
+from cvexp.tracking.opened import opened
 from cvexp.tracking.store import Store, connect
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def open_sweep(
             store.client.set_tag(run_id, "command", command)
         status = "FINISHED"
         sweep = SweepRun(store, run_id, swept, tracking.folder)
+        opened.append(sweep)
         try:
             yield sweep
         except (KeyboardInterrupt, Interrupted):

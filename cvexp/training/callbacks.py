@@ -14,7 +14,6 @@ from cvexp import processes
 from cvexp.config import RunConfig
 from cvexp.errors import Interrupted, opening
 from cvexp.metrics import selection
-from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report.console import print_line
 from cvexp.seeds import mix
 from cvexp.tracking.run import ReadOnlyRun
@@ -28,17 +27,16 @@ class Schedule(pl.Callback):
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.optimizer = config.optimizer
-        self.seed = config.seed
+        self.config = config
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         trainer.should_stop = trainer.global_step >= module.total_steps  # a run that was stopped after its last step
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         own = [processes.rank()] if processes.rank() > 0 else []  # each process draws its own dropout
-        torch.manual_seed(mix(self.seed, trainer.global_step, *own))
-        lr = warmup_cosine(module.done, self.optimizer.warmup, self.optimizer.lr, self.optimizer.final_lr)
-        weight_decay = cosine(module.done, self.optimizer.weight_decay, self.optimizer.final_weight_decay)
+        torch.manual_seed(mix(self.config.seed, trainer.global_step, *own))
+        values = module.schedules(self.config, module.done)
+        lr, weight_decay = values["lr"], values["weight_decay"]
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = lr * group["lr_factor"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
@@ -179,6 +177,8 @@ class Interruption(pl.Callback):
         self._listen()
 
     def _listen(self) -> None:
+        if not processes.handles_signals():
+            return
         is_managed = callable(signal.getsignal(signal.SIGUSR2))
         for number in (signal.SIGINT, signal.SIGTERM, *[signal.SIGUSR2] * is_managed):
             self.previous[number] = signal.signal(number, self._note)

@@ -17,6 +17,7 @@ from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import curves
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
+from cvexp.training.continuing import Continuation
 from cvexp.training.module import TrainingModule
 from cvexp.training.progress import Progress, print_summary
 from cvexp.training.pruning import Pruning
@@ -49,6 +50,7 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             Interruption(checkpoints),
             Pruning(run, selection.objective(monitor)),
             Progress(),
+            *[Continuation(run)] * module.config.continues,
         ],
     )
     last = _shared_checkpoint(run)

@@ -20,8 +20,10 @@ from cvexp.data.index import Splits
 from cvexp.data.loaders import FixedBatches, ShuffledBatches
 from cvexp.data.order import Groups
 from cvexp.errors import UserError
+from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report.console import print_line
 from cvexp.tracking.sink import Sink
+from cvexp.training.continuing import reopen_epoch
 from cvexp.training.optimizer import make_optimizer
 from cvexp.weights.read import metadata
 from cvexp.weights.start import Start
@@ -98,6 +100,20 @@ class TrainingModule(pl.LightningModule):
     def after_optimizer_step(self, done: float) -> None:
         """Update what gradients do not update. `done` is the fraction of the run that was done before the step."""
 
+    @classmethod
+    def schedules(cls, config: RunConfig, done: float) -> dict[str, float]:
+        """Return what changes as a run makes progress, by the key that sets it, at a fraction of the run."""
+        optimizer = config.optimizer
+        return {
+            "lr": warmup_cosine(done, optimizer.warmup, optimizer.lr, optimizer.final_lr),
+            "weight_decay": cosine(done, optimizer.weight_decay, optimizer.final_weight_decay),
+        }
+
+    @classmethod
+    def warmups(cls, config: RunConfig) -> dict[str, float]:
+        """Return what is different at the start of a run, in words, and for which fraction of the run."""
+        return {"lr is in its warm-up": config.optimizer.warmup}
+
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides the networks, for :meth:`load_extra_state`.
 
@@ -139,9 +155,7 @@ class TrainingModule(pl.LightningModule):
         if not self.images:  # or else the validation before the training has opened them
             self.images = kept.keep(self.sources(), self.config.dataset.keep, self.trainer.strategy.root_device)
             self.sink.set_tag("data.keep", kept.describe(self.images))
-        trainer = self.config.trainer
-        steps = trainer.max_epochs * len(self.batches)
-        self.total_steps = steps if trainer.max_steps is None else min(steps, trainer.max_steps)
+        self.total_steps = self.config.trainer.total_steps(len(self.batches))
 
     def fixed_batches(self, positions: list[int]) -> FixedBatches:
         """Return batches for the validation, in which several processes take turns."""
@@ -192,6 +206,8 @@ class TrainingModule(pl.LightningModule):
         checkpoint.update(self.extra_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["global_step"] < self.total_steps:
+            reopen_epoch(checkpoint, len(self.batches))
         self.load_extra_state(checkpoint)
 
     # Validation

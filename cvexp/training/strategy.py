@@ -16,13 +16,13 @@ DDP = "ddp_find_unused_parameters_true"  # as in conf/trainer/ddp.yaml
 def check_processes(config: RunConfig) -> None:
     """Check that the number of processes suits the task, the batch size and the trainer.
 
-    A run may be resumed with another number of processes, so the strategy of an interrupted run does not matter.
+    A run may be resumed or continued with another number of processes, so its recorded strategy does not matter.
 
     Raises:
         UserError: naming the command that starts several processes, or the setting to change.
     """
     num_processes, strategy = processes.world_size(), config.trainer.strategy
-    is_new = config.resume is None
+    is_new = config.resume is None and not config.continues
     if num_processes == 1:
         if is_new and strategy != "auto":
             raise UserError(

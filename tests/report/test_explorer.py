@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 
 from cvexp.metrics.neighbors import nearest_neighbors
 from cvexp.report.embedding import Embedding
-from cvexp.report.explorer import page
+from cvexp.report.explorer import Words, page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DOUBLE_CLICK = 400  # milliseconds; Bokeh takes two clicks within 300 for one gesture
@@ -153,6 +153,7 @@ def test_hovering_shows_the_crop(shown: Page) -> None:
     shot = Image.open(io.BytesIO(picture.screenshot())).convert("RGB")
     seen = np.array(shot)[30:60, 30:60].reshape(-1, 3).mean(axis=0)
     assert np.abs(seen - np.array(colored(crop).getpixel((0, 0)))).max() < 12  # what lossy compression may change
+    assert shown.get_by_text(f"val/{crop}{HOSTILE}.jpg", exact=True).is_visible()
 
 
 def test_a_class_can_be_hidden(shown: Page) -> None:
@@ -178,6 +179,25 @@ def test_on_a_phone_nothing_sticks_out(browser: Browser, tmp_path: Path) -> None
     tab.goto((tmp_path / "e.html").as_uri())
     tab.wait_for_selector("body[data-ready]")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    tab.close()
+
+
+def test_a_page_of_a_single_epoch_has_no_slider(browser: Browser, tmp_path: Path) -> None:
+    words = Words("image", "of 90 images", "the folders of the images", "Folders")
+    html = page({0: embeddings()[0]}, [colored(i) for i in range(COUNT)], ["cat", "dog", "cow"], words)
+    (tmp_path / "e.html").write_text(html)
+    tab = browser.new_page()
+    tab.goto((tmp_path / "e.html").as_uri())
+    tab.wait_for_selector("body[data-ready]")
+    assert not tab.locator("#epoch").is_visible()
+    assert not tab.get_by_text("untrained").is_visible()
+    assert tab.get_by_role("button", name="Reset view").is_visible()
+    assert "t-SNE of the features of 60 of 90 images." in (tab.locator("p").text_content() or "")
+    tab.get_by_label("Image number").fill("7")
+    tab.get_by_label("Image number").press("Enter")
+    assert (tab.locator("#selected").text_content() or "") == f"Image 7, dog, from val/7{HOSTILE}.jpg"
+    nearest = tab.locator("#neighbors button").first
+    assert nearest.get_attribute("title") == f"val/{expected(0, 7)[0]}{HOSTILE}.jpg"
     tab.close()
 
 

@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cvexp.errors import UserError
 
-# Not all of Pillow's formats, because some of them start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
+# Not all of Pillow's formats, because some of them start other programs. It reads MPO, which phones write, as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice that size
@@ -45,7 +45,11 @@ def explain(error: Exception) -> str:
     """Explain why an image file could not be read or decoded, and suggest a remedy."""
     if isinstance(error, OSError) and error.strerror:
         return f"it can't be read ({error.strerror}); check its permissions"
-    what = str(error) if not isinstance(error, MemoryError) else "it needs more memory than is available"
+    what = str(error)
+    if isinstance(error, UnidentifiedImageError):  # which names the object that Pillow read from
+        what = "its format is not recognized"
+    elif isinstance(error, MemoryError):
+        what = "it needs more memory than is available"
     return f"the image is broken ({what or type(error).__name__}); fetch or save it again, or remove it"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from rich import progress
 from rich.console import Console
@@ -26,6 +27,33 @@ def bar() -> progress.Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+class Background:
+    """Runs functions in a thread, one after another. Leaving the block waits for them, and raises their first error.
+
+    Args:
+        max_waiting: Number of calls that may wait, which bounds the memory; further ones block.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
+        self.executor = ThreadPoolExecutor(1)
+        self.calls: deque[Future[Any]] = deque()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function later. An error of an earlier call is raised here."""
+        self.calls.append(self.executor.submit(function, *arguments))
+        while len(self.calls) > self.max_waiting or (self.calls and self.calls[0].done()):
+            self.calls.popleft().result()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.executor:
+            for call in self.calls:
+                call.result()
 
 
 def in_parallel(

@@ -16,6 +16,7 @@ from cvexp.config import require
 from cvexp.data.catalog import UNLABELED, Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import FORMATS, SUFFIXES, explain, upright_size
+from cvexp.data.files.listing import walk
 from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
@@ -111,20 +112,13 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
         raise UserError(f"{key}: there is no folder {start}; check dataset.root=")
     mask_start = None if masks is None else os.path.relpath(root / masks, root)
     files = []
-    visited: set[str] = set()
-    for path, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
+    for path, folders, names in walk(start):
         relative = os.path.relpath(path, root)
-        if (real_path := os.path.realpath(path)) in visited:  # reached through a link, perhaps to a folder above
-            folders.clear()
-            continue
-        visited.add(real_path)
         if relative == mask_start and path != str(start):
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            is_mask = mask_start == folder and name.endswith(mask_suffix)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and not is_mask:
+        for name in names:
+            if not (mask_start == folder and name.endswith(mask_suffix)):
                 files.append(name if relative == "." else f"{relative}/{name}")
     if not files:
         but_masks = f" except those that end in {mask_suffix}, the masks" if mask_start == folder else ""
@@ -132,11 +126,6 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
             f"{key}: there are no images in {start}{but_masks}; the names of images end in {', '.join(SUFFIXES)}"
         )
     return files
-
-
-def _refuse(error: OSError) -> None:
-    """Raise a UserError for a folder that can't be listed."""
-    raise UserError(f"{error.filename}: it can't be read ({error.strerror}); check its permissions")
 
 
 def label_of(file: str, folder: str) -> str | None:

@@ -16,7 +16,8 @@ def repeat_section(material: Material) -> Blocks:
         *material.segmentations,
         material.comparison_run,
     ]
-    runs = [run for run in candidates if run is not None]
+    runs = [source for run in candidates if run is not None for source in (run, *run.continued())]
+    runs = list({run.id: run for run in runs}.values())
     by_command: dict[str, list[FinishedRun]] = {}
     for run in runs:
         by_command.setdefault(_exact_command(run, material), []).append(run)
