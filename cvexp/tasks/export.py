@@ -39,6 +39,7 @@ from cvexp.tracking.store import Store
 from cvexp.weights.locate import locate_artifact
 from cvexp.weights.read import read_checkpoint
 
+CHECKPOINTS = ("best", "last")
 NUM_IMAGES = 8  # validation images on which files are verified
 
 
@@ -57,7 +58,7 @@ class Config(TaskConfig):
         require(self.formats != [], "task.formats", self.formats, f"null, or some of {', '.join(FORMATS)}")
         for name in self.formats or ():
             require_one_of("task.formats", name, FORMATS)
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
+        require_one_of("task.checkpoint", self.checkpoint, CHECKPOINTS)
         require(self.tolerance > 0, "task.tolerance", self.tolerance, "positive")
 
 
@@ -120,8 +121,8 @@ def verify_file(config: RunConfig, path: Path, pictures: Sequence[Image.Image], 
     with named("task.verify"), opening("task.verify"):
         about = kind.read_about(path)
         run_id, checkpoint = str(about.get("run")), about.get("checkpoint")
-        if not re.fullmatch("[0-9a-f]{32}", run_id):
-            raise UserError(f"{path}: its description names no run")
+        if not re.fullmatch("[0-9a-f]{32}", run_id) or checkpoint not in CHECKPOINTS:
+            raise UserError(f"{path}: its description names no run and checkpoint")
     finished = find_training(replace(config, run=config.run or run_id), run.store)
     if (finished.id, task.checkpoint) != (run_id, checkpoint):
         raise UserError(f"task.verify: {path} is of another checkpoint; add run={run_id} task.checkpoint={checkpoint}")
