@@ -1,0 +1,1 @@
+"""The program of a registered model. It runs without cvexp and PyTorch."""
