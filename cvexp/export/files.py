@@ -67,7 +67,7 @@ def write(
             continue
         if not (problems := agreement.problems(tolerance)):
             return Written(file_format.read_about(path), agreement)
-        reason = f"{'; '.join(problems)}, more than task.tolerance={tolerance}"
+        reason = "; ".join(problems)
     raise ExportError(reason)
 
 
@@ -97,7 +97,7 @@ def verify(
         except Exception as error:  # ONNX Runtime raises many types
             raise UserError(f"{path}: it can't be run ({_root_cause(error)}); export it again") from error
     if problems := agreement.problems(tolerance):
-        raise UserError(f"{path}: {'; '.join(problems)}, more than task.tolerance={tolerance}; export it again")
+        raise UserError(f"{path}: {'; '.join(problems)}; export it again")
     return agreement
 
 

@@ -58,14 +58,11 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Record `features/components.png` and, for a vision transformer, `features/attention.png`.
 
     Raises:
-        UserError: if there is no finished pretraining run, its data have changed, an image can't be used, or there are
-            too many.
+        UserError: if there is no finished pretraining run, its data have changed, or an image can't be used.
     """
     task = config.task
     assert isinstance(task, Config)
     files = list_images(task.images)
-    if len(files) > MAX_IMAGES:
-        raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
     pictures = [read_picture(str(path)) for path in files]
     finished = find_pretraining(config, run.store)
     run.set_tag("of_run", finished.id)
@@ -91,7 +88,7 @@ def list_images(names: Sequence[str]) -> list[Path]:
     Hidden files in a folder are left out, such as those that macOS writes next to images (``._a.jpg``).
 
     Raises:
-        UserError: if a folder has no images.
+        UserError: if a folder has no images, or there are too many.
     """
     files: list[Path] = []
     for name in names:
@@ -100,6 +97,8 @@ def list_images(names: Sequence[str]) -> list[Path]:
         if not inside:
             raise UserError(f"task.images: the folder {name} has no images ({', '.join(SUFFIXES)})")
         files += inside
+    if len(files) > MAX_IMAGES:
+        raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
     return files
 
 

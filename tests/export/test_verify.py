@@ -175,7 +175,7 @@ def test_a_program_of_other_versions_is_not_run(
     change_part(tmp_path / "model.pt2", "models/model.json$", lambda content: content + b" ")
     now = {**FORMATS["onnx"]().read_about(tmp_path / "model.onnx")["versions"], "torch": "1.0"}
     monkeypatch.setattr("cvexp.export.about.versions", lambda: now)
-    refused(subject, "pt2", tmp_path / "model.pt2", "written with torch .* instead of 1.0, and reading it could run")
+    refused(subject, "pt2", tmp_path / "model.pt2", "written with torch .*instead of 1.0, and reading it could run")
     check(subject, "onnx", tmp_path / "model.onnx")
     change_onnx(tmp_path / "model.onnx")
     refused(subject, "onnx", tmp_path / "model.onnx", "weights are not those")

@@ -91,7 +91,7 @@ def test_segmentation(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'cvexp[export]'" in refusal(cvexp("task=export", place))
     words = refusal(cvexp("task=export", place, "task.formats=[pt2]", "task.images=[nowhere.jpg]"))
-    assert "task.images: nowhere.jpg is not a file" in words
+    assert "task.images: there is no file or folder 'nowhere.jpg'" in words
 
 
 def save_photo(path: Path, width: int, height: int) -> None:
