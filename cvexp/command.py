@@ -171,6 +171,10 @@ def _run(composed: DictConfig) -> float | None:
     check_processes(config)
     task = plugins.load("task", config.job)
     folder = Path(hydra_config.runtime.output_dir)
+    if not task.Config.is_recorded:
+        with store.failures_explained("check it, and start again"):
+            task.main(config, store.connect(config.tracking))
+        return None
     with contextlib.suppress(Pruned), processes.connected():
         with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
             if config.run is not None and config.continues:

@@ -122,10 +122,12 @@ class TaskConfig:
     Attributes:
         role: ``"pretraining"``, ``"segmentation"`` or ``"job"``. It is recorded as a tag, by which jobs find runs.
         works_on: The key that names the finished runs that a job works on: `run`, `runs`, or None if it needs no runs.
+        is_recorded: Whether a run is recorded. If not, the task's `main` gets the store instead of a run.
     """
 
     role: ClassVar[str] = "job"
     works_on: ClassVar[str | None] = None
+    is_recorded: ClassVar[bool] = True
     name: str = MISSING  # the module in cvexp/tasks
 
 

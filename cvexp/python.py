@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> tuple[str, dict[str, float]]:
         words: The command line without the program's name.
 
     Returns:
-        MLflow's id of the run, and its latest metrics.
+        MLflow's id of the run, and its latest metrics; "" and none for a task that records no run.
 
     Raises:
         UserError: in one line, and without secrets.
@@ -50,6 +50,8 @@ def run(words: Sequence[str]) -> tuple[str, dict[str, float]]:
     try:
         with _hydra_apart(), _logging_apart(), _torch_restored(), _process_restored():
             execute(words)
+        if not opened:  # task=demo records no run
+            return "", {}
         first = opened[0]
         noted = first.noted_signal if isinstance(first, ReadOnlyRun) else None  # it came too late to stop the run
         if noted is None:

@@ -97,6 +97,10 @@ def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outco
     assert "rotation_accuracy" in page
     assert "There is no finished run of the method attention." in page
 
+    for method, expected in (("linear", "model.onnx"), ("rotation", "backbone.safetensors")):
+        of_method = next(other.info.run_id for other in runs() if other.data.tags.get("task") == method)
+        assert expected in run("task=export", f"run={of_method}").message
+
     run("task=sizes")
     path = store().download_artifacts(runs()[0].info.run_id, "sizes.json")
     sizes = json.loads(Path(path).read_text())

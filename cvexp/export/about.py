@@ -110,9 +110,9 @@ def versions() -> dict[str, str]:
 def other_versions(about: About) -> str:
     """Describe which packages had other versions when a file was written; return "" if none had."""
     written = about.get("versions")
-    written = written if isinstance(written, dict) else {}
+    known = {name: str(written.get(name))[:30] if isinstance(written, dict) else "unknown" for name in PACKAGES}
     return ", ".join(
-        f"{name} {written.get(name)} instead of {now}" for name, now in versions().items() if written.get(name) != now
+        f"{name} {known[name]!r} instead of {now}" for name, now in versions().items() if known[name] != now
     )
 
 

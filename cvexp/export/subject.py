@@ -11,6 +11,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Subject:
         images = torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)  # a batch of 1 would become a constant
         axes = dict.fromkeys(dynamic, Dim.DYNAMIC)
         with quiet():
-            program = torch.export.export(self.graph, (images,), dynamic_shapes=({**axes},))
+            program = torch.export.export(self.graph, (images,), dynamic_shapes=(axes,))
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it has the paths of this machine
             if node.target is math.ceil:
@@ -132,15 +133,15 @@ def _replace_ceil(node: Node) -> None:
 
     Layers that pad like TensorFlow compute it from the size of the image.
     """
-    dividend, divisor = node.args[0].args  # type: ignore[union-attr]
-    graph = node.graph
-    with graph.inserting_before(node):
-        sum_node = graph.call_function(operator.add, (dividend, divisor - 1))
-        quotient = graph.call_function(operator.floordiv, (sum_node, divisor))
-    sum_node.meta["val"] = dividend.meta["val"] + divisor - 1  # type: ignore[union-attr, operator]
-    quotient.meta["val"] = sum_node.meta["val"] // divisor
-    node.replace_all_uses_with(quotient)
-    graph.erase_node(node)
+    quotient: Any = node.args[0]
+    dividend, divisor = quotient.args
+    with node.graph.inserting_before(node):
+        total = node.graph.call_function(operator.add, (dividend, divisor - 1))
+        result = node.graph.call_function(operator.floordiv, (total, divisor))
+    total.meta["val"] = dividend.meta["val"] + divisor - 1
+    result.meta["val"] = total.meta["val"] // divisor
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
 
 
 @contextlib.contextmanager

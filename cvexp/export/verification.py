@@ -38,6 +38,8 @@ class Agreement:
     def problems(self, tolerance: float) -> list[str]:
         """Describe what is not as it should be."""
         above = [f"{name} differs by {value:.1e}" for name, value in self.largest.items() if not value <= tolerance]
+        if above:
+            above[-1] += f", more than task.tolerance={tolerance}"
         return [*above, *self.mistakes]
 
 

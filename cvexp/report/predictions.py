@@ -49,10 +49,18 @@ def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Image.Image:
     return Image.composite(Image.blend(picture, colors.convert("RGB"), OPACITY), picture, is_class)
 
 
-def heat(image: NDArray[np.uint8], weights: NDArray[np.float32]) -> Image.Image:
-    """Lay an attention map (h, w) over a gray image (h, w, 3), with colors from its smallest to its largest weight."""
-    low, high = float(weights.min()), float(weights.max())
-    colors = colormaps["inferno"]((weights - low) / (high - low + 1e-12), bytes=True)[..., :3]
+def heat(
+    image: NDArray[np.uint8], values: NDArray[np.float32], limits: tuple[float, float] | None = None
+) -> Image.Image:
+    """Lay a map (h, w) over a gray image (h, w, 3).
+
+    Args:
+        image: The image.
+        values: The values of the map, such as attention weights.
+        limits: The values of the darkest and the brightest color; by default, the smallest and the largest value.
+    """
+    low, high = limits or (float(values.min()), float(values.max()))
+    colors = colormaps["inferno"]((values - low) / (high - low + 1e-12), bytes=True)[..., :3]
     gray = image.mean(axis=2, keepdims=True) * 0.6 + 0.4 * 255
     return Image.fromarray((0.25 * gray + 0.75 * colors).astype(np.uint8))
 

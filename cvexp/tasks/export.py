@@ -20,6 +20,7 @@ from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
+from cvexp.data.files.listing import list_images
 from cvexp.data.prepare import Use
 from cvexp.errors import UserError, opening
 from cvexp.export.about import About, describe, other_versions
@@ -31,7 +32,6 @@ from cvexp.inference.embedder import Embedder
 from cvexp.inference.loading import make_network
 from cvexp.inference.segmenter import Segmenter
 from cvexp.report.console import print_line
-from cvexp.tasks.features import list_images
 from cvexp.tasks.neighbors import read_picture
 from cvexp.tracking.finished import FinishedRun, find_run
 from cvexp.tracking.run import ReadOnlyRun
@@ -39,6 +39,7 @@ from cvexp.tracking.store import Store
 from cvexp.weights.locate import locate_artifact
 from cvexp.weights.read import read_checkpoint
 
+CHECKPOINTS = ("best", "last")
 NUM_IMAGES = 8  # validation images on which files are verified
 
 
@@ -57,7 +58,7 @@ class Config(TaskConfig):
         require(self.formats != [], "task.formats", self.formats, f"null, or some of {', '.join(FORMATS)}")
         for name in self.formats or ():
             require_one_of("task.formats", name, FORMATS)
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
+        require_one_of("task.checkpoint", self.checkpoint, CHECKPOINTS)
         require(self.tolerance > 0, "task.tolerance", self.tolerance, "positive")
 
 
@@ -69,7 +70,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """
     task = config.task
     assert isinstance(task, Config)
-    pictures = [read_picture(str(path)) for path in list_images(task.images)]
+    files = list_images(task.images, "task.images") if task.images else []
+    pictures = [read_picture(str(path)) for path in files]
     if task.verify is not None:
         verify_file(config, Path(task.verify), pictures, run)
         return
@@ -119,8 +121,8 @@ def verify_file(config: RunConfig, path: Path, pictures: Sequence[Image.Image], 
     with named("task.verify"), opening("task.verify"):
         about = kind.read_about(path)
         run_id, checkpoint = str(about.get("run")), about.get("checkpoint")
-        if not re.fullmatch("[0-9a-f]{32}", run_id):
-            raise UserError(f"{path}: its description names no run")
+        if not re.fullmatch("[0-9a-f]{32}", run_id) or checkpoint not in CHECKPOINTS:
+            raise UserError(f"{path}: its description names no run and checkpoint")
     finished = find_training(replace(config, run=config.run or run_id), run.store)
     if (finished.id, task.checkpoint) != (run_id, checkpoint):
         raise UserError(f"task.verify: {path} is of another checkpoint; add run={run_id} task.checkpoint={checkpoint}")

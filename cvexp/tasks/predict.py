@@ -58,6 +58,8 @@ class Config(TaskConfig):
     def __post_init__(self) -> None:
         require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
         require(self.tiles is None or self.tiles > 0, "task.tiles", self.tiles, "null, or a positive scale, such as 1")
+        is_registered = self.model is None or self.model.startswith("models:/")
+        require(is_registered, "task.model", self.model, "null or models:/NAME@ALIAS; run=ID names a run")
         require(self.batch_size >= 1, "task.batch_size", self.batch_size, "at least 1")
         require(self.sheet >= 0, "task.sheet", self.sheet, "at least 0")
 

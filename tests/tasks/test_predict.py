@@ -179,6 +179,7 @@ def test_wrong_requests_are_explained_before_anything_is_written(cvexp: Callable
         ([images, "task.classes=[disk]"], "such as of task=attention"),
         ([images, "task.attention=true"], "task.attention"),
         ([images, "task.model=models:/none@champion"], "task.model: the registry has no models:/none@champion"),
+        ([images, "task.model=best.ckpt"], "task.model: got 'best.ckpt'"),
         ([images, "run=1234"], "run: there is no run '1234'"),
         ([images, "task.batch_size=0"], "task.batch_size"),
     ):

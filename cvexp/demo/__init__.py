@@ -1,0 +1,1 @@
+"""The page of `task=demo`, on which a network segments photos."""
