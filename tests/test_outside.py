@@ -100,6 +100,7 @@ def test_everything_of_the_package_works_like_our_own(cvexp: Callable[..., Outco
     for method, expected in (("linear", "model.onnx"), ("rotation", "backbone.safetensors")):
         of_method = next(other.info.run_id for other in runs() if other.data.tags.get("task") == method)
         assert expected in run("task=export", f"run={of_method}").message
+        assert f"models:/{method}/1:" in run("task=register", f"run={of_method}", f"task.model={method}").message
 
     run("task=sizes")
     path = store().download_artifacts(runs()[0].info.run_id, "sizes.json")

@@ -134,7 +134,6 @@ def tags(finished: FinishedRun, about: About) -> dict[str, str]:
         "backbone": about["backbone"],
         "classes": json.dumps(about["classes"])[:5000],  # a limit of older servers
         "selected": finished.tags.get("selected", ""),
-        "version.cvexp": about["versions"]["cvexp"],
         **scores,
         **data,
     }
@@ -157,6 +156,9 @@ class Decision(NamedTuple):
 def assign(alias: str, version: Version, finished: FinishedRun, config: RunConfig, run: ReadOnlyRun) -> None:
     """Let an alias name a version if that is better than the version that it names, and record why."""
     current = registry.aliased(run.store, version.model, alias)
+    if current == version:
+        print_line(f"{alias}: already version {version.number}")
+        return
     while True:
         decision = decide(current, version, finished, config, run)
         latest = registry.aliased(run.store, version.model, alias)
@@ -167,8 +169,9 @@ def assign(alias: str, version: Version, finished: FinishedRun, config: RunConfi
         registry.move_alias(run.store, alias, version)
         print_line(f"{alias}: now version {version.number}: {decision.reason}")
     else:
-        print_line(f"{alias}: still version {current.number if current else None}: {decision.reason}")
-    registry.tag_version(run.store, version, {alias: decision.reason})
+        assert current is not None
+        print_line(f"{alias}: still version {current.number}: {decision.reason}")
+    registry.tag_version(run.store, version, f"alias.{alias}", decision.reason)
     contest = {} if decision.contest is None else decision.contest._asdict()
     record = {"alias": alias, "version": version.uri, "current": current.uri if current else None}
     run.log_json({**record, "moved": decision.moves, "reason": decision.reason, **contest}, "register/decision.json")
@@ -182,8 +185,6 @@ def decide(
     assert isinstance(task, Config)
     if current is None:
         return Decision(True, "it named no version before")
-    if current == version:
-        return Decision(False, "it is this one")
     if task.force:
         return Decision(True, f"moved by task.force from version {current.number}, without a comparison")
     remedy = "task.force=true moves it"

@@ -188,7 +188,6 @@ def move_alias(store: Store, alias: str, version: Version) -> None:
     store.client.set_registered_model_alias(version.model, alias, str(version.number))
 
 
-def tag_version(store: Store, version: Version, tags: Mapping[str, str]) -> None:
-    """Set tags of a version."""
-    for key, value in tags.items():
-        store.client.set_model_version_tag(version.model, str(version.number), key, value)
+def tag_version(store: Store, version: Version, key: str, value: str) -> None:
+    """Set a tag of a version."""
+    store.client.set_model_version_tag(version.model, str(version.number), key, value)

@@ -170,21 +170,23 @@ def test_an_alias_moves_to_better_versions_only(to_register: Register) -> None:
     assert "models:/shapes/1: the run" in message
     assert "so there is no new version" in message
     assert "still version 2: version 1 has mIoU 0.0000 instead of 0." in message
-    assert "it is this one" in to_register("good", alias)
-    assert "forced" not in to_register("good")
+    assert "champion: already version 2" in to_register("good", alias)
+    assert "champion" not in to_register("good")
     assert champion() == 2
     assert "moved by task.force from version 2" in to_register("bad", alias, "task.force=true")
     assert champion() == 1
     assert len(versions()) == 3
-    assert f"on {NUM_TEST} test images" in versions()[1].tags["champion"]
+    assert f"on {NUM_TEST} test images" in versions()[1].tags["alias.champion"]
 
-    newest = store().search_runs(["1"], "tags.task = 'register'")
-    decisions = [store().download_artifacts(run.info.run_id, "register/decision.json") for run in newest[-3:]]
-    first, second = (json.loads(Path(path).read_text()) for path in decisions[1::-1])
-    assert (second["moved"], second["split"], second["num_images"]) == (True, "test", NUM_TEST)
-    assert second["low"] > 0
-    assert second["new"] > second["current"] == 0
-    assert first["moved"] is False
+    equal, good, _ = store().search_runs(["1"], "tags.task = 'register'")[-3:]
+    moved, stayed = (
+        json.loads(Path(store().download_artifacts(run.info.run_id, "register/decision.json")).read_text())
+        for run in (good, equal)
+    )
+    assert (moved["moved"], moved["split"], moved["num_images"]) == (True, "test", NUM_TEST)
+    assert moved["new"] > moved["low"] > moved["current"] == 0
+    assert stayed["moved"] is False
+    assert (stayed["low"], stayed["high"]) == (0, 0)
 
 
 def test_encoders_are_compared_by_their_neighbors(to_register: Register) -> None:
@@ -274,6 +276,11 @@ def test_a_network_that_onnx_can_not_express_gets_one_message(
     message = to_register("good", code=1)
     assert "can't be registered, because its network can't be exported as ONNX (RuntimeError: no operator)" in message
     assert not versions()
+
+
+def test_without_the_packages_for_onnx_it_names_them(to_register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert to_register("good", code=1).endswith("needs the packages of pip install 'cvexp[export]'")
 
 
 def test_a_failure_leaves_no_version(to_register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
