@@ -82,5 +82,9 @@ def _copy_checkpoint(run: Run, name: str, fetched: Path) -> None:
     torch.load(fetched, weights_only=True, map_location="cpu", mmap=True)  # fails if it is damaged or would run code
     path = run.folder / "checkpoints" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(fetched, path.with_suffix(".unfinished"))
-    path.with_suffix(".unfinished").replace(path)
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        shutil.copyfile(fetched, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
