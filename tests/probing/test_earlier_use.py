@@ -25,7 +25,7 @@ class FakeStore:
     def add(self, run_id: str, splits: Splits, monitor: str = "last", **tags: str) -> None:
         fingerprints = {f"data.{index.split}.fingerprint": index.fingerprint() for index in splits}
         data = SimpleNamespace(tags=fingerprints | tags, params={"task.monitor": monitor}, metrics={})
-        info = SimpleNamespace(run_id=run_id, run_name=run_id)
+        info = SimpleNamespace(run_id=run_id, run_name=run_id, start_time=0)
         self.runs[run_id] = SimpleNamespace(info=info, data=data, inputs=None)
         self.files[run_id] = {index.split: index.file_digests() for index in splits}
 
