@@ -146,7 +146,7 @@ def test_models_take_turns_at_each_image_so_that_their_times_compare() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def label(self, images: torch.Tensor) -> None:
+        def label_squares(self, images: torch.Tensor) -> None:
             calls.append((self.name, images.numpy().tobytes()))
 
     small = ["dataset.train_images=2", "dataset.val_images=4", "dataset.test_images=0", "dataset.image_size=64"]
