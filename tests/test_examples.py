@@ -18,5 +18,9 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source = "PRETRAINING_EPOCHS, EPOCHS, FEWER = 1, 1, ['dataset.limit=60']"
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+    for cell in notebook.cells:
+        draws = any(line.startswith(("show(", "Image(")) for line in cell.source.splitlines())
+        outputs = cell.get("outputs", [])
+        assert draws == any("image/png" in output.get("data", {}) for output in outputs), cell.source
     texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not any("Traceback" in text for text in texts)

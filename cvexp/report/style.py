@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from cvexp.colors import COLORS
-
-matplotlib.use("Agg")
 
 # Together with the colors of classes, markers can be distinguished even without color.
 MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
