@@ -4,7 +4,8 @@
 
 It writes 200 JPEG pictures from 320 x 240 to 3000 x 2000 px, made of the photographs. Then it measures three times in
 alternation: the bare forward pass on squares of dataset.image_size that are in memory, and the whole of task=predict.
-Expected (two cores, ResNet-18 at 256 px): 0.64 of the speed of the bare forward pass, which takes both cores; 1.7 GiB.
+Expected (two cores, ResNet-18 at 256 px): 0.8 of the speed of the bare forward pass if OMP_NUM_THREADS=1 leaves
+the other core to all else; 0.64 without it, when the bare forward pass takes both cores; 1.7 GiB.
 """
 
 from __future__ import annotations
