@@ -85,7 +85,7 @@ class Subject:
         images = torch.zeros(2, 3, (least + 1) * multiple, (least + 2) * multiple, dtype=torch.uint8)
         try:
             self.graph(images)
-        except Exception:  # models raise exceptions of many types
+        except Exception:  # models raise many types; the file then has a fixed size, which is printed
             return False
         return True
 
@@ -146,7 +146,7 @@ def _replace_ceil(node: Node) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and logs, of which the exporters have many that are no concern of the user."""
+    """Silence the exporters, whose many warnings and logs do not concern the user."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

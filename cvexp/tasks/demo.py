@@ -17,8 +17,7 @@ from cvexp.errors import UserError
 from cvexp.inference.loading import load_recorded
 from cvexp.inference.networks import choose_device
 from cvexp.inference.segmenter import Segmenter
-from cvexp.tasks.predict import find_segmentation
-from cvexp.tracking.finished import FinishedRun
+from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.store import Store
 from cvexp.weights.locate import source_run
 
@@ -63,7 +62,7 @@ def main(config: RunConfig, store: Store) -> None:
     device = choose_device(config.trainer)
     finished: FinishedRun | None
     if task.model is None:
-        finished = find_segmentation(config, store)
+        finished = find_trained_run(store, config, "segmentation")
         name, segmenter = finished.name, load_recorded(f"runs:/{finished.id}", store, config, device, "run")
     else:
         name, segmenter = task.model, load_recorded(task.model, store, config, device, "task.model")

@@ -24,8 +24,7 @@ from cvexp.inference.reading import read_pictures
 from cvexp.report.console import print_line
 from cvexp.report.image_explorer import ImageExplorer
 from cvexp.report.left_out import LeftOut
-from cvexp.tasks.neighbors import find_pretraining
-from cvexp.tracking.finished import FinishedRun
+from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
 
 FOLDER = "embeddings"  # of the artifacts
@@ -60,7 +59,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     assert isinstance(task, Config)
     files = list_images(task.images, "task.images")
     out = _new_file(task.out)
-    finished = find_pretraining(config, run.store)
+    finished = find_trained_run(run.store, config, "pretraining")
     run.set_tag("of_run", finished.id)
     embedder = load_embedder(finished, choose_device(config.trainer), task.checkpoint)
 

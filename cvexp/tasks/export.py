@@ -33,9 +33,8 @@ from cvexp.inference.loading import make_network
 from cvexp.inference.segmenter import Segmenter
 from cvexp.report.console import print_line
 from cvexp.tasks.neighbors import read_picture
-from cvexp.tracking.finished import FinishedRun, find_run
+from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.tracking.store import Store
 from cvexp.weights.locate import locate_artifact
 from cvexp.weights.read import read_checkpoint
 
@@ -75,7 +74,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     if task.verify is not None:
         verify_file(config, Path(task.verify), pictures, run)
         return
-    finished = find_training(config, run.store)
+    finished = find_trained_run(run.store, config, "segmentation", "pretraining")
     run.set_tag("of_run", finished.id)
     formats = choose_formats(task.formats, finished)
     folder = Path(task.out or Path(config.tracking.folder) / "export" / f"{finished.id}-{task.checkpoint}")
@@ -123,7 +122,7 @@ def verify_file(config: RunConfig, path: Path, pictures: Sequence[Image.Image], 
         run_id, checkpoint = str(about.get("run")), about.get("checkpoint")
         if not re.fullmatch("[0-9a-f]{32}", run_id) or checkpoint not in CHECKPOINTS:
             raise UserError(f"{path}: its description names no run and checkpoint")
-    finished = find_training(replace(config, run=config.run or run_id), run.store)
+    finished = find_trained_run(run.store, replace(config, run=config.run or run_id), "segmentation", "pretraining")
     if (finished.id, task.checkpoint) != (run_id, checkpoint):
         raise UserError(f"task.verify: {path} is of another checkpoint; add run={run_id} task.checkpoint={checkpoint}")
     run.set_tag("of_run", finished.id)
@@ -137,21 +136,6 @@ def verify_file(config: RunConfig, path: Path, pictures: Sequence[Image.Image], 
     record(run, kind, agreement)
     print_line(f"{path}: verified, run {finished.id}, {task.checkpoint} checkpoint")
     print_line(f"    {summarize(agreement)}")
-
-
-def find_training(config: RunConfig, store: Store) -> FinishedRun:
-    """Return the training run that `config.run` names, or else the newest finished one.
-
-    Raises:
-        UserError: if there is none.
-    """
-    finished = find_run(store, config, "role", "segmentation", "pretraining")
-    if finished is None:
-        raise UserError(
-            "run: there is no finished training run; start one with python -m cvexp task=multiclass, or name a store "
-            "with tracking.folder= or MLFLOW_TRACKING_URI"
-        )
-    return finished
 
 
 def choose_formats(names: Sequence[str] | None, finished: FinishedRun) -> list[FileFormat]:

@@ -24,8 +24,8 @@ from cvexp.report import dense as report
 from cvexp.report.console import print_line
 from cvexp.report.dense import MAX_IMAGES
 from cvexp.report.style import state_of
-from cvexp.tasks.neighbors import find_pretraining, read_picture, validation_data
-from cvexp.tracking.finished import FinishedRun, recorded_epochs
+from cvexp.tasks.neighbors import read_picture, validation_data
+from cvexp.tracking.finished import FinishedRun, find_trained_run, recorded_epochs
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.dense import read_squares, to_batch
 
@@ -64,7 +64,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     assert isinstance(task, Config)
     files = list_images(task.images)
     pictures = [read_picture(str(path)) for path in files]
-    finished = find_pretraining(config, run.store)
+    finished = find_trained_run(run.store, config, "pretraining")
     run.set_tag("of_run", finished.id)
     embedder = load_embedder(finished, choose_device(config.trainer), task.checkpoint)
     try:

@@ -25,9 +25,8 @@ from cvexp.report import neighbors as report
 from cvexp.report.console import print_line
 from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.neighbors import Query
-from cvexp.tracking.finished import FinishedRun, embedded_epochs, find_run
+from cvexp.tracking.finished import FinishedRun, embedded_epochs, find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.tracking.store import Store
 
 
 @dataclass(kw_only=True)
@@ -53,7 +52,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """
     task = config.task
     assert isinstance(task, Config)
-    finished = find_pretraining(config, run.store)
+    finished = find_trained_run(run.store, config, "pretraining")
     run.set_tag("of_run", finished.id)
     epochs = embedded_epochs(run.store, finished.id)
     epoch = epochs[-1] if task.epoch is None else task.epoch
@@ -135,21 +134,6 @@ def read_picture(name: str) -> Image.Image:
         return read_image(path)
     except UserError as error:
         raise UserError(f"task.images: {error}") from error
-
-
-def find_pretraining(config: RunConfig, store: Store) -> FinishedRun:
-    """Return the pretraining run that `config.run` names, or else the newest finished one.
-
-    Raises:
-        UserError: if there is none.
-    """
-    finished = find_run(store, config, "role", "pretraining")
-    if finished is None:
-        raise UserError(
-            "run: there is no finished pretraining run; start one with python -m cvexp task=dino, or name a store with "
-            "tracking.folder= or MLFLOW_TRACKING_URI"
-        )
-    return finished
 
 
 def validation_data(finished: FinishedRun) -> Index:

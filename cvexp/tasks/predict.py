@@ -31,9 +31,8 @@ from cvexp.inference.segmenter import Segmenter
 from cvexp.report.console import print_line
 from cvexp.report.left_out import LeftOut
 from cvexp.report.predictions import THUMBNAIL, VIEWED, SheetRow, contact_sheet, heat, overlay, thumbnail
-from cvexp.tracking.finished import FinishedRun, find_run
+from cvexp.tracking.finished import find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.tracking.store import Store
 
 PRESENT = 0.5  # probability from which on a class counts as found
 MAX_WAITING = 4  # images that wait to be written, which bounds the memory
@@ -140,7 +139,8 @@ def load(config: RunConfig, run: ReadOnlyRun) -> tuple[Segmenter, str]:
         if config.run is not None:
             raise UserError("run: task.model= is given, too; leave out one of them")
     else:
-        source, key = f"runs:/{find_segmentation(config, run.store).id}/checkpoints/{task.checkpoint}.ckpt", "run"
+        finished = find_trained_run(run.store, config, "segmentation")
+        source, key = f"runs:/{finished.id}/checkpoints/{task.checkpoint}.ckpt", "run"
     network = load_recorded(source, run.store, config, choose_device(config.trainer), key)
     if not isinstance(network, Segmenter):
         raise UserError(f"{key}: {source} is a pretrained network, which segments nothing; name a segmentation model")
@@ -148,21 +148,6 @@ def load(config: RunConfig, run: ReadOnlyRun) -> tuple[Segmenter, str]:
         raise UserError(f"task.attention: {source} has no attention maps; leave it out, or use a run of task=attention")
     run.set_tag("of_model", source)
     return network, source
-
-
-def find_segmentation(config: RunConfig, store: Store) -> FinishedRun:
-    """Return the segmentation run that `run` names, or else the newest finished one.
-
-    Raises:
-        UserError: if there is none.
-    """
-    finished = find_run(store, config, "role", "segmentation")
-    if finished is None:
-        raise UserError(
-            "run: there is no finished segmentation run; train one with python -m cvexp task=multiclass, or name a "
-            "store with tracking.folder= or MLFLOW_TRACKING_URI"
-        )
-    return finished
 
 
 def new_folder(folder: Path) -> Path:

@@ -24,10 +24,10 @@ from cvexp.inference.loading import make_network
 from cvexp.promotion import Contest, Rules, compare
 from cvexp.report.console import print_line
 from cvexp.tasks.compare import obstacle
-from cvexp.tasks.export import NUM_IMAGES, find_training, fingerprints, prepare, validation_pictures
+from cvexp.tasks.export import NUM_IMAGES, fingerprints, prepare, validation_pictures
 from cvexp.tasks.neighbors import read_picture
 from cvexp.tracking import registry
-from cvexp.tracking.finished import FinishedRun
+from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.registry import Parts, Version
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.weights.locate import locate_artifact
@@ -75,7 +75,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     assert isinstance(task, Config)
     if task.model is None:
         raise UserError("task.model: name the registered model, such as task.model=animals")
-    finished = find_training(config, run.store)
+    finished = find_trained_run(run.store, config, "segmentation", "pretraining")
     run.set_tag("of_run", finished.id)
     version = registry.find_version(run.store, task.model, finished.id)
     if version is None:

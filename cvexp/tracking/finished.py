@@ -190,6 +190,28 @@ def find_run(store: Store, config: RunConfig, tag: str, *values: str) -> Finishe
     return max(filter(None, newest), key=lambda run: run.started, default=None)
 
 
+def find_trained_run(store: Store, config: RunConfig, *roles: str) -> FinishedRun:
+    """Return the training run that `config.run` names, or else the newest finished one.
+
+    Args:
+        store: Where the run is recorded.
+        config: The job's configuration.
+        roles: ``"pretraining"``, ``"segmentation"``, or both.
+
+    Raises:
+        UserError: if there is none, or the named one can't be used.
+    """
+    finished = find_run(store, config, "role", *roles)
+    if finished is None:
+        kind = roles[0] if len(roles) == 1 else "training"
+        task = "dino" if kind == "pretraining" else "multiclass"
+        raise UserError(
+            f"run: there is no finished {kind} run; start one with python -m cvexp task={task}, or name a store with "
+            "tracking.folder= or MLFLOW_TRACKING_URI"
+        )
+    return finished
+
+
 def _named_run(store: Store, config: RunConfig, tag: str, values: Sequence[str], run_id: str, key: str) -> FinishedRun:
     run = store.run(run_id, key)
     tags, status = run.data.tags, run.info.status
