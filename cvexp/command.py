@@ -152,6 +152,7 @@ def _run(composed: DictConfig) -> float | None:
     from cvexp.tracking.continuing import continued_config
     from cvexp.tracking.fork import fork
     from cvexp.tracking.sweep import swept_settings
+    from cvexp.tracking.waiting import deliver_earlier
     from cvexp.training.strategy import check_processes
 
     logging.getLogger("pytorch_lightning").setLevel(logging.CRITICAL)  # we print the same more clearly
@@ -159,7 +160,10 @@ def _run(composed: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     overrides = as_given(hydra_config.overrides.task)
     command = description.command_line([*overrides, *as_given(hydra_config.overrides.hydra)])
+    task = plugins.load("task", config.job)
     with store.failures_explained("check it, and try again"):
+        if task.Config.is_recorded and processes.rank() == 0:
+            deliver_earlier(store.connect(config.tracking), config.tracking.folder)
         if config.continues:
             config = continued_config(config, composed, overrides)
             composed = OmegaConf.create(asdict(config))
@@ -169,7 +173,7 @@ def _run(composed: DictConfig) -> float | None:
         if config.resume is not None:
             config = resume.saved_config(config, composed, overrides)
     check_processes(config)
-    task = plugins.load("task", config.job)
+    task = plugins.load("task", config.job)  # that of a resumed run
     folder = Path(hydra_config.runtime.output_dir)
     if not task.Config.is_recorded:
         with store.failures_explained("check it, and start again"):

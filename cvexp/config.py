@@ -201,8 +201,10 @@ class TrackingConfig:
     experiment: str = MISSING  # MLflow's name for a group of runs
     log_every_n_steps: int = MISSING
     system_metrics: bool = MISSING
+    upload_checkpoints: str = MISSING
 
     def __post_init__(self) -> None:
+        require_one_of("tracking.upload_checkpoints", self.upload_checkpoints, ("end", "epoch"))
         require(self.log_every_n_steps >= 1, "tracking.log_every_n_steps", self.log_every_n_steps, "at least 1")
 
 

@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> tuple[str, dict[str, float]]:
         noted = first.noted_signal if isinstance(first, ReadOnlyRun) else None  # it came too late to stop the run
         if noted is None:
             with failures_explained(f"the run {first.id} has ended, and `make ui` shows it once the store works again"):
-                return first.id, first.store.run(first.id, "run").data.metrics
+                return first.id, first.metrics()
     except Interrupted as interrupted:
         noted = interrupted.signal_number
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt

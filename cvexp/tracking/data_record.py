@@ -7,9 +7,6 @@ import json
 import tempfile
 from pathlib import Path
 
-from mlflow.entities import Dataset as MLflowDataset
-from mlflow.entities import DatasetInput, InputTag
-
 from cvexp.data.index import Index, Splits
 from cvexp.errors import UserError
 from cvexp.tracking.run import ReadOnlyRun, Run
@@ -48,11 +45,9 @@ def record_data(run: ReadOnlyRun, name: str, splits: Splits) -> None:
 
 
 def _write(run: Run, name: str, splits: Splits, fingerprints: list[str]) -> None:
-    inputs = [
-        DatasetInput(_describe(name, index, fingerprint), [InputTag("mlflow.data.context", index.split)])
-        for index, fingerprint in zip(splits, fingerprints, strict=True)
-    ]
-    run.store.client.log_inputs(run.id, inputs)
+    run.log_inputs(
+        [_describe(name, index, fingerprint) for index, fingerprint in zip(splits, fingerprints, strict=True)]
+    )
     files = {index.split: index.file_digests() for index in splits}
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / Path(FILES).name
@@ -67,14 +62,16 @@ def _write(run: Run, name: str, splits: Splits, fingerprints: list[str]) -> None
         run.set_tag(f"data.{index.split}.fingerprint", fingerprint)
 
 
-def _describe(name: str, index: Index, fingerprint: str) -> MLflowDataset:
-    return MLflowDataset(
-        name=f"{name}-{index.split}",
-        digest=fingerprint[:36],  # MLflow's limit
-        source_type="local",
-        source=json.dumps({"uri": index.place if "://" in index.place else str(index.root.absolute())}),
-        profile=json.dumps({"images": len(index.images), "objects": len(index), "classes": index.counts()}),
-    )
+def _describe(name: str, index: Index, fingerprint: str) -> dict[str, str]:
+    """Describe a split as MLflow does."""
+    return {
+        "context": index.split,
+        "name": f"{name}-{index.split}",
+        "digest": fingerprint[:36],  # MLflow's limit
+        "source_type": "local",
+        "source": json.dumps({"uri": index.place if "://" in index.place else str(index.root.absolute())}),
+        "profile": json.dumps({"images": len(index.images), "objects": len(index), "classes": index.counts()}),
+    }
 
 
 def _changed_files(run: ReadOnlyRun, splits: Splits) -> str:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
-from functools import partial
-from pathlib import Path
 
-import torch
 from mlflow.entities import Metric
 from mlflow.entities import Run as MLflowRun
 
 from cvexp import processes
-from cvexp.errors import opening
+from cvexp.tracking import checkpoints
 from cvexp.tracking.run import ReadOnlyRun, Run
 
 OF_THE_MACHINE = ("system/", "speed/")  # metrics that are not copied
@@ -48,9 +44,8 @@ def fork(run: ReadOnlyRun, source_id: str) -> None:
         for key, value in source.data.tags.items():
             if key in COPIED_TAGS or key.startswith("data."):
                 run.set_tag(key, value)
-        with opening("tracking.folder"):
-            for name in ("best.ckpt", "last.ckpt"):
-                run.store.read(source_id, f"checkpoints/{name}", partial(_copy_checkpoint, run, name))
+        run.reload()
+        checkpoints.fetch(run, source_id)
     processes.from_first(None)  # the other processes wait
 
 
@@ -76,15 +71,3 @@ def _copy_artifacts(run: Run, source_id: str) -> None:
                 client.log_artifacts(run.id, fetched, item.path)
             else:
                 client.log_artifact(run.id, fetched)
-
-
-def _copy_checkpoint(run: Run, name: str, fetched: Path) -> None:
-    torch.load(fetched, weights_only=True, map_location="cpu", mmap=True)  # fails if it is damaged or would run code
-    path = run.folder / "checkpoints" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        shutil.copyfile(fetched, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

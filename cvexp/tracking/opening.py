@@ -10,7 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Param
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from omegaconf import OmegaConf
 
 from cvexp import processes
@@ -18,9 +17,12 @@ from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.errors import OUT_OF_SPACE, Incomplete, Interrupted, Pruned, UserError, explain_os_error, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description
+from cvexp.tracking.checkpoints import fetch_newer
 from cvexp.tracking.opened import opened
+from cvexp.tracking.outbox import STEP
 from cvexp.tracking.run import ReadOnlyRun, Run, resume_command
-from cvexp.tracking.store import FAILURES, Store, connect, failures_explained, few_retries
+from cvexp.tracking.store import Store, connect, failures_explained
+from cvexp.tracking.system import SystemMetrics
 from cvexp.tracking.watchdog import failure_recorded, watched
 
 LOCK = "run.lock"  # a file in a run's folder, which is locked while the run is open
@@ -57,7 +59,7 @@ def open_run(
             run_id = _create_run(store, config, folder, command, swept or {})
     else:
         run_id = config.resume
-        folder = _recorded_folder(store, config)
+        folder = _recorded_folder(store, config, folder)
     processes.from_first((run_id, folder))
     with (
         _only_process(folder, run_id),
@@ -96,22 +98,20 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
 def _reopen(run: Run, config: RunConfig) -> None:
     """Set an interrupted run to RUNNING, and record what is missing if the run was killed early."""
     client = run.store.client
+    run.reload()
     _log_parameters(run.store, run.id, config)
-    run.remember_what_is_logged()
     client.update_run(run.id, status="RUNNING")
     run.set_tag("processes", str(processes.world_size()))
     run.set_tag(description.RESUMED, "true")
+    run.set_tag("cvexp.folder", str(run.run_folder.absolute()))
     if "error" in run.tags():
         client.delete_tag(run.id, "error")
+    fetch_newer(run)
 
 
 @contextlib.contextmanager
 def _closing(run: Run, config: RunConfig) -> Iterator[None]:
-    monitor = SystemMetricsMonitor(
-        run.id, resume_logging=config.resume is not None, tracking_uri=run.store.client.tracking_uri
-    )
-    if config.tracking.system_metrics:
-        monitor.start()
+    monitor = SystemMetrics(run) if config.tracking.system_metrics else None
     status: str = "FAILED"
     failure: BaseException | None = None
     try:
@@ -134,10 +134,10 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
         failure = error
         raise
     finally:
-        _close(run, status, failure, monitor if config.tracking.system_metrics else None)
+        _close(run, status, failure, monitor)
 
 
-def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetricsMonitor | None) -> None:
+def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetrics | None) -> None:
     """End a run, trying every step even if others fail.
 
     Args:
@@ -150,20 +150,17 @@ def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMe
         Exception: the first failure of a step, unless the run failed or was killed before.
     """
     failures: list[Exception] = []
-    steps: list[Callable[[], object]] = [run.flush, run.upload_checkpoints]
+    steps: list[Callable[[], object]] = [run.upload_checkpoints, run.drain]
     if monitor is not None:
         steps.insert(0, monitor.finish)
     if error is not None:
         steps.insert(0, lambda: run.set_tag("error", _error_text(run, error)))
-    terminated = run.store.client.set_terminated
-    steps.append(lambda: terminated(run.id, "FAILED" if failures and status == "FINISHED" else status))
+    steps.append(lambda: run.close("FAILED" if failures and status == "FINISHED" else status))
     for step in steps:
-        # MLflow tries for minutes to reach an absent server. Waiting that long once is enough.
-        with few_retries() if failures or isinstance(error, FAILURES) else contextlib.nullcontext():
-            try:
-                step()
-            except Exception as failed:  # whatever it is, the next steps still matter
-                failures.append(failed)
+        try:
+            step()
+        except Exception as failed:  # whatever it is, the next steps still matter
+            failures.append(failed)
     if status == "FINISHED" and failures:
         raise failures[0]
 
@@ -171,7 +168,7 @@ def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMe
 def _error_text(run: Run, error: BaseException) -> str:
     """Return the tag of an error, which keeps the error that another process has recorded before."""
     text = f"{type(error).__name__}: {error}"
-    earlier = run.tags().get("error", "")
+    earlier = run.recorded_error()
     return f"{earlier}; process 0: {text}" if earlier and text not in earlier else text
 
 
@@ -195,20 +192,25 @@ def _lost_processes_explained(run_id: str | None = None) -> Iterator[None]:
         raise
 
 
-def _recorded_folder(store: Store, config: RunConfig) -> Path:
-    """Return the folder of an interrupted run.
+def _recorded_folder(store: Store, config: RunConfig, new: Path) -> Path:
+    """Return the folder of an interrupted run, or a new one if the run goes on elsewhere from what the store has.
 
     Raises:
-        UserError: if it is not inside the tracking folder. Whoever can write to the store can change the tag.
+        UserError: if it is not inside the tracking folder, and the store has no checkpoint. Whoever can write to the
+            store can change the tag.
     """
-    recorded = store.run(str(config.resume), "resume").data.tags.get("cvexp.folder", "")
+    tags = store.run(str(config.resume), "resume").data.tags
+    recorded = tags.get("cvexp.folder", "")
     folder, tracking = Path(recorded).resolve(), Path(config.tracking.folder).resolve()
-    if not recorded or not folder.is_relative_to(tracking):
-        raise UserError(
-            f"resume: the run {config.resume} has its folder at {recorded!r} (tag cvexp.folder), which is not in "
-            f"tracking.folder={config.tracking.folder}; set that to where the run was started, on the same machine"
-        )
-    return folder
+    if recorded and folder.is_relative_to(tracking):
+        return folder
+    if STEP in tags:
+        return new
+    raise UserError(
+        f"resume: the run {config.resume} has its folder at {recorded!r} (tag cvexp.folder), which is not in "
+        f"tracking.folder={config.tracking.folder}, and the store has no checkpoint of it; set tracking.folder to "
+        "where the run was started, on the same machine"
+    )
 
 
 def _create_run(store: Store, config: RunConfig, folder: Path, command: str, swept: Mapping[str, str]) -> str:

@@ -1,33 +1,53 @@
-"""An open run: all processes that train together can read it, but only the first one writes to it."""
+"""An open run: all processes that train together can read it, but only the first one writes to it.
+
+What it writes goes to an outbox on disk, from which a thread delivers it to MLflow's store. So the training never waits
+for the store, and nothing is lost while that is away.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import logging
 import re
 import shlex
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 from urllib.parse import unquote, urlparse
 
-from mlflow.entities import Metric
-
 from cvexp.config import TrackingConfig
+from cvexp.errors import UserError
 from cvexp.redaction import hide_secrets
+from cvexp.tracking.checkpoints import step_of
+from cvexp.tracking.delivery import Delivery
+from cvexp.tracking.outbox import Outbox, Recorder
 from cvexp.tracking.sink import Sink
-from cvexp.tracking.store import Store
+from cvexp.tracking.store import FAILURES, Store, few_retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLUSH_SECONDS = 5.0  # a write takes a few milliseconds, however many metrics it contains
+OUTBOXES = "outbox"  # the folder of all outboxes
+
+log = logging.getLogger("cvexp")
 
 
 def resume_command(run_id: str, tracking_folder: str) -> str:
     """Return the command that resumes a run."""
-    words = ["python -m cvexp", f"resume={run_id}"]
-    if tracking_folder != "outputs" and not os.environ.get("MLFLOW_TRACKING_URI"):
+    return _command(f"resume={run_id}", tracking_folder)
+
+
+def sync_command(tracking_folder: str) -> str:
+    """Return the command that delivers what waits in the outboxes of a tracking folder."""
+    return _command("task=sync", tracking_folder)
+
+
+def _command(override: str, tracking_folder: str) -> str:
+    words = ["python -m cvexp", override]
+    if tracking_folder != "outputs":
         words.append(shlex.quote(f"tracking.folder={tracking_folder}"))
     return " ".join(words)
 
@@ -40,8 +60,10 @@ class ReadOnlyRun(Sink):
         store: Where the run is recorded.
         artifacts: The address of the run's artifacts.
         resume_command: The command that resumes the run.
+        run_folder: Hydra's folder of the run.
+        is_local: Whether the artifact folder is on this machine.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
-            otherwise Hydra's run folder, from which they are uploaded at the end.
+            otherwise Hydra's run folder, from which they are uploaded, see `tracking.upload_checkpoints`.
         noted_signal: The first signal that asked this process to stop; None until there is one.
     """
 
@@ -53,8 +75,9 @@ class ReadOnlyRun(Sink):
         self.resume_command = resume_command(run_id, tracking.folder)
         self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
         address = urlparse(self.artifacts)
-        self._is_local = address.scheme in ("", "file")
-        self.folder = Path(unquote(address.path)) if self._is_local else run_folder
+        self.is_local = address.scheme in ("", "file")
+        self.run_folder = run_folder
+        self.folder = Path(unquote(address.path)) if self.is_local else run_folder
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -70,21 +93,41 @@ class ReadOnlyRun(Sink):
     def flush(self) -> None:
         """Write the pending metrics."""
 
+    def upload_checkpoint(self, path: Path) -> None:
+        """Send a checkpoint to the server if `tracking.upload_checkpoints` says so."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the latest value of each metric."""
+        metrics: dict[str, float] = self.store.client.get_run(self.id).data.metrics
+        return metrics
+
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return all (step, value) pairs of a metric, by step."""
-        self.flush()
         return self.store.history(self.id, name)
 
 
 class Run(ReadOnlyRun):
-    """An open run of MLflow. Metrics are gathered and written every few seconds; everything else is written at once."""
+    """An open run of MLflow. What it records is in its outbox, or already in the store, and it knows all of it itself.
+
+    Metrics are gathered and written to the outbox every few seconds; everything else is written at once. Several
+    threads may log metrics.
+    """
 
     def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
         super().__init__(store, run_id, run_folder, tracking)
-        self._pending: list[tuple[str, SupportsFloat, int]] = []
+        self._tracking = tracking
+        self._outbox = Outbox(Path(tracking.folder).absolute() / OUTBOXES / run_id)
+        self._outbox.lock()
+        self._delivery = Delivery(store, run_id, self._outbox)
+        self._recorder = Recorder(store.client.tracking_uri, self._outbox, self._delivery.notify)
+        self._pending: list[tuple[str, SupportsFloat, int, int]] = []
+        self._logging = threading.Lock()
         self._last_flush = time.monotonic()
+        self._tags = super().tags()
+        self._history: dict[str, list[tuple[int, float]]] = {}
         self._logged_until: dict[str, int] = {}
         self._images: set[tuple[str, int]] = set()
+        self._uploaded: dict[str, int] = {}  # the time at which a checkpoint was written, by its name
 
     def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
         """Record values that were measured after this many optimizer steps.
@@ -92,21 +135,32 @@ class Run(ReadOnlyRun):
         A value may be a tensor on a device, which is fetched when it is written. Steps that were recorded before an
         interruption are not recorded again. Class names in metric names must come from `safe_name`.
         """
-        for name, value in metrics.items():
-            if step > self._logged_until.get(name, -1):
-                self._pending.append((name, value, step))
+        now = int(time.time() * 1000)
+        with self._logging:
+            for name, value in metrics.items():
+                if step > self._logged_until.get(name, -1):
+                    self._pending.append((name, value, now, step))
         if time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending metrics, and keep those that the store does not accept."""
-        now = int(time.time() * 1000)
-        while batch := self._pending[:1000]:  # MLflow's limit
-            self.store.client.log_batch(
-                self.id, metrics=[Metric(name, float(value), now, step) for name, value, step in batch]
-            )
-            del self._pending[: len(batch)]
-        self._last_flush = time.monotonic()
+        """Write the pending metrics to the outbox."""
+        with self._logging:
+            while batch := self._pending[:1000]:  # MLflow's limit
+                metrics = [(name, float(value), timestamp, step) for name, value, timestamp, step in batch]
+                self._recorder.put("metrics", {"metrics": metrics})
+                del self._pending[: len(batch)]
+                for name, value, _, step in metrics:
+                    self._history.setdefault(name, []).append((step, value))
+            self._last_flush = time.monotonic()
+
+    def metrics(self) -> dict[str, float]:
+        self.flush()
+        return {name: max(reversed(history), key=lambda pair: pair[0])[1] for name, history in self._history.items()}
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        self.flush()
+        return sorted(self._history.get(name, []), key=lambda pair: pair[0])
 
     def log_image(self, key: str, figure: Figure, step: int) -> None:
         import numpy as np
@@ -117,32 +171,98 @@ class Run(ReadOnlyRun):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        self.store.client.log_image(self.id, pixels, key=key, step=step)
+        self._recorder.log_image(self.id, pixels, key=key, step=step)
 
     def log_figure(self, figure: Figure, path: str) -> None:
-        self.store.client.log_figure(self.id, figure, path)
+        self._recorder.log_figure(self.id, figure, path)
 
     def log_file(self, source: Path, folder: str) -> None:
-        self.store.client.log_artifact(self.id, str(source), folder)
+        self._recorder.log_artifact(self.id, str(source), folder)
 
     def log_json(self, values: Mapping[str, Any], path: str) -> None:
-        self.store.client.log_dict(self.id, dict(values), path)
+        self._recorder.log_dict(self.id, dict(values), path)
 
     def log_text(self, text: str, path: str) -> None:
-        self.store.client.log_text(self.id, text, path)
+        self._recorder.log_text(self.id, text, path)
+
+    def log_inputs(self, inputs: Sequence[Mapping[str, str]]) -> None:
+        """Record data sets: of each its `context`, and the attributes of an `mlflow.entities.Dataset`."""
+        self._recorder.put("inputs", {"inputs": [dict(each) for each in inputs]})
 
     def set_tag(self, key: str, value: str) -> None:
-        self.store.client.set_tag(self.id, key, hide_secrets(value)[:5000])
+        self._tags[key] = hide_secrets(value)[:5000]
+        self._recorder.set_tag(self.id, key, self._tags[key])
+
+    def tags(self) -> dict[str, str]:
+        return dict(self._tags)
+
+    def upload_checkpoint(self, path: Path) -> None:
+        if not self.is_local and self._tracking.upload_checkpoints == "epoch":
+            self._upload(path)
+
+    def _upload(self, path: Path) -> None:
+        written = path.stat().st_mtime_ns
+        if self._uploaded.get(path.name) != written:
+            step = step_of(path) if path.name == "last.ckpt" else None
+            self._recorder.put("checkpoint", {"name": path.name, "step": step}, path)
+            self._uploaded[path.name] = written
 
     def upload_checkpoints(self) -> None:
-        """Send the checkpoints to the server, unless the artifact folder is on this machine."""
-        if not self._is_local and (self.folder / "checkpoints").is_dir():
-            self.store.client.log_artifacts(self.id, str(self.folder / "checkpoints"), "checkpoints")
+        """Send the checkpoints to the server, unless they have been sent, or the artifact folder is on this machine."""
+        if not self.is_local:
+            for path in sorted((self.folder / "checkpoints").glob("*.ckpt")):  # last.ckpt comes last
+                self._upload(path)
 
-    def remember_what_is_logged(self) -> None:
-        """Look up which steps an interrupted run has recorded, so that resuming records none of them twice."""
-        for name in self.store.client.get_run(self.id).data.metrics:
-            self._logged_until[name] = max(step for step, _ in self.store.history(self.id, name))
+    def recorded_error(self) -> str:
+        """Return the error that another process of this run may have recorded, or "" if there is none."""
+        with few_retries(), contextlib.suppress(*FAILURES):
+            return super().tags().get("error", "")
+        return ""
+
+    def drain(self) -> bool:
+        """Wait until the store has everything that was recorded, and return True, or False if it is away.
+
+        Raises:
+            Exception: the first error of what the store refused for good.
+        """
+        self.flush()
+        with few_retries():  # the delivery tries again by itself
+            return self._delivery.drain()
+
+    def close(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED. If the store is away, a message says what to do later.
+
+        Raises:
+            Exception: the first error of what the store refused for good.
+        """
+        try:
+            self._recorder.put("end", {"status": status, "time": int(time.time() * 1000)})
+        except OSError:  # the disk is full
+            with few_retries():
+                self.store.client.set_terminated(self.id, status)
+        try:
+            if not self.drain():
+                log.warning(
+                    "MLflow's store at %s is away; what it lacks of the run %s waits in %s; once the store is back, "
+                    "deliver it with: %s",
+                    *(self.store.address, self.id, self._outbox.folder, sync_command(self._tracking.folder)),
+                )
+        finally:
+            if self._delivery.stop():
+                self._outbox.unlock()
+
+    def reload(self) -> None:
+        """Look up what the run has recorded before it was opened, so that none of it is recorded twice.
+
+        Raises:
+            UserError: if the store is away.
+        """
+        if not self.drain():
+            raise UserError(f"MLflow's store at {self.store.address} is away; try again later")
+        self._tags = super().tags()
+        for name in super().metrics():
+            self._history[name] = self.store.history(self.id, name)
+            self._logged_until[name] = max(step for step, _ in self._history[name])
         for path in self.store.files(self.id, "images"):
             # MLflow writes two files for each picture, this one last.
             if match := re.match(r"images/(.*)[+%]step[+%](\d+)[+%].*[+%]compressed\.webp$", path):

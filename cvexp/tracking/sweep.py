@@ -19,6 +19,7 @@ from cvexp.redaction import hide_secrets
 from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, SWEPT_VARIABLE
 from cvexp.tracking.opened import opened
 from cvexp.tracking.store import Store, connect
+from cvexp.tracking.waiting import deliver_earlier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,11 @@ class SweepRun:
         self.stays_open = False
         self.id = run_id
         self.swept = swept
+
+    def metrics(self) -> dict[str, float]:
+        """Return the latest value of each metric."""
+        metrics: dict[str, float] = self.store.client.get_run(self.id).data.metrics
+        return metrics
 
     def environment(self, number: int) -> dict[str, str]:
         """Return the environment variables from which a job, on whatever machine, knows its sweep."""
@@ -95,6 +101,7 @@ def open_sweep(
         UserError: if the same sweep is running in another process.
     """
     store = connect(tracking)
+    deliver_earlier(store, tracking.folder)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
         earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None) if goes_on else None

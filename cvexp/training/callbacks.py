@@ -144,6 +144,7 @@ class Checkpoints(pl.Callback):
                 trainer.strategy.barrier()
                 if trainer.is_global_zero:
                     unfinished.replace(path)
+                    self.run.upload_checkpoint(path)
             except OSError as error:
                 error.filename = error.filename or str(path)  # the error for a full disk does not name the file
                 raise

@@ -16,6 +16,7 @@ from cvexp.metrics import selection
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.report import curves
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import few_retries
 from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
 from cvexp.training.continuing import Continuation
 from cvexp.training.module import TrainingModule
@@ -54,9 +55,10 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
         ],
     )
     last = _shared_checkpoint(run)
-    if last is None:
-        trainer.validate(module, verbose=False)  # before it has learned anything
-    trainer.fit(module, ckpt_path=last, weights_only=True)
+    with few_retries():  # the record is delivered beside the training, which tries again by itself
+        if last is None:
+            trainer.validate(module, verbose=False)  # before it has learned anything
+        trainer.fit(module, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         selected = selection.describe(monitor, checkpoints.best["epoch"], module.epochs_done)
         _summarize(run, checkpoints.best, selected, len(module.batches))
@@ -111,7 +113,7 @@ def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: A
 
 
 def _summarize(run: ReadOnlyRun, best: Mapping[str, float], selected: str, steps_per_epoch: int) -> None:
-    recorded = run.store.run(run.id, "run").data.metrics
+    recorded = run.metrics()
     panels = {}
     for words, name in PANELS.items():
         if name in best:

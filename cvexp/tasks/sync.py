@@ -1,0 +1,33 @@
+"""`task=sync`: deliver to MLflow's store what waits in the tracking folder, because the store was away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cvexp.config import RunConfig, TaskConfig
+from cvexp.errors import UserError
+from cvexp.report.console import print_line
+from cvexp.tracking.store import Store
+from cvexp.tracking.waiting import deliver_waiting
+
+
+@dataclass(kw_only=True)
+class Config(TaskConfig):
+    is_recorded: ClassVar[bool] = False
+
+
+def main(config: RunConfig, store: Store) -> None:
+    """Deliver what waits, and print what became of it.
+
+    Raises:
+        UserError: naming the runs of which something still waits.
+    """
+    problems = []
+    for run_id, num_entries, problem in deliver_waiting(store, config.tracking.folder):
+        print_line(f"run {run_id}: {num_entries} records delivered")
+        if problem:
+            problems.append(f"run {run_id}: {problem}")
+    if problems:
+        raise UserError("tracking.folder: something still waits, of " + "; of ".join(problems))
+    print_line(f"nothing waits in {config.tracking.folder} any more: {store.address} has it all")

@@ -1,0 +1,97 @@
+"""What waits in the outboxes of runs that have ended, because MLflow's store was away, or the run was killed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import Timeout
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from cvexp.tracking.delivery import is_permanent
+from cvexp.tracking.outbox import Outbox, send, set_aside
+from cvexp.tracking.run import OUTBOXES
+from cvexp.tracking.store import Store, first_line
+
+log = logging.getLogger("cvexp")
+
+
+class Delivered(NamedTuple):
+    """What became of the outbox of a run.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        num_entries: The number of entries that were delivered.
+        problem: Why some were not, or "".
+    """
+
+    run_id: str
+    num_entries: int
+    problem: str
+
+
+def deliver_waiting(store: Store, folder: str) -> Iterator[Delivered]:
+    """Deliver what waits in the outboxes of a tracking folder.
+
+    Args:
+        store: Where to deliver it.
+        folder: The tracking folder.
+
+    Yields:
+        What became of each outbox that is not empty.
+
+    Raises:
+        MlflowException: or another one of `cvexp.tracking.store.FAILURES`, if the store is away.
+    """
+    for path in sorted((Path(folder).absolute() / OUTBOXES).glob("*")):
+        outbox = Outbox(path)
+        if not len(outbox):
+            continue
+        try:
+            outbox.lock()
+        except Timeout:
+            yield Delivered(path.name, 0, "a process is still working on the run")
+            continue
+        try:
+            if _is_known(store, path.name):
+                yield _deliver(store, path.name, outbox)
+            else:
+                yield Delivered(path.name, 0, f"{store.address} does not know the run; name its store")
+        finally:
+            outbox.unlock()
+
+
+def _is_known(store: Store, run_id: str) -> bool:
+    try:
+        store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+    return True
+
+
+def _deliver(store: Store, run_id: str, outbox: Outbox) -> Delivered:
+    num_entries, problem = 0, ""
+    for entry in outbox.entries():
+        try:
+            send(store.client, run_id, entry)
+        except Exception as error:
+            if not is_permanent(error):
+                raise
+            set_aside(entry.path)
+            problem = f"the store refuses {entry.path.with_suffix('.refused')}: {first_line(error)}"
+        else:
+            outbox.remove(entry)
+            num_entries += 1
+    return Delivered(run_id, num_entries, problem)
+
+
+def deliver_earlier(store: Store, folder: str) -> None:
+    """Deliver what earlier runs have left, and print what that was."""
+    for delivered in deliver_waiting(store, folder):
+        if delivered.num_entries:
+            log.info("delivered what waited of the run %s: %s records", delivered.run_id, delivered.num_entries)
