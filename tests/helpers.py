@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cvexp.composition import check, compose_yaml
+from cvexp.config import TrackingConfig
 
 DATA = Path(os.environ.get("CVEXP_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -65,6 +66,10 @@ TINY_SEGMENTATION = [
     "tracking.system_metrics=false",
     "tracking.log_every_n_steps=1",
 ]
+
+TRACKING = TrackingConfig(
+    folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False, upload_checkpoints="end"
+)
 
 # The classes of the Freiburg course, and those of PASCAL VOC that are animals or people.
 FIVE = ["person", "bicycle", "car", "cat", "dog"]

@@ -24,7 +24,7 @@ def main(config: RunConfig, store: Store) -> None:
         UserError: naming the runs of which something still waits.
     """
     problems = []
-    for run_id, num_entries, problem in deliver_waiting(store, config.tracking.folder):
+    for run_id, num_entries, problem in deliver_waiting(store, config.tracking.folder, tries_refused=True):
         print_line(f"run {run_id}: {num_entries} records delivered")
         if problem:
             problems.append(f"run {run_id}: {problem}")

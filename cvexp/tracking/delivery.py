@@ -38,16 +38,19 @@ class Delivery:
         outbox: The outbox.
 
     Attributes:
-        refused: The errors of entries that the store refuses for good, which are bugs.
+        refused: The errors of entries that the store refuses for good.
+        failure: The last error of a store that took nothing at that moment, in one line.
     """
 
     def __init__(self, store: Store, run_id: str, outbox: Outbox) -> None:
         self.refused: list[Exception] = []
+        self.failure = ""
         self._store, self._run_id, self._outbox = store, run_id, outbox
         self._changed = threading.Condition()
         self._has_news, self._is_stopped = bool(len(outbox)), False
         self._last_progress = time.monotonic()
         self._failing_since: float | None = None
+        self._waited_since: float | None = None  # by the end of the run, however often it asks
         self._is_busy = self._has_warned = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="delivery")
         self._thread.start()
@@ -61,23 +64,18 @@ class Delivery:
             self._warn(f"has taken nothing for {SLOW:.0f} seconds")
 
     def drain(self) -> bool:
-        """Wait until everything is delivered, and return True, or False if the store is away.
-
-        Raises:
-            Exception: the first error of an entry that the store refused for good.
-        """
-        away_since: float | None = None
-        while len(self._outbox) and not self.refused:
+        """Wait until everything is delivered or refused, and return True, or False if the store is away."""
+        while len(self._outbox):
             with self._changed:
-                self._changed.wait(0.05 if away_since is None else 0.5)
+                self._changed.wait(0.05 if self._waited_since is None else 0.5)
             now = time.monotonic()
-            is_away = self._failing_since is not None or (now - self._last_progress > 2 and not self._answers())
-            away_since = (away_since or self._failing_since or now) if is_away else None
-            if away_since is not None and now - away_since > PATIENCE:
-                break
-        if self.refused:
-            raise self.refused[0]
-        return not len(self._outbox)
+            if self._failing_since is None and (now - self._last_progress < 2 or self._answers()):
+                self._waited_since = None
+            elif self._waited_since is None:
+                self._waited_since = now
+            elif now - self._waited_since > PATIENCE:
+                return False
+        return True
 
     def stop(self) -> bool:
         """End the thread, and return whether it has ended, which may take minutes while the store is away."""
@@ -114,8 +112,8 @@ class Delivery:
             if not is_permanent(error):
                 self._note_failure(error)
                 return False
-            set_aside(entry.path)
             self.refused.append(error)
+            set_aside(entry.path)
         else:
             self._outbox.remove(entry)
         self._note_success()
@@ -128,9 +126,10 @@ class Delivery:
         with self._changed:
             now = time.monotonic()
             self._failing_since = self._failing_since or now
+            self.failure = first_line(error)
             self._changed.notify_all()
         if now - self._failing_since > BLIP:
-            self._warn(f"takes nothing at the moment ({first_line(error)})")
+            self._warn(f"takes nothing at the moment ({self.failure})")
 
     def _note_success(self) -> None:
         with self._changed:

@@ -70,10 +70,13 @@ def open_run(
         run = Run(store, run_id, folder, config.tracking)
         opened.append(run)
         with watched(run):
-            if config.resume is not None:
-                _reopen(run, config)
-            with _closing(run, config), _lost_processes_explained(run_id):
-                yield run
+            try:
+                if config.resume is not None:
+                    _reopen(run, config)
+                with _closing(run, config), _lost_processes_explained(run_id):
+                    yield run
+            finally:
+                run.release()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
 LOCK = "lock"  # a file in an outbox, which is locked by the process that fills or empties it
+REFUSED = ".refused"  # suffix of an entry that was set aside
 STEP = "checkpoint.step"  # tag: the step of the checkpoint last.ckpt that the store has
 
 
@@ -120,6 +121,21 @@ class Outbox:
             except ValueError:
                 set_aside(path)
 
+    def persist(self) -> None:
+        """Write what waits through to the disk, so that it survives a crash of the machine."""
+        for path in (*self.folder.rglob("*"), self.folder):
+            with contextlib.suppress(FileNotFoundError):  # it was delivered in the meantime
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def restore_refused(self) -> None:
+        """Let what was set aside be tried again."""
+        for path in self.folder.glob(f"*{REFUSED}"):
+            path.rename(path.with_suffix(".json"))
+
     def remove(self, entry: Entry) -> None:
         """Delete an entry."""
         entry.path.unlink(missing_ok=True)
@@ -132,7 +148,7 @@ class Outbox:
 def set_aside(path: Path) -> None:
     """Rename the JSON file of an entry that can't be sent, so that it does not keep others from being sent."""
     with contextlib.suppress(FileNotFoundError):
-        path.rename(path.with_suffix(".refused"))
+        path.rename(path.with_suffix(REFUSED))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

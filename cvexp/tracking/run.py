@@ -93,6 +93,9 @@ class ReadOnlyRun(Sink):
     def flush(self) -> None:
         """Write the pending metrics."""
 
+    def persist(self) -> None:
+        """Write the pending metrics, and see that what waits survives a crash of the machine."""
+
     def upload_checkpoint(self, path: Path) -> None:
         """Send a checkpoint to the server if `tracking.upload_checkpoints` says so."""
 
@@ -144,7 +147,13 @@ class Run(ReadOnlyRun):
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending metrics to the outbox."""
+        """Write the pending metrics to the outbox.
+
+        Raises:
+            UserError: if the run was deleted in the store.
+            Exception: any other reason for which the store refused something for good, which is a bug.
+        """
+        self._raise_refused()
         with self._logging:
             while batch := self._pending[:1000]:  # MLflow's limit
                 metrics = [(name, float(value), timestamp, step) for name, value, timestamp, step in batch]
@@ -153,6 +162,21 @@ class Run(ReadOnlyRun):
                 for name, value, _, step in metrics:
                     self._history.setdefault(name, []).append((step, value))
             self._last_flush = time.monotonic()
+
+    def _raise_refused(self) -> None:
+        for error in self._delivery.refused:
+            with few_retries(), contextlib.suppress(*FAILURES):
+                if self.store.client.get_run(self.id).info.lifecycle_stage == "deleted":
+                    raise UserError(
+                        f"the run {self.id} was deleted in MLflow; what it lacks waits in {self._outbox.folder}; to go "
+                        f"on, restore it with `mlflow runs restore --run-id {self.id}`, and deliver that with: "
+                        f"{sync_command(self._tracking.folder)}"
+                    ) from error
+            raise error
+
+    def persist(self) -> None:
+        self.flush()
+        self._outbox.persist()
 
     def metrics(self) -> dict[str, float]:
         self.flush()
@@ -223,33 +247,37 @@ class Run(ReadOnlyRun):
         """Wait until the store has everything that was recorded, and return True, or False if it is away.
 
         Raises:
-            Exception: the first error of what the store refused for good.
+            Exception: what :meth:`flush` raises.
         """
         self.flush()
         with few_retries():  # the delivery tries again by itself
-            return self._delivery.drain()
+            has_all = self._delivery.drain()
+        self._raise_refused()
+        return has_all
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED. If the store is away, a message says what to do later.
 
         Raises:
-            Exception: the first error of what the store refused for good.
+            Exception: what :meth:`flush` raises.
         """
         try:
             self._recorder.put("end", {"status": status, "time": int(time.time() * 1000)})
         except OSError:  # the disk is full
             with few_retries():
                 self.store.client.set_terminated(self.id, status)
-        try:
-            if not self.drain():
-                log.warning(
-                    "MLflow's store at %s is away; what it lacks of the run %s waits in %s; once the store is back, "
-                    "deliver it with: %s",
-                    *(self.store.address, self.id, self._outbox.folder, sync_command(self._tracking.folder)),
-                )
-        finally:
-            if self._delivery.stop():
-                self._outbox.unlock()
+        if not self.drain():
+            log.warning(
+                "MLflow's store at %s is away (%s); what it lacks of the run %s waits in %s; once it is back, deliver "
+                "that with: %s",
+                *(self.store.address, self._delivery.failure, self.id, self._outbox.folder),
+                sync_command(self._tracking.folder),
+            )
+
+    def release(self) -> None:
+        """End the delivery, and leave what waits to other processes."""
+        if self._delivery.stop():
+            self._outbox.unlock()
 
     def reload(self) -> None:
         """Look up what the run has recorded before it was opened, so that none of it is recorded twice.
@@ -258,7 +286,9 @@ class Run(ReadOnlyRun):
             UserError: if the store is away.
         """
         if not self.drain():
-            raise UserError(f"MLflow's store at {self.store.address} is away; try again later")
+            raise UserError(
+                f"MLflow's store at {self.store.address} is away ({self._delivery.failure}); try again once it is back"
+            )
         self._tags = super().tags()
         for name in super().metrics():
             self._history[name] = self.store.history(self.id, name)

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from cvexp.tracking.delivery import is_permanent
-from cvexp.tracking.outbox import Outbox, send, set_aside
+from cvexp.tracking.outbox import REFUSED, Outbox, send, set_aside
 from cvexp.tracking.run import OUTBOXES
 from cvexp.tracking.store import Store, first_line
 
@@ -33,12 +33,13 @@ class Delivered(NamedTuple):
     problem: str
 
 
-def deliver_waiting(store: Store, folder: str) -> Iterator[Delivered]:
+def deliver_waiting(store: Store, folder: str, tries_refused: bool) -> Iterator[Delivered]:
     """Deliver what waits in the outboxes of a tracking folder.
 
     Args:
         store: Where to deliver it.
         folder: The tracking folder.
+        tries_refused: Whether to try again what the store has refused before.
 
     Yields:
         What became of each outbox that is not empty.
@@ -48,6 +49,8 @@ def deliver_waiting(store: Store, folder: str) -> Iterator[Delivered]:
     """
     for path in sorted((Path(folder).absolute() / OUTBOXES).glob("*")):
         outbox = Outbox(path)
+        if tries_refused:
+            outbox.restore_refused()
         if not len(outbox):
             continue
         try:
@@ -83,7 +86,7 @@ def _deliver(store: Store, run_id: str, outbox: Outbox) -> Delivered:
             if not is_permanent(error):
                 raise
             set_aside(entry.path)
-            problem = f"the store refuses {entry.path.with_suffix('.refused')}: {first_line(error)}"
+            problem = f"the store refuses {entry.path.with_suffix(REFUSED)}: {first_line(error)}"
         else:
             outbox.remove(entry)
             num_entries += 1
@@ -92,6 +95,6 @@ def _deliver(store: Store, run_id: str, outbox: Outbox) -> Delivered:
 
 def deliver_earlier(store: Store, folder: str) -> None:
     """Deliver what earlier runs have left, and print what that was."""
-    for delivered in deliver_waiting(store, folder):
+    for delivered in deliver_waiting(store, folder, tries_refused=False):
         if delivered.num_entries:
             log.info("delivered what waited of the run %s: %s records", delivered.run_id, delivered.num_entries)

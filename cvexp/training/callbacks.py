@@ -131,7 +131,7 @@ class Checkpoints(pl.Callback):
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt, from which the run can be resumed."""
-        self.run.flush()
+        self.run.persist()
         self._write(trainer, "last.ckpt", weights_only=False)
 
     def _write(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:

@@ -1,5 +1,6 @@
 """A finished run is continued: the new run begins with its record, and trains on as if there had been no end."""
 
+import importlib
 import math
 import os
 import signal
@@ -135,17 +136,18 @@ def test_schedules_are_those_of_a_run_of_the_new_length(
     assert "frozen" not in text
 
 
-@pytest.mark.parametrize("place", ["_copy_metrics", "_copy_artifacts", "_copy_checkpoint"])
+@pytest.mark.parametrize("place", ["fork._copy_metrics", "fork._copy_artifacts", "checkpoints._copy"])
 def test_killed_while_copying_it_copies_again(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     first = cvexp.run(*TINY, "dataset.root=data")
     with monkeypatch.context() as patch:
-        original = getattr(fork, place)
+        module, _, name = place.partition(".")
+        original = getattr(importlib.import_module(f"cvexp.tracking.{module}"), name)
 
         def killed(*arguments: Any) -> None:
             original(*arguments)
             os.kill(os.getpid(), signal.SIGINT)
 
-        patch.setattr(fork, place, killed)
+        patch.setattr(f"cvexp.tracking.{place}", killed)
         with pytest.raises(KeyboardInterrupt):
             cvexp.run(f"run={first.run_id}", "trainer.max_epochs=3")
     killed_run = runs()[0]

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from cvexp.composition import check, compose_yaml
 from cvexp.tracking import opening, resume
+from cvexp.tracking.run import Run as OpenRun
 from cvexp.training import module
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, save_image, store, write_coco
 
@@ -31,10 +33,10 @@ def kill(*_: object, **__: object) -> None:
 def killed_at(
     place: object, name: str, cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> Run:
-    """A run that is killed where a function would be called; MLflow is not told, as after SIGKILL."""
+    """A run that is killed where a function would be called; MLflow is not told of the end, as after SIGKILL."""
     with monkeypatch.context() as patch:
         patch.setattr(place, name, kill)
-        patch.setattr(opening, "_close", lambda *_: None)
+        patch.setattr(opening, "_close", lambda run, *_: run.drain())
         assert cvexp(*arguments).code == 128 + signal.SIGTERM
     (run,) = runs()
     assert run.info.status == "RUNNING"
@@ -117,8 +119,6 @@ def test_a_changed_folder_tag_makes_no_folder_anywhere(
 def test_a_run_killed_before_its_configuration_was_recorded(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
     run = killed_at(MlflowClient, "log_text", cvexp, monkeypatch, *TINY)
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 1
@@ -126,16 +126,14 @@ def test_a_run_killed_before_its_configuration_was_recorded(
     assert "start again with: python -m cvexp backbone.name=test_resnet" in outcome.message
 
 
-@pytest.mark.parametrize("method", ["log_batch", "log_inputs"])
+@pytest.mark.parametrize(("place", "method"), [(MlflowClient, "log_batch"), (OpenRun, "log_inputs")])
 @pytest.mark.parametrize("task", ["dino", "multiclass"])
 def test_a_run_killed_before_its_data_were_recorded_records_them_later(
-    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str, method: str
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str, place: type, method: str
 ) -> None:
     """Or before its parameters were."""
-    from mlflow import MlflowClient
-
     tiny = TINY if task == "dino" else TINY_SEGMENTATION
-    run = killed_at(MlflowClient, method, cvexp, monkeypatch, f"task={task}", *tiny, "trainer.max_epochs=1")
+    run = killed_at(place, method, cvexp, monkeypatch, f"task={task}", *tiny, "trainer.max_epochs=1")
     assert "data.val.fingerprint" not in run.data.tags
     outcome = cvexp(f"resume={run.info.run_id}")
     assert outcome.code == 0, outcome.message
