@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cvexp.colors import color
 from cvexp.data.index import Index
 from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, drawable, marker, state_of
+from cvexp.tracking.kept import KeptFiles
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
@@ -71,7 +72,7 @@ class Embedding(NamedTuple):
     layout: NDArray[np.float32]
 
 
-def read_embedding(store: Store, run_id: str, epoch: int) -> Embedding:
+def read_embedding(store: Store | KeptFiles, run_id: str, epoch: int) -> Embedding:
     """Read the embedding that a run recorded at an epoch.
 
     Raises:

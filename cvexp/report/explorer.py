@@ -78,8 +78,8 @@ def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> No
         index: The index of the validation objects.
         positions: Positions in the index of the embedded crops.
     """
-    epochs = kept_epochs(embedded_epochs(run.store, run.id), len(positions))
-    embeddings = {epoch: read_embedding(run.store, run.id, epoch) for epoch in epochs}
+    epochs = kept_epochs(embedded_epochs(run.kept, run.id), len(positions))
+    embeddings = {epoch: read_embedding(run.kept, run.id, epoch) for epoch in epochs}
     if any(len(embedding.layout) == 0 for embedding in embeddings.values()):
         return
     reader = Crops(index, resolution=TOOLTIP_SIDE)

@@ -13,9 +13,9 @@ from cvexp.config import RunConfig, flatten
 from cvexp.data.loaders import ShuffledBatches
 from cvexp.errors import UserError
 from cvexp.redaction import VARIABLE
+from cvexp.tracking.description import resume_command
 from cvexp.tracking.finished import FinishedRun
 from cvexp.tracking.resume import FOLDERS, named_keys, recorded_config
-from cvexp.tracking.run import resume_command
 from cvexp.tracking.store import Store, connect
 
 MAY_CHANGE = ("name", "trainer.", "optimizer.", "loader.", "tracking.", *(f"dataset.{key}" for key in FOLDERS))

@@ -119,6 +119,23 @@ def command_line(overrides: Sequence[str], is_sweep: bool = False) -> str:
     return hide_secrets(" ".join([*launcher, "-m cvexp", *(["-m"] if is_sweep else []), *map(shlex.quote, words)]))
 
 
+def resume_command(run_id: str, tracking_folder: str) -> str:
+    """Return the command that resumes a run."""
+    return _command(f"resume={run_id}", tracking_folder)
+
+
+def sync_command(tracking_folder: str) -> str:
+    """Return the command that delivers what waits in the outboxes of a tracking folder."""
+    return _command("task=sync", tracking_folder)
+
+
+def _command(override: str, tracking_folder: str) -> str:
+    words = ["python -m cvexp", override]
+    if tracking_folder != "outputs":
+        words.append(shlex.quote(f"tracking.folder={tracking_folder}"))
+    return " ".join(words)
+
+
 def given_keys(command: str) -> set[str]:
     """Return the keys and groups that a recorded command line sets, for example ``{"task", "dataset.limit"}``."""
     words = (word.lstrip("+~") for word in shlex.split(command))

@@ -15,6 +15,7 @@ from mlflow.entities import Run as MLflowRun
 from cvexp.composition import check
 from cvexp.config import RunConfig
 from cvexp.errors import UserError
+from cvexp.tracking.kept import KeptFiles
 from cvexp.tracking.resume import recorded_config
 from cvexp.tracking.store import Content, Store
 
@@ -129,13 +130,13 @@ class FinishedRun:
         return self.store.read_if_there(self.id, path, parse)
 
 
-def recorded_epochs(store: Store, run_id: str, folder: str) -> list[int]:
+def recorded_epochs(store: Store | KeptFiles, run_id: str, folder: str) -> list[int]:
     """List the epochs after which a run recorded an artifact `epoch-NNNN.npz` in a folder."""
     names = store.files(run_id, folder)
     return sorted(int(match[1]) for name in names if (match := re.search(r"epoch-(\d+)\.npz$", name)))
 
 
-def embedded_epochs(store: Store, run_id: str) -> list[int]:
+def embedded_epochs(store: Store | KeptFiles, run_id: str) -> list[int]:
     """List the epochs after which a run recorded an embedding.
 
     Raises:

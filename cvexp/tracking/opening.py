@@ -20,7 +20,7 @@ from cvexp.tracking import description
 from cvexp.tracking.checkpoints import fetch_newer
 from cvexp.tracking.opened import opened
 from cvexp.tracking.outbox import STEP
-from cvexp.tracking.run import ReadOnlyRun, Run, resume_command
+from cvexp.tracking.run import ReadOnlyRun, Run
 from cvexp.tracking.store import Store, connect, failures_explained
 from cvexp.tracking.system import SystemMetrics
 from cvexp.tracking.watchdog import failure_recorded, watched
@@ -64,7 +64,7 @@ def open_run(
     with (
         _only_process(folder, run_id),
         failures_explained(
-            f"once it works again, resume the run with: {resume_command(run_id, config.tracking.folder)}"
+            f"once it works again, resume the run with: {description.resume_command(run_id, config.tracking.folder)}"
         ),
     ):
         run = Run(store, run_id, folder, config.tracking)

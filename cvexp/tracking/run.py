@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,8 @@ from cvexp.errors import UserError
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.checkpoints import step_of
 from cvexp.tracking.delivery import Delivery
+from cvexp.tracking.description import resume_command, sync_command
+from cvexp.tracking.kept import KeptFiles
 from cvexp.tracking.outbox import Outbox, Recorder
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import FAILURES, Store, few_retries
@@ -33,23 +34,6 @@ FLUSH_SECONDS = 5.0  # a write takes a few milliseconds, however many metrics it
 OUTBOXES = "outbox"  # the folder of all outboxes
 
 log = logging.getLogger("cvexp")
-
-
-def resume_command(run_id: str, tracking_folder: str) -> str:
-    """Return the command that resumes a run."""
-    return _command(f"resume={run_id}", tracking_folder)
-
-
-def sync_command(tracking_folder: str) -> str:
-    """Return the command that delivers what waits in the outboxes of a tracking folder."""
-    return _command("task=sync", tracking_folder)
-
-
-def _command(override: str, tracking_folder: str) -> str:
-    words = ["python -m cvexp", override]
-    if tracking_folder != "outputs":
-        words.append(shlex.quote(f"tracking.folder={tracking_folder}"))
-    return " ".join(words)
 
 
 class ReadOnlyRun(Sink):
@@ -64,6 +48,7 @@ class ReadOnlyRun(Sink):
         is_local: Whether the artifact folder is on this machine.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
             otherwise Hydra's run folder, from which they are uploaded, see `tracking.upload_checkpoints`.
+        kept: The files that the run reads back.
         noted_signal: The first signal that asked this process to stop; None until there is one.
     """
 
@@ -77,6 +62,7 @@ class ReadOnlyRun(Sink):
         address = urlparse(self.artifacts)
         self.is_local = address.scheme in ("", "file")
         self.run_folder = run_folder
+        self.kept = KeptFiles(run_folder / "kept")
         self.folder = Path(unquote(address.path)) if self.is_local else run_folder
 
     @property
@@ -202,6 +188,7 @@ class Run(ReadOnlyRun):
 
     def log_file(self, source: Path, folder: str) -> None:
         self._recorder.log_artifact(self.id, str(source), folder)
+        self.kept.keep(source, folder)
 
     def log_json(self, values: Mapping[str, Any], path: str) -> None:
         self._recorder.log_dict(self.id, dict(values), path)
@@ -274,6 +261,8 @@ class Run(ReadOnlyRun):
                 sync_command(self._tracking.folder),
             )
 
+        self.kept.delete()
+
     def release(self) -> None:
         """End the delivery, and leave what waits to other processes."""
         if self._delivery.stop():
@@ -290,6 +279,7 @@ class Run(ReadOnlyRun):
                 f"MLflow's store at {self.store.address} is away ({self._delivery.failure}); try again once it is back"
             )
         self._tags = super().tags()
+        self.kept.fetch(self.store, self.id)
         for name in super().metrics():
             self._history[name] = self.store.history(self.id, name)
             self._logged_until[name] = max(step for step, _ in self._history[name])
