@@ -120,6 +120,7 @@ def test_files_that_are_no_checkpoints_of_a_run_are_refused(content: dict[str, A
         ({"config": {**config, "task": {**config["task"], "name": "os"}}}, "task.name"),
         ({"config": {**config, "dataset": 3}}, "can't be used"),
         ({"config": {"a": 1}}, "can't be used"),
+        ({"config": {**config, "backbone": {**config["backbone"], "args": {"checkpoint_path": "x"}}}}, "backbone.args"),
         ({"classes": ["one"]}, "its tensors are not those"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -7,13 +7,17 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
-from cvexp.composition import check, compose_yaml
+from cvexp.composition import check, compose, compose_yaml
+from cvexp.config import RunConfig
+from cvexp.errors import UserError
 from cvexp.tracking import opening, resume
 from cvexp.training import module
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, save_image, store, write_coco
@@ -202,6 +206,68 @@ def test_resume_refuses_changed_data_and_names_files(
     shutil.rmtree(root)
     shutil.copytree("kept", root)
     assert cvexp(f"resume={run.info.run_id}").code == 0
+
+
+OWN_COCO = [
+    "dataset=coco",
+    "dataset.root=data",
+    "dataset.download=true",
+    "dataset.annotations_url=http://127.0.0.1:9/a",
+]
+
+
+def recorded(*overrides: str, by: list[str], named: tuple[str, ...] = ()) -> RunConfig:
+    """Read a configuration back from a store in a process that has another one."""
+    saved = OmegaConf.to_container(OmegaConf.create(asdict(compose(*overrides))))
+    fake: Any = SimpleNamespace(read=lambda *_: saved)
+    return check(resume.recorded_config(fake, "0", compose(*by), named))
+
+
+@pytest.mark.parametrize(
+    ("by", "is_kept"),
+    [
+        (OWN_COCO, True),
+        ([*OWN_COCO, "dataset.limit=3", "tracking.folder=other"], True),
+        (["task=report"], False),
+        ([*OWN_COCO, "dataset.download=false"], False),
+        ([*OWN_COCO, "dataset.root=elsewhere"], False),
+        ([*OWN_COCO, "dataset.annotations_url=http://127.0.0.1:9/b"], False),
+        ([*OWN_COCO, "dataset.train_annotations=.bash_aliases"], False),
+    ],
+)
+def test_a_recorded_configuration_fetches_only_what_the_command_line_asks_for(by: list[str], is_kept: bool) -> None:
+    assert recorded(*OWN_COCO, by=by).dataset.download is is_kept  # type: ignore[attr-defined]
+
+
+def test_a_job_on_a_changed_run_leaves_existing_folders_alone(
+    cvexp: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With the names of the annotation files, its author could otherwise choose which files appear there."""
+    home = tmp_path_factory.mktemp("home")
+    arguments = [*NO_DATA, "dataset=coco", f"dataset.root={write_coco(Path('coco'))}", "dataset.classes=[cat,dog]"]
+    assert cvexp(*arguments, "dataset.image_size=64", "trainer.max_steps=1").code == 0
+    (run,) = runs()
+    for key, value in (
+        ("root", str(home)),
+        ("download", True),
+        ("annotations_url", "http://127.0.0.1:9/evil.zip"),
+        ("train_annotations", ".ssh/rc"),
+    ):
+        change_config(run, f"dataset.{key}", value)
+    outcome = cvexp("task=neighbors", "trainer.accelerator=cpu")
+    assert outcome.code == 1
+    assert "there is no file" in outcome.message
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(("task", "key"), [("predict", "out"), ("export", "out"), ("prepare", "shards")])
+def test_a_recorded_job_makes_no_folder_anywhere(task: str, key: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
+    job = [f"task={task}", f"task.{key}={elsewhere}", "dataset=shapes"]
+    with pytest.raises(UserError, match=f"task.{key}: '{elsewhere}', which does not exist"):
+        recorded(*job, by=["task=report"])
+    recorded(*job, by=["task=report"], named=(f"task.{key}",))
+    recorded(f"task={task}", f"task.{key}=results", by=["task=report"])
 
 
 @pytest.mark.parametrize("dataset", ["shapes", "coco", "voc", "folder"])
