@@ -69,7 +69,9 @@ class Search(Sweeper):
         self.storage, self.study_name = storage, study_name
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        storage = str(OmegaConf.to_container(config.hydra.sweeper, resolve=False)["storage"])  # type: ignore[index, call-overload]
+        settings = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+        assert isinstance(settings, dict)
+        storage = str(settings["storage"])
         hidden = hide_secrets(storage)
         if hidden != storage:
             raise UserError(

@@ -22,6 +22,7 @@ NO_TEST: dict[str, dict[str, Any]] = {  # the keys of each source for the test s
 }
 FOLDERS = ("root", "cache", "local")  # keys of `dataset` that name folders which a run may create
 TASK_FOLDERS = ("out", "shards")  # the same for `task`
+TABLES = (".parquet", ".npz")  # files that `task.out` may name, in such a folder
 
 
 def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -102,7 +103,9 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
         if Path(folder).is_relative_to(former):  # which may have been moved since
             folder = saved[group][key] = str(Path(local.tracking.folder) / Path(folder).relative_to(former))
         is_inside = any(Path(folder).resolve().is_relative_to(parent) for parent in allowed)
-        if not is_inside and not Path(folder).is_dir() and f"{group}.{key}" not in named:
+        is_file = group == "task" and Path(folder).suffix in TABLES
+        is_there = (Path(folder).parent if is_file else Path(folder)).is_dir()
+        if not is_inside and not is_there and f"{group}.{key}" not in named:
             raise UserError(
                 f"{where} has {group}.{key}: {folder!r}, which does not exist; if that is the right place, create it, "
                 f"or repeat {group}.{key}= on the command line"

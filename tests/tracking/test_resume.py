@@ -270,6 +270,13 @@ def test_a_recorded_job_makes_no_folder_anywhere(task: str, key: str, tmp_path_f
     recorded(f"task={task}", f"task.{key}=results", by=["task=report"])
 
 
+def test_a_recorded_table_is_written_only_where_there_is_a_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    recorded("task=embed", f"task.out={elsewhere}/a.npz", by=["task=report"])
+    with pytest.raises(UserError, match=f"task.out: '{elsewhere}/new/a.npz', which does not exist"):
+        recorded("task=embed", f"task.out={elsewhere}/new/a.npz", by=["task=report"])
+
+
 @pytest.mark.parametrize("dataset", ["shapes", "coco", "voc", "folder"])
 @pytest.mark.parametrize("task", ["dino", "attention"])
 def test_configurations_that_lack_newer_keys_can_be_read(dataset: str, task: str, tmp_path: Path) -> None:
