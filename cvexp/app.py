@@ -13,7 +13,7 @@ from typing import NoReturn
 from cvexp import completion, processes
 from cvexp.command import execute
 from cvexp.errors import Interrupted, UserError
-from cvexp.redaction import hide_secrets
+from cvexp.redaction import for_terminal
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     except UserError as error:
         if wants_traceback:
             raise
-        _exit(f"cvexp: error: {error}")
+        _exit(for_terminal(f"cvexp: error: {error}"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Interrupted as interrupted:
@@ -49,4 +49,4 @@ def _exit(message: str) -> NoReturn:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(hide_secrets("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(for_terminal("".join(traceback.format_exception(kind, error, trace))))

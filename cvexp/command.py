@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cvexp import arguments, plugins, processes
-from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition
+from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition, refuse_secrets
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.grid import Grid
@@ -147,6 +147,7 @@ def _hydra_main(composed: DictConfig) -> float | None:
 
 def _run(composed: DictConfig) -> float | None:
     config = check(composed)
+    refuse_secrets(config)
     from cvexp.sweeps.earlier import find_interrupted
     from cvexp.tracking import opening, resume, store  # import MLflow
     from cvexp.tracking.continuing import continued_config

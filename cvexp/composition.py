@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import hydra
@@ -12,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cvexp import arguments, plugins
-from cvexp.config import RunConfig
+from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.errors import UserError, nearest
+from cvexp.redaction import CERTAIN, hide_secrets
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel or repository
@@ -71,6 +73,21 @@ def check(composed: DictConfig) -> RunConfig:
         raise UserError(_explain(error, keys_of(schema), got) + hint) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+def refuse_secrets(config: RunConfig) -> None:
+    """Raise a UserError if a setting has a secret, because a run records its settings.
+
+    It may be a user name or a password in an address, the signature of one, or the value of an environment variable,
+    which anybody's YAML file can name.
+    """
+    for key, value in flatten(without_passwords(asdict(config))).items():
+        hidden = hide_secrets(value, shortest=CERTAIN)
+        if hidden != value:
+            raise UserError(
+                f"{key}: got {hidden!r}, but a run records its settings, which must not have secrets; put the password "
+                "of a server into ~/.netrc, or fetch the file yourself"
+            )
 
 
 def keys_of(node: DictConfig, prefix: str = "") -> list[str]:

@@ -1,5 +1,7 @@
 """No password reaches a file that a run leaves, MLflow, or the console."""
 
+import json
+import logging
 import os
 import shlex
 import shutil
@@ -10,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cvexp.redaction import VARIABLE, hide_secrets
-from tests.helpers import TINY, Outcome, finish, runs, start
+from cvexp.redaction import VARIABLE, Formatter, for_terminal, hide_secrets
+from tests.helpers import TINY, Outcome, finish, runs, start, write_coco
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
@@ -32,9 +34,14 @@ def _no_password_left(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://me:a@b@host/db", "postgresql://***@host/db"),
         ("models:/net@champion and runs:/1/x@y", "models:/net@champion and runs:/1/x@y"),
         ("https://host/a@b", "https://host/a@b"),
+        ("s3.host/x?X-Amz-Date=1&X-Amz-Signature=ab12&y=2", "s3.host/x?X-Amz-Date=1&X-Amz-Signature=***&y=2"),
+        ("'https://h/a?sig=abc%3D' failed", "'https://h/a?sig=***' failed"),
+        ("http://h/a?AWSAccessKeyId=AK&Signature=cd#x", "http://h/a?AWSAccessKeyId=***&Signature=***#x"),
+        ("postgresql://host/db?user=me&password=a", "postgresql://host/db?user=me&password=***"),
+        ("sqlite:///a/mlflow.db?timeout=120", "sqlite:///a/mlflow.db?timeout=120"),
     ],
 )
-def test_user_info_is_hidden(text: str, hidden: str) -> None:
+def test_user_info_and_signatures_are_hidden(text: str, hidden: str) -> None:
     assert hide_secrets(text) == hidden
 
 
@@ -42,6 +49,89 @@ def test_user_info_is_hidden(text: str, hidden: str) -> None:
 def test_the_password_of_the_server_is_hidden_wherever_it_is(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:{password}@host")
     assert password not in hide_secrets(f"refused someone:{password}, {password} and http://someone:{password}@host/x")
+
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "aws/precious1",
+    "AWS_SESSION_TOKEN": "precious2==",
+    "HF_TOKEN": "hf_precious3",
+    "WANDB_API_KEY": "0precious4",
+    "PGPASSWORD": "pg precious5",
+    "MLFLOW_TRACKING_PASSWORD": "precious6",
+    VARIABLE: "precious7",
+}
+
+
+def test_secrets_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SECRETS, "OTHER_TOKEN": "disk", "OTHER": "square_triangle"}.items():
+        monkeypatch.setenv(name, value)
+    assert "precious" not in hide_secrets(" ".join(SECRETS.values()))
+    assert hide_secrets("disk square_triangle") == "disk square_triangle"
+
+
+def test_what_is_printed_controls_no_terminal() -> None:
+    record = logging.LogRecord("cvexp", logging.INFO, "", 0, "a\x1b]0;x\x07b\r\tc\nd", None, None)
+    assert Formatter().format(record) == for_terminal(record.msg) == "a]0;xb\tc\nd"
+
+
+def test_the_environment_is_in_no_file_and_on_no_console(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a training run and of jobs on it, whose artifacts others may see."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    printed = [cvexp(*TINY, "trainer.max_steps=1")]
+    printed += [cvexp("task=report"), cvexp("task=export", "trainer.accelerator=cpu", "task.formats=[safetensors]")]
+    assert [outcome.code for outcome in printed] == [0, 0, 0]
+    assert b"precious" not in everything_below(Path("outputs")) + repr(printed).encode()
+
+
+COCO = ["dataset=coco", "dataset.root=coco", "dataset.download=true"]
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("name", ["name=${oc.env:HF_TOKEN}"]),
+        ("optimizer.args.betas", ["optimizer.args.betas=[0.9,'b-${oc.env:PGPASSWORD}']"]),
+        ("optimizer.args.x", ["optimizer.args.x=${oc.env:WANDB_API_KEY}"]),
+        ("backbone.weights", ["backbone.weights='https://me:precious@host/x.ckpt'"]),
+        ("dataset.annotations_url", [*COCO, "dataset.annotations_url='http://me:precious@127.0.0.1:9/a.zip'"]),
+        (
+            "dataset.annotations_url",
+            [*COCO, "dataset.annotations_url='http://127.0.0.1:9/a.zip?X-Amz-Signature=precious'"],
+        ),
+        ("dataset.url", ["dataset=course", "dataset.url='http://me:precious@127.0.0.1:9'"]),
+    ],
+)
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]])
+def test_settings_with_secrets_are_refused_before_they_are_recorded(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, key: str, arguments: list[str], sweep: list[str]
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    outcome = cvexp(*sweep, *NO_CLASSES, *arguments)
+    assert outcome.code == 1
+    assert f"{key}: got" in outcome.message
+    assert "must not have secrets" in outcome.message
+    assert "precious" not in outcome.message
+    assert b"precious" not in everything_below(Path("outputs"))
+
+
+def test_signed_addresses_of_images_are_not_in_the_record_of_what_was_left_out(cvexp: Callable[..., Outcome]) -> None:
+    root = write_coco(Path("coco"))
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][2]["coco_url"] = "ftp://host/x.jpg?X-Amz-Signature=precious"
+    path.write_text(json.dumps(content))
+    (root / "train2017" / "train2.jpg").unlink()
+    data = [*COCO, "dataset.strict=false", "dataset.classes=[cat,dog]"]
+    outcome = cvexp("task=prepare", *data, "tracking.system_metrics=false", "tracking.folder=jobs")
+    assert outcome.code == 0, outcome.message
+    assert cvexp(*NO_CLASSES, *data, "dataset.image_size=64", "trainer.max_steps=1").code == 0
+    left = everything_below(Path("outputs/artifacts")) + everything_below(Path("jobs/artifacts"))
+    assert b"X-Amz-Signature=***" in left
+    assert b"precious" not in left
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cvexp.models.backbone import BackboneError, Encoder, create_backbone, feature_dim, feature_maps, one_line
+from cvexp.models.backbone import (
+    ArgumentsError,
+    BackboneError,
+    Encoder,
+    create_backbone,
+    feature_dim,
+    feature_maps,
+    one_line,
+)
 
 DEFAULT_STRIDE = 16  # output stride of the last map, if the model supports it
 
@@ -24,6 +32,9 @@ FLEXIBLE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},  # for sizes that are not multiples of the patch size
     {"strict_img_size": False},
 )
+
+# With these, a configuration from a store or a checkpoint could make timm read or fetch any file.
+LOADING = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 SUGGESTED = {*range(32, 128, 16), *range(128, 449, 32), *range(28, 449, 28)}  # image sizes: multiples of patch sizes
 
@@ -68,7 +79,10 @@ def choose_arguments(name: str, args: dict[str, Any], needs: Needs) -> dict[str,
     Raises:
         BackboneError: if there are no such arguments. The message names sizes that the model accepts, or its default
             output stride.
+        ArgumentsError: if an argument would load weights.
     """
+    if loading := sorted(LOADING & args.keys()):
+        raise ArgumentsError(f"leave out {', '.join(loading)}: arguments must not load weights or other files")
     stride = needs.output_stride or DEFAULT_STRIDE
     stride_options: list[dict[str, Any]] = [{"output_stride": stride}, {}] if needs.maps else [{}]
     size_options = list(FLEXIBLE)

@@ -17,6 +17,7 @@ from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import Comparison, Difference, Evaluated, Group
 from cvexp.metrics.names import safe_name
+from cvexp.report.arrays import read_arrays
 from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
 from cvexp.tracking.sink import Sink
@@ -221,8 +222,8 @@ def read_comparison(store: Store, run_id: str) -> Comparison:
 
 
 def _read_counts(path: Path) -> tuple[list[str], dict[str, iou.Counts]]:
-    with np.load(path) as saved:
-        return saved["images"].tolist(), dict(zip(saved["run_ids"].tolist(), saved["counts"], strict=True))
+    saved = read_arrays(path)
+    return saved["images"].tolist(), dict(zip(saved["run_ids"].tolist(), saved["counts"], strict=True))
 
 
 def _read_comparison(images: list[str], counts: dict[str, iou.Counts], path: Path) -> Comparison:

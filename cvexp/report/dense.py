@@ -6,7 +6,6 @@ Shapes: m images, h x w positions of a feature map, c channels, k main component
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvexp.metrics.components import Components, fit_scale, main_components
+from cvexp.report.arrays import read_arrays
 from cvexp.report.style import DPI, state_of
 from cvexp.report.tiles import Tile, draw_tiles
 from cvexp.tracking.sink import Sink
@@ -81,11 +81,8 @@ def read_record(store: Store, run_id: str, epoch: int) -> DenseRecord:
 
 
 def _read(path: Path) -> DenseRecord:
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-            raise ValueError("it is too large")
-    with np.load(path, allow_pickle=False) as content:
-        record = DenseRecord(**{name: content[name] for name in DenseRecord._fields})
+    content = read_arrays(path, MAX_BYTES)
+    record = DenseRecord(**{name: content[name] for name in DenseRecord._fields})
     types = [np.uint8, np.float16, np.float16, np.float16, np.bool_]
     if [array.dtype for array in record] != types or [array.ndim for array in record] != [4, 4, 2, 4, 0]:
         raise ValueError("its arrays have unexpected types")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cvexp.colors import color
 from cvexp.data.index import Index
+from cvexp.report.arrays import read_arrays
 from cvexp.report.style import COLUMN, PAGE, STYLE, add_legend, drawable, marker, state_of
 from cvexp.tracking.kept import KeptFiles
 from cvexp.tracking.sink import Sink
@@ -83,8 +84,8 @@ def read_embedding(store: Store | KeptFiles, run_id: str, epoch: int) -> Embeddi
 
 def _read(path: Path) -> Embedding:
     defaults = {"layout": np.zeros((0, 2), np.float32)}  # older runs did not record it
-    with np.load(path) as content:
-        embedding = Embedding(**{**defaults, **{name: content[name] for name in Embedding._fields if name in content}})
+    content = read_arrays(path)
+    embedding = Embedding(**{**defaults, **{name: content[name] for name in Embedding._fields if name in content}})
     num_crops = len(embedding.features)
     lengths = [len(array) for array in (embedding.labels, embedding.image, embedding.box)]
     if (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cvexp.data.index import Index
 from cvexp.metrics import iou
+from cvexp.report.arrays import read_arrays
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store
 
@@ -50,8 +51,8 @@ def read_probe(store: Store, run_id: str, index: Index) -> NDArray[np.int64]:
     """
 
     def read(path: Path) -> NDArray[np.int64]:
-        with np.load(path) as saved:
-            linear, labels, files = saved["linear"][0], saved["labels"], saved["images"]
+        saved = read_arrays(path)
+        linear, labels, files = saved["linear"][0], saved["labels"], saved["images"]
         if not np.array_equal(labels, index.label) or files.tolist() != [index.catalog.file(i) for i in index.image]:
             raise ValueError("it is about other objects or labels")
         place, num_images = np.searchsorted(index.images, index.image), len(index.images)
@@ -69,8 +70,8 @@ def read_counts(store: Store, run_id: str, index: Index) -> iou.Counts:
     """
 
     def read(path: Path) -> iou.Counts:
-        with np.load(path) as saved:
-            counts, fingerprint = saved["counts"], str(saved["fingerprint"])
+        saved = read_arrays(path)
+        counts, fingerprint = saved["counts"], str(saved["fingerprint"])
         if fingerprint != index.fingerprint():
             raise ValueError("it is about other images or labels")
         if counts.shape != (len(index.images), 1 + len(index.classes), 3) or counts.dtype.kind != "i":

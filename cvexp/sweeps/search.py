@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from cvexp.config import require, require_one_of
 from cvexp.errors import UserError
 from cvexp.metrics import selection
+from cvexp.redaction import hide_secrets
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.sweeper import Sweeper
 from cvexp.tracking import study
@@ -65,6 +67,18 @@ class Search(Sweeper):
         self.pruner, self.pruner_args = pruner, dict(pruner_args)
         self.seed, self.direction = seed, direction
         self.storage, self.study_name = storage, study_name
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        settings = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+        assert isinstance(settings, dict)
+        storage = str(settings["storage"])
+        hidden = hide_secrets(storage)
+        if hidden != storage:
+            raise UserError(
+                f"hydra.sweeper.storage: got {hidden!r}, but launchers write the settings of jobs into files; put the "
+                "address into an environment variable, and give 'hydra.sweeper.storage=${oc.env:STUDY_STORAGE}'"
+            )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def identity(self) -> Any:
         return ["optuna", self.study_name]

@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cvexp.composition import check
+from cvexp.composition import check, refuse_secrets
 from cvexp.config import RunConfig, TrackingConfig
 from cvexp.errors import UserError
 from cvexp.report.console import print_line
@@ -211,6 +211,7 @@ class Sweeper(sweeper.Sweeper):
         with open_dict(composed):
             del composed["hydra"]
         config = check(composed)
+        refuse_secrets(config)
         if config.continues:
             from cvexp.tracking.continuing import continued_config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ NO_TEST: dict[str, dict[str, Any]] = {  # the keys of each source for the test s
     "folder": {"test_images": None, "test_masks": None},
 }
 FOLDERS = ("root", "cache", "local")  # keys of `dataset` that name folders which a run may create
+TASK_FOLDERS = ("out", "shards")  # the same for `task`
+TABLES = (".parquet", ".npz")  # files that `task.out` may name, in such a folder
 
 
 def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) -> RunConfig:
@@ -76,7 +79,7 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
     """Return the configuration of a run, with its folders moved to the tracking folder of this process.
 
     Whoever can write to the store can change the configuration. So nothing in it is resolved against the environment,
-    and it can't create folders just anywhere.
+    it can't create folders just anywhere, and it fetches files only if this process is to fetch the same ones.
 
     Args:
         store: Where the run is recorded.
@@ -92,22 +95,32 @@ def recorded_config(store: Store, run_id: str, local: RunConfig, named: Sequence
     where = f"run {run_id}: its config.yaml"
     refuse_interpolations(saved, where)
     former, saved["tracking"]["folder"] = saved["tracking"]["folder"], local.tracking.folder
-    for key in FOLDERS:
-        folder = str(saved["dataset"].get(key))
-        if key not in saved["dataset"] or folder.startswith(("http://", "https://", "s3://")):
+    allowed = (Path.cwd(), Path(local.tracking.folder).resolve())
+    for group, key in [*(("dataset", key) for key in FOLDERS), *(("task", key) for key in TASK_FOLDERS)]:
+        folder = saved[group].get(key) if isinstance(saved.get(group), dict) else None
+        if not isinstance(folder, str) or folder.startswith(("http://", "https://", "s3://")):
             continue
         if Path(folder).is_relative_to(former):  # which may have been moved since
-            folder = saved["dataset"][key] = str(Path(local.tracking.folder) / Path(folder).relative_to(former))
-        allowed = (Path.cwd(), Path(local.tracking.folder).resolve())
+            folder = saved[group][key] = str(Path(local.tracking.folder) / Path(folder).relative_to(former))
         is_inside = any(Path(folder).resolve().is_relative_to(parent) for parent in allowed)
-        if not is_inside and not Path(folder).is_dir() and f"dataset.{key}" not in named:
+        is_file = group == "task" and Path(folder).suffix in TABLES
+        is_there = (Path(folder).parent if is_file else Path(folder)).is_dir()
+        if not is_inside and not is_there and f"{group}.{key}" not in named:
             raise UserError(
-                f"{where} has dataset.{key}: {folder!r}, which does not exist; if that is the right place, create it, "
-                f"or repeat dataset.{key}= on the command line"
+                f"{where} has {group}.{key}: {folder!r}, which does not exist; if that is the right place, create it, "
+                f"or repeat {group}.{key}= on the command line"
             )
+    if saved["dataset"].get("download") and not _fetches_the_same(saved["dataset"], asdict(local.dataset)):
+        saved["dataset"]["download"] = False
     config = OmegaConf.create(saved)
     assert isinstance(config, DictConfig)
     return config
+
+
+def _fetches_the_same(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Return whether this process, too, is to download the data that a recorded configuration names, to its folder."""
+    texts = [key for key, value in recorded.items() if isinstance(value, str)]
+    return bool(given.get("download")) and all(recorded[key] == given.get(key) for key in texts)
 
 
 def refuse_interpolations(values: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from cvexp.config import require_one_of
 from cvexp.errors import UserError
 from cvexp.tracking.description import JOB_VARIABLE, STUDY_VARIABLE
@@ -15,7 +17,8 @@ from cvexp.tracking.description import JOB_VARIABLE, STUDY_VARIABLE
 if TYPE_CHECKING:
     import optuna
 
-SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler", "cmaes": "CmaEsSampler"}
+# Without CmaEsSampler, which unpickles what it finds in the study, so whoever can write to it could run code here.
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler"}
 PRUNERS = {
     "none": "NopPruner",
     "median": "MedianPruner",
@@ -63,10 +66,9 @@ def _make(key: str, module: Any, known: Mapping[str, str], name: str, arguments:
 def environment(study_name: str, pruner: str, pruner_args: Mapping[str, Any]) -> dict[str, str]:
     """Return the environment variable from which a job knows its study.
 
-    The storage stays an interpolation, because its URL may have a password.
+    Without its storage, whose URL may have a password: launchers write these variables into files.
     """
-    pruning = json.dumps({"study_name": study_name, "pruner": pruner, "pruner_args": dict(pruner_args)})
-    return {STUDY_VARIABLE: pruning[:-1] + ', "storage": "${hydra.sweeper.storage}"}'}
+    return {STUDY_VARIABLE: json.dumps({"study_name": study_name, "pruner": pruner, "pruner_args": dict(pruner_args)})}
 
 
 class Trial:
@@ -96,6 +98,7 @@ def current_trial() -> Trial | None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     given = json.loads(text)
     pruner = make_pruner(given["pruner"], given["pruner_args"])
-    study = optuna.load_study(study_name=given["study_name"], storage=given["storage"], pruner=pruner)
+    storage = HydraConfig.get().sweeper.storage
+    study = optuna.load_study(study_name=given["study_name"], storage=storage, pruner=pruner)
     frozen = study.get_trials(deepcopy=False)[int(os.environ[JOB_VARIABLE])]
     return Trial(optuna.Trial(study, frozen._trial_id))

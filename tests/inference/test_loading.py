@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ import cvexp as package
 from cvexp.errors import UserError
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.segmenter import Segmenter
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, mlflow_server, runs
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, mlflow_server, runs, store
 
 pytestmark = pytest.mark.slow  # these tests train
 
@@ -120,10 +121,36 @@ def test_files_that_are_no_checkpoints_of_a_run_are_refused(content: dict[str, A
         ({"config": {**config, "task": {**config["task"], "name": "os"}}}, "task.name"),
         ({"config": {**config, "dataset": 3}}, "can't be used"),
         ({"config": {"a": 1}}, "can't be used"),
+        ({"config": {**config, "backbone": {**config["backbone"], "args": {"checkpoint_path": "x"}}}}, "backbone.args"),
         ({"classes": ["one"]}, "its tensors are not those"),
     ):
         with pytest.raises(UserError, match=reason):
             package.load(changed(dict(content), **{"config": config, "classes": ["a"] * 5, **metadata}))
+
+
+PROGRAM = """
+import mlflow
+import pathlib
+pathlib.Path("was-run").touch()
+mlflow.models.set_model(mlflow.pyfunc.PythonModel())
+"""
+
+
+def test_the_program_in_a_registered_model_is_not_run(cvexp: Callable[..., Outcome]) -> None:
+    run_id, path = train(cvexp, "multiclass")
+    Path("program.py").write_text(PROGRAM)
+    checkpoint = {"checkpoint": str(path)}
+    mlflow.pyfunc.save_model("model", python_model="program.py", artifacts=checkpoint, pip_requirements=[])
+    store().log_artifacts(run_id, "model", "model")
+    store().create_registered_model("shapes")
+    store().create_model_version("shapes", f"{runs()[0].info.artifact_uri}/model", run_id=run_id)
+    Path("was-run").unlink()  # because MLflow runs it when it saves it
+    np.testing.assert_array_equal(output(package.load("models:/shapes/1")), output(package.load(run_id)))
+    outcome = cvexp(*TINY_SEGMENTATION, "task=multiclass", *QUICK, "backbone.weights=models:/shapes/1")
+    assert outcome.code == 0, outcome.message
+    assert not Path("was-run").exists()
+    mlflow.pyfunc.load_model("model")
+    assert Path("was-run").exists()
 
 
 def test_the_classes_of_older_checkpoints_are_those_of_their_run(cvexp: Callable[..., Outcome]) -> None:

@@ -82,6 +82,26 @@ def test_errors_name_the_sizes_and_the_stride_that_a_model_supports(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "/etc/hosts"},
+        {"pretrained": True, "cache_dir": "x"},
+        {"pretrained_cfg": {"url": "http://127.0.0.1:9/y"}},
+        {"pretrained_cfg_overlay": {"file": "y"}},
+    ],
+)
+def test_arguments_load_no_files(args: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentsError, match=f"leave out {', '.join(sorted(args))}: arguments must not"):
+        choose_arguments("test_resnet", args, TWO_SIZES)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/resnet18", "local-dir:/tmp", "resnet18.local-dir:/tmp"])
+def test_names_load_no_files(name: str) -> None:
+    with pytest.raises(BackboneError, match=r"^timm has no model|Unknown model source"):
+        choose_arguments(name, {}, TWO_SIZES)
+
+
 @pytest.mark.parametrize("error", [KeyError("a"), AssertionError(), ImportError("needs a package\nInstall it")])
 def test_every_exception_of_a_model_becomes_a_message_of_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from cvexp.errors import UserError
+from cvexp.sweeps.search import Search
 from cvexp.sweeps.space import as_override, split
+from cvexp.tracking.study import PRUNERS, SAMPLERS, make_pruner, make_sampler
 from tests.helpers import TINY, Outcome, start
 from tests.sweeps.test_grid import jobs, parents, summary
 
@@ -116,6 +122,56 @@ def test_a_failed_trial_is_told_and_the_search_goes_on(cvexp: Callable[..., Outc
     assert "AdamW refuses" in outcome.message
     assert cvexp(*search).code == 0  # nothing is left to do
     assert [trial.state for trial in study().trials] == states
+
+
+def test_no_sampler_or_pruner_unpickles_what_is_in_the_study() -> None:
+    for name in ("tpe", "random", "qmc"):
+        assert "pickle" not in inspect.getsource(sys.modules[type(make_sampler(name, {})).__module__])
+    assert {"tpe", "random", "qmc"} == set(SAMPLERS)
+    for name in PRUNERS:
+        assert "pickle" not in inspect.getsource(sys.modules[type(make_pruner(name, {})).__module__])
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.sampler: there is no 'cmaes'"):
+        make_sampler("cmaes", {})
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:hunter2@host/db", "postgresql://host/db?user=me&password=hunter2"]
+)
+def test_an_address_with_a_password_must_come_from_the_environment(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    outcome = cvexp(*SEARCH, f"hydra.sweeper.storage='{address}'")
+    assert outcome.code == 1
+    assert "give 'hydra.sweeper.storage=${oc.env:STUDY_STORAGE}'" in outcome.message
+    assert "hunter2" not in outcome.message
+    assert not Path("outputs/mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_the_address_of_the_study_is_in_no_file_of_a_launcher(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launchers write what they give to jobs, and what they get back, into files, as pickles."""
+    monkeypatch.setenv("STUDY_STORAGE", "sqlite:///file:study.db?uri=true&password=hunter2")
+    returned: list[Any] = []
+    launch = Search._launch
+
+    def keep(self: Search, jobs: Sequence[Sequence[str]]) -> Any:
+        returned.append((self.master, jobs, results := launch(self, jobs)))
+        return results
+
+    monkeypatch.setattr(Search, "_launch", keep)
+    address = "hydra.sweeper.storage=${oc.env:STUDY_STORAGE}"
+    pruned = ["hydra.sweeper.pruner=median", "hydra.sweeper.n_trials=1"]
+    outcome = cvexp(*SEARCH, address, *pruned, "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.message
+    assert optuna.study.get_all_study_names("sqlite:///study.db")
+    content = cloudpickle.dumps(returned)
+    assert b"STUDY_STORAGE" in content
+    assert b"hunter2" not in content
+    left = b"".join(path.read_bytes() for path in Path("outputs").rglob("*") if path.is_file())
+    assert b"STUDY_STORAGE" in left
+    assert b"hunter2" not in left
 
 
 def test_the_storage_has_a_clear_error(cvexp: Callable[..., Outcome]) -> None:

@@ -6,17 +6,20 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from cvexp.demo import server
 from cvexp.demo.photos import SIDE, read_photo
 from cvexp.demo.server import check_address
 from cvexp.demo.views import look
@@ -250,6 +253,25 @@ def test_models_and_mistakes(cvexp: Callable[..., Outcome], monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'cvexp[demo]'" in cvexp("task=demo").message
     assert served == []
+
+
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_an_open_demo_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, is_open: bool
+) -> None:
+    launched: dict[str, Any] = {}
+    blocks = SimpleNamespace(launch=lambda **settings: launched.update(settings), close=lambda **_: None)
+    monkeypatch.setattr(server, "Page", lambda *_: SimpleNamespace(blocks=blocks))
+    monkeypatch.setattr(threading.Event, "wait", interrupt)
+    server.serve(SimpleNamespace(), "", [], host, free_port())  # type: ignore[arg-type]
+    assert (launched["server_name"], launched["share"]) == (host, False)
+    printed = capsys.readouterr().out
+    assert ("anyone who can reach this machine can use the demo" in printed) is is_open
+    assert "the demo has ended" in printed
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_address_is_checked() -> None:

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
 
-from cvexp.composition import check, compose_yaml
+from cvexp.composition import check, compose, compose_yaml
+from cvexp.config import RunConfig
+from cvexp.errors import UserError
 from cvexp.tracking import opening, resume
 from cvexp.tracking.run import Run as OpenRun
 from cvexp.training import module
@@ -200,6 +204,75 @@ def test_resume_refuses_changed_data_and_names_files(
     shutil.rmtree(root)
     shutil.copytree("kept", root)
     assert cvexp(f"resume={run.info.run_id}").code == 0
+
+
+OWN_COCO = [
+    "dataset=coco",
+    "dataset.root=data",
+    "dataset.download=true",
+    "dataset.annotations_url=http://127.0.0.1:9/a",
+]
+
+
+def recorded(*overrides: str, by: list[str], named: tuple[str, ...] = ()) -> RunConfig:
+    """Read a configuration back from a store in a process that has another one."""
+    saved = OmegaConf.to_container(OmegaConf.create(asdict(compose(*overrides))))
+    fake: Any = SimpleNamespace(read=lambda *_: saved)
+    return check(resume.recorded_config(fake, "0", compose(*by), named))
+
+
+@pytest.mark.parametrize(
+    ("by", "is_kept"),
+    [
+        (OWN_COCO, True),
+        ([*OWN_COCO, "dataset.limit=3", "tracking.folder=other"], True),
+        (["task=report"], False),
+        ([*OWN_COCO, "dataset.download=false"], False),
+        ([*OWN_COCO, "dataset.root=elsewhere"], False),
+        ([*OWN_COCO, "dataset.annotations_url=http://127.0.0.1:9/b"], False),
+        ([*OWN_COCO, "dataset.train_annotations=.bash_aliases"], False),
+    ],
+)
+def test_a_recorded_configuration_fetches_only_what_the_command_line_asks_for(by: list[str], is_kept: bool) -> None:
+    assert recorded(*OWN_COCO, by=by).dataset.download is is_kept  # type: ignore[attr-defined]
+
+
+def test_a_job_on_a_changed_run_leaves_existing_folders_alone(
+    cvexp: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With the names of the annotation files, its author could otherwise choose which files appear there."""
+    home = tmp_path_factory.mktemp("home")
+    arguments = [*NO_DATA, "dataset=coco", f"dataset.root={write_coco(Path('coco'))}", "dataset.classes=[cat,dog]"]
+    assert cvexp(*arguments, "dataset.image_size=64", "trainer.max_steps=1").code == 0
+    (run,) = runs()
+    for key, value in (
+        ("root", str(home)),
+        ("download", True),
+        ("annotations_url", "http://127.0.0.1:9/evil.zip"),
+        ("train_annotations", ".ssh/rc"),
+    ):
+        change_config(run, f"dataset.{key}", value)
+    outcome = cvexp("task=neighbors", "trainer.accelerator=cpu")
+    assert outcome.code == 1
+    assert "there is no file" in outcome.message
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(("task", "key"), [("predict", "out"), ("export", "out"), ("prepare", "shards")])
+def test_a_recorded_job_makes_no_folder_anywhere(task: str, key: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "new"
+    job = [f"task={task}", f"task.{key}={elsewhere}", "dataset=shapes"]
+    with pytest.raises(UserError, match=f"task.{key}: '{elsewhere}', which does not exist"):
+        recorded(*job, by=["task=report"])
+    recorded(*job, by=["task=report"], named=(f"task.{key}",))
+    recorded(f"task={task}", f"task.{key}=results", by=["task=report"])
+
+
+def test_a_recorded_table_is_written_only_where_there_is_a_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    recorded("task=embed", f"task.out={elsewhere}/a.npz", by=["task=report"])
+    with pytest.raises(UserError, match=f"task.out: '{elsewhere}/new/a.npz', which does not exist"):
+        recorded("task=embed", f"task.out={elsewhere}/new/a.npz", by=["task=report"])
 
 
 @pytest.mark.parametrize("dataset", ["shapes", "coco", "voc", "folder"])

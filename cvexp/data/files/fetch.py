@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from cvexp.data.files import progress
 from cvexp.errors import UserError
+from cvexp.redaction import hide_secrets
 
 ATTEMPTS = 5  # maximum number in a row that receive no bytes
 BACKOFF = 1.0  # seconds before the second attempt; doubled before each further attempt
@@ -126,7 +127,7 @@ def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
         try:
             fetch(remote, stop=stop)
         except RefusedError as error:
-            return str(error)
+            return hide_secrets(str(error))  # runs record it, and an address may be signed
         return None
 
     try:
