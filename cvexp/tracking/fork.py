@@ -8,11 +8,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
 from mlflow.entities import Metric
 from mlflow.entities import Run as MLflowRun
 
 from cvexp import processes
+from cvexp.checkpoints import replacing, verify
 from cvexp.errors import opening
 from cvexp.tracking.run import ReadOnlyRun, Run
 
@@ -79,12 +79,6 @@ def _copy_artifacts(run: Run, source_id: str) -> None:
 
 
 def _copy_checkpoint(run: Run, name: str, fetched: Path) -> None:
-    torch.load(fetched, weights_only=True, map_location="cpu", mmap=True)  # fails if it is damaged or would run code
-    path = run.folder / "checkpoints" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    try:
+    verify(fetched)
+    with replacing(run.folder / "checkpoints" / name) as unfinished:
         shutil.copyfile(fetched, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ class ReadOnlyRun(Sink):
     Attributes:
         id: MLflow's id of the run.
         store: Where the run is recorded.
+        tracking_folder: The folder that holds the records of all runs, if there is no server.
         artifacts: The address of the run's artifacts.
         resume_command: The command that resumes the run.
         folder: Where the run's checkpoints are written. This is its artifact folder if that is on this machine, and
@@ -50,6 +51,7 @@ class ReadOnlyRun(Sink):
         self.id = run_id
         self.noted_signal: int | None = None
         self.log_every_n_steps = tracking.log_every_n_steps
+        self.tracking_folder = tracking.folder
         self.resume_command = resume_command(run_id, tracking.folder)
         self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
         address = urlparse(self.artifacts)
