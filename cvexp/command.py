@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from cvexp import arguments, plugins, processes
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition, refuse_secrets
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
+from cvexp.memory import shortage_explained
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.grid import Grid
 from cvexp.sweeps.preemption import wait_for_slurm
@@ -184,7 +185,8 @@ def _run(composed: DictConfig) -> float | None:
         with opening.open_run(config, folder, command, swept_settings(overrides)) as run:
             if config.run is not None and config.continues:
                 fork(run, config.run)
-            objective: float | None = task.main(config, run)
+            with shortage_explained(config):
+                objective: float | None = task.main(config, run)
         if hydra_config.mode == RunMode.MULTIRUN and run.noted_signal in (signal.SIGINT, signal.SIGTERM):
             raise Interrupted(run.noted_signal)  # it came in the last epoch: this job is done, but no other one starts
         return objective

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import mlflow
 import numpy as np
@@ -257,7 +257,7 @@ def runs(folder: Path = Path("outputs")) -> list[mlflow.entities.Run]:
 
 def checkpoint(run: mlflow.entities.Run, name: str = "last") -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint of a run on this machine."""
-    path = Path(urlparse(run.info.artifact_uri).path) / "checkpoints" / f"{name}.ckpt"
+    path = Path(unquote(urlparse(run.info.artifact_uri).path)) / "checkpoints" / f"{name}.ckpt"
     state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return state
 

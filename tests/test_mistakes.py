@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,30 +239,11 @@ def test_an_output_folder_without_permission(cvexp: Callable[..., Outcome], tmp_
     assert_refused(cvexp(*TINY, f"tracking.folder={folder}"), str(folder), "tracking.folder=PATH")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True)
-    if mounting.returncode:
-        pytest.skip("mounting a small file system needs the superuser")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def test_a_full_disk_loses_nothing(cvexp: Callable[..., Outcome], small_disk: Path) -> None:
-    arguments = [*TINY, "dataset.root=data", f"tracking.folder={small_disk}"]
-    outcome = cvexp(*arguments)
-    assert_refused(outcome, "No space left on device", "free some space", f"{small_disk}/")
-    assert runs(small_disk)[0].info.status in ("FAILED", "RUNNING")  # the database may have no room for it
-    for path in small_disk.glob("artifacts/*/artifacts/checkpoints/*"):
-        torch.load(path, weights_only=True)  # whole, or not there
-
-
 def test_a_loss_that_is_no_number(cvexp: Callable[..., Outcome]) -> None:
     assert_refused(
-        cvexp(*TINY, "optimizer.lr=1e30", "optimizer.clip_norm=null"), "validation loss is nan", "optimizer.lr"
+        cvexp(*TINY, "optimizer.lr=1e30", "optimizer.clip_norm=null"),
+        "loss is nan or infinite in step 2",
+        "optimizer.lr",
     )
     assert [run.info.status for run in runs()] == ["FAILED"]
 

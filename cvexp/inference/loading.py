@@ -63,7 +63,7 @@ def load_recorded(uri: str, store: Store, config: RunConfig, device: torch.devic
     """
     with tempfile.TemporaryDirectory() as temporary:
         artifact = locate_artifact(uri, store, Path(temporary), key)
-        checkpoint = read_checkpoint(artifact.path)
+        checkpoint = read_checkpoint(artifact.path, uri)
     classes = checkpoint.classes or _recorded_classes(store, artifact.run_id or checkpoint.run_id, config)
     return make_network(checkpoint, uri, classes, device)
 

@@ -134,4 +134,4 @@ def _fetch(run: FinishedRun, name: str, key: str) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint of a run."""
     with tempfile.TemporaryDirectory() as temporary:
         uri = f"runs:/{run.id}/checkpoints/{name}"
-        return read_checkpoint(download(uri, run.store, Path(temporary), key)).tensors
+        return read_checkpoint(download(uri, run.store, Path(temporary), key), uri).tensors

@@ -162,7 +162,7 @@ def load_network(finished: FinishedRun, checkpoint: str) -> Segmenter | Embedder
     """
     with tempfile.TemporaryDirectory() as temporary:
         uri = f"runs:/{finished.id}/checkpoints/{checkpoint}.ckpt"
-        content = read_checkpoint(locate_artifact(uri, finished.store, Path(temporary), key="run").path)
+        content = read_checkpoint(locate_artifact(uri, finished.store, Path(temporary), key="run").path, uri)
     return make_network(content, uri, content.classes or tuple(finished.classes), torch.device("cpu"))
 
 

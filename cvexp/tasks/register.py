@@ -101,7 +101,7 @@ def register(finished: FinishedRun, task: Config, name: str, run: ReadOnlyRun) -
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         checkpoint = locate_artifact(f"runs:/{finished.id}", run.store, folder, key="run").path
-        content = read_checkpoint(checkpoint)
+        content = read_checkpoint(checkpoint, f"runs:/{finished.id}")
         classes = content.classes or tuple(finished.classes)
         subject = Subject(make_network(content, f"run {finished.id}", classes, torch.device("cpu")))
         paths = list_images(task.images, "task.images")[:NUM_IMAGES] if task.images else []

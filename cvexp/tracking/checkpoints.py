@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cvexp.checkpoints import replacing, verify
 from cvexp.errors import opening
 from cvexp.tracking.outbox import STEP
 
@@ -47,11 +48,6 @@ def fetch_newer(run: ReadOnlyRun) -> None:
 
 
 def _copy(path: Path, fetched: Path) -> None:
-    step_of(fetched)  # fails if it is damaged or would run code
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    try:
+    verify(fetched)
+    with replacing(path) as unfinished:
         shutil.copyfile(fetched, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

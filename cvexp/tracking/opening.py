@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from cvexp import processes
 from cvexp.config import RunConfig, flatten, without_passwords
-from cvexp.errors import OUT_OF_SPACE, Incomplete, Interrupted, Pruned, UserError, explain_os_error, opening
+from cvexp.errors import Incomplete, Interrupted, Pruned, UserError, opening
 from cvexp.metrics.names import safe_name
-from cvexp.tracking import description
+from cvexp.tracking import description, space
 from cvexp.tracking.checkpoints import fetch_newer
 from cvexp.tracking.opened import opened
 from cvexp.tracking.outbox import STEP
@@ -127,14 +127,10 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted, SystemExit, Pruned):
         status = "KILLED"
         raise
-    except OSError as error:
-        failure = error
-        if error.errno not in OUT_OF_SPACE:
-            raise
-        error.filename = error.filename or str(run.folder)
-        raise UserError(explain_os_error(error, "tracking.folder")) from error
     except BaseException as error:
         failure = error
+        if space.is_out_of_space(error):
+            raise UserError(space.explain(error, run)) from error
         raise
     finally:
         _close(run, status, failure, monitor)

@@ -42,6 +42,7 @@ class ReadOnlyRun(Sink):
     Attributes:
         id: MLflow's id of the run.
         store: Where the run is recorded.
+        tracking_folder: The folder that holds the records of all runs, if there is no server.
         artifacts: The address of the run's artifacts.
         resume_command: The command that resumes the run.
         run_folder: Hydra's folder of the run.
@@ -57,6 +58,7 @@ class ReadOnlyRun(Sink):
         self.id = run_id
         self.noted_signal: int | None = None
         self.log_every_n_steps = tracking.log_every_n_steps
+        self.tracking_folder = tracking.folder
         self.resume_command = resume_command(run_id, tracking.folder)
         self.artifacts = str(store.client.get_run(run_id).info.artifact_uri)
         address = urlparse(self.artifacts)
@@ -104,7 +106,7 @@ class Run(ReadOnlyRun):
 
     def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
         super().__init__(store, run_id, run_folder, tracking)
-        self._tracking = tracking
+        self._uploads_each_epoch = tracking.upload_checkpoints == "epoch"
         self._outbox = Outbox(Path(tracking.folder).absolute() / OUTBOXES / run_id)
         self._outbox.lock()
         self._delivery = Delivery(store, run_id, self._outbox)
@@ -156,7 +158,7 @@ class Run(ReadOnlyRun):
                     raise UserError(
                         f"the run {self.id} was deleted in MLflow; what it lacks waits in {self._outbox.folder}; to go "
                         f"on, restore it with `mlflow runs restore --run-id {self.id}`, and deliver that with: "
-                        f"{sync_command(self._tracking.folder)}"
+                        f"{sync_command(self.tracking_folder)}"
                     ) from error
             raise error
 
@@ -208,7 +210,7 @@ class Run(ReadOnlyRun):
         return dict(self._tags)
 
     def upload_checkpoint(self, path: Path) -> None:
-        if not self.is_local and self._tracking.upload_checkpoints == "epoch":
+        if not self.is_local and self._uploads_each_epoch:
             self._upload(path)
 
     def _upload(self, path: Path) -> None:
@@ -258,7 +260,7 @@ class Run(ReadOnlyRun):
                 "MLflow's store at %s is away (%s); what it lacks of the run %s waits in %s; once it is back, deliver "
                 "that with: %s",
                 *(self.store.address, self._delivery.failure, self.id, self._outbox.folder),
-                sync_command(self._tracking.folder),
+                sync_command(self.tracking_folder),
             )
 
         self.kept.delete()

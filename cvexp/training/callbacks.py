@@ -12,7 +12,7 @@ import torch
 
 from cvexp import processes
 from cvexp.config import RunConfig
-from cvexp.errors import Interrupted, opening
+from cvexp.errors import Interrupted
 from cvexp.metrics import selection
 from cvexp.report.console import print_line
 from cvexp.seeds import mix
@@ -123,7 +123,7 @@ class Checkpoints(pl.Callback):
         metrics = module.validated
         if selection.selects(self.monitor, metrics, self.best):
             self.best = {**metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
-            self._write(trainer, "best.ckpt", weights_only=True)
+            trainer.save_checkpoint(self.run.folder / "checkpoints" / "best.ckpt", weights_only=True)
             named = {f"best/{name.removeprefix('val/')}": value for name, value in self.best.items()}
             self.run.log_metrics(named, trainer.global_step)
         self.run.set_tag("selected", selection.describe(self.monitor, self.best["epoch"], module.epochs_done))
@@ -132,25 +132,7 @@ class Checkpoints(pl.Callback):
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt, from which the run can be resumed."""
         self.run.persist()
-        self._write(trainer, "last.ckpt", weights_only=False)
-
-    def _write(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
-        """Write a checkpoint to a new file, then replace the old one, which thus survives a full disk or a kill."""
-        path = self.run.folder / "checkpoints" / name
-        unfinished = path.with_suffix(".unfinished")
-        with opening("tracking.folder"):
-            try:
-                trainer.save_checkpoint(unfinished, weights_only=weights_only)
-                trainer.strategy.barrier()
-                if trainer.is_global_zero:
-                    unfinished.replace(path)
-                    self.run.upload_checkpoint(path)
-            except OSError as error:
-                error.filename = error.filename or str(path)  # the error for a full disk does not name the file
-                raise
-            finally:
-                if trainer.is_global_zero:
-                    unfinished.unlink(missing_ok=True)
+        trainer.save_checkpoint(self.run.folder / "checkpoints" / "last.ckpt")
 
 
 class Interruption(pl.Callback):

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from cvexp import processes
+from cvexp.checkpoints import verify
 from cvexp.config import TrainerConfig
 from cvexp.errors import UserError
 from cvexp.metrics import selection
@@ -18,7 +19,9 @@ from cvexp.report import curves
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.tracking.store import few_retries
 from cvexp.training.callbacks import Checkpoints, Interruption, Schedule, Speed
+from cvexp.training.checkpoint_files import CheckpointFiles
 from cvexp.training.continuing import Continuation
+from cvexp.training.finite import last_good_named
 from cvexp.training.module import TrainingModule
 from cvexp.training.progress import Progress, print_summary
 from cvexp.training.pruning import Pruning
@@ -53,9 +56,11 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             Progress(),
             *[Continuation(run)] * module.config.continues,
         ],
+        plugins=[CheckpointFiles(run)],
     )
     last = _shared_checkpoint(run)
-    with few_retries():  # the record is delivered beside the training, which tries again by itself
+    # The record is delivered beside the training, and the delivery tries again by itself.
+    with last_good_named(run), few_retries():
         if last is None:
             trainer.validate(module, verbose=False)  # before it has learned anything
         trainer.fit(module, ckpt_path=last, weights_only=True)
@@ -69,7 +74,7 @@ def _shared_checkpoint(run: ReadOnlyRun) -> Path | None:
     """Return the first process's last checkpoint, from which all processes start.
 
     Raises:
-        UserError: in all processes, if one of them can't see it.
+        UserError: in all processes, if one of them can't see it, or it is damaged.
     """
     last = processes.from_first(run.last_checkpoint)
     if processes.in_any(last is not None and not last.exists()):
@@ -77,7 +82,27 @@ def _shared_checkpoint(run: ReadOnlyRun) -> Path | None:
             f"tracking.folder: not all processes can see {last}; choose a folder on a file system that all machines "
             "share"
         )
+    if damage := processes.from_first(_damage(run)):
+        raise UserError(damage)
     return last
+
+
+def _damage(run: ReadOnlyRun) -> str | None:
+    """Return a message if a checkpoint of an interrupted run is damaged. Only the first process reads them."""
+    if processes.rank() > 0 or run.last_checkpoint is None:
+        return None
+    damages, whole = [], []
+    for path in (run.folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")):
+        try:
+            if path.exists():
+                verify(path)
+                whole.append(path.name)
+        except ValueError as error:
+            damages.append(f"{path}: the checkpoint is damaged ({error})")
+    if not damages:
+        return None
+    advice = f"from {whole[0]} with backbone.weights=runs:/{run.id}/checkpoints/{whole[0]}" if whole else "from scratch"
+    return f"{'; '.join(damages)}; restore it from a copy, or start a new run {advice}"
 
 
 def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: Any) -> pl.Trainer:

@@ -19,14 +19,16 @@ from cvexp.data.augment.normalization import Normalization
 from cvexp.data.index import Splits
 from cvexp.data.loaders import FixedBatches, ShuffledBatches
 from cvexp.data.order import Groups
-from cvexp.errors import UserError
 from cvexp.models.schedules import cosine, warmup_cosine
 from cvexp.report.console import print_line
 from cvexp.tracking.sink import Sink
 from cvexp.training.continuing import reopen_epoch
+from cvexp.training.finite import Losses, NotFiniteError, not_finite
 from cvexp.training.optimizer import make_optimizer
 from cvexp.weights.read import metadata
 from cvexp.weights.start import Start
+
+REMEDY = "lower optimizer.lr, or raise the precision with trainer.precision=32-true"
 
 
 class TrainingModule(pl.LightningModule):
@@ -47,6 +49,7 @@ class TrainingModule(pl.LightningModule):
         total_steps: Number of optimizer steps of the run.
         images: The decoded images of each source.
         normalize: Maps images (b, 3, h, w) uint8 to normalized ones.
+        training_losses: Notes whether they were finite.
         validated: The metrics of the last validation.
         picture_seconds: The time that the pictures of the last validation took.
     """
@@ -60,6 +63,7 @@ class TrainingModule(pl.LightningModule):
         self.sink = sink or Sink()
         self.total_steps = 1
         self.validated: dict[str, float] = {}
+        self.training_losses = Losses()
         self.images: list[kept.Images] = []
         self.normalize = Normalization(config.dataset.mean, config.dataset.std)
         torch.manual_seed(config.seed)
@@ -175,11 +179,26 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def log_step(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """Record the loss and the metrics of a step, averaged over all processes, if this step is logged."""
+        """Record the loss and the metrics of a step, averaged over all processes, if this step is logged.
+
+        Raises:
+            UserError: if a loss is not finite. On a GPU and in several processes, this is checked in steps that are
+                logged, at each validation and at each checkpoint.
+        """
+        self.training_losses.note(loss, self.global_step)
+        if self.logs_now or (loss.device.type == "cpu" and self.trainer.world_size == 1):
+            self.require_finite_losses()
         if self.logs_now:
             values = {"train/loss": loss.detach(), **{f"train/{name}": value for name, value in metrics.items()}}
             means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in values.items()}
             self.sink.log_metrics(means, self.global_step)
+
+    def require_finite_losses(self) -> None:
+        """Raise a UserError if a training loss was not finite in any process. All processes must call it together."""
+        step = self.training_losses.first_step(self.trainer.strategy)
+        if step is not None:
+            epoch = 1 + step // len(self.batches)
+            raise NotFiniteError(f"the training loss is nan or infinite in step {step}, in epoch {epoch}; {REMEDY}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         scales_gradients = self.config.trainer.precision == "16-mixed"  # Lightning can't clip them in a fused update
@@ -201,6 +220,12 @@ class TrainingModule(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.require_finite_losses()
+        names = not_finite(self)
+        if processes.in_any(bool(names)):
+            raise NotFiniteError(
+                f"after {self.global_step} steps, weights are nan or infinite ({', '.join(names[:3])}); {REMEDY}"
+            )
         classes = self.splits.train.classes
         checkpoint["cvexp"] = metadata(self.config, self.sink.id, self.encoder_name, classes)
         checkpoint.update(self.extra_state())
@@ -221,6 +246,7 @@ class TrainingModule(pl.LightningModule):
         """Record pictures of the validation, if they are due."""
 
     def on_validation_epoch_end(self) -> None:
+        self.require_finite_losses()
         self.log_scores()
         started = time.perf_counter()
         self.log_pictures()
@@ -235,10 +261,7 @@ class TrainingModule(pl.LightningModule):
     def check_loss(self, loss: float) -> None:
         """Raise a UserError if a validation loss is not finite, because then nothing else can be measured."""
         if not math.isfinite(loss):
-            raise UserError(
-                f"the validation loss is {loss} after {self.global_step} steps; lower optimizer.lr, or raise the "
-                "precision with trainer.precision=32-true; the last good epoch is in checkpoints/last.ckpt"
-            )
+            raise NotFiniteError(f"the validation loss is {loss} after {self.global_step} steps; {REMEDY}")
 
     def warn(self, warning: str) -> None:
         """Print a warning, and keep it as the run's tag `warning`."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cvexp.checkpoints import verify_checksums
 from cvexp.config import RunConfig, without_passwords
 from cvexp.errors import UserError
 
@@ -41,12 +42,21 @@ def metadata(config: RunConfig, run_id: str, encoder: str, classes: Sequence[str
     return {"config": plain, "run_id": run_id, "encoder": encoder, "classes": list(classes)}
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file.
+def read_checkpoint(path: Path, name: str = "") -> Checkpoint:
+    """Read a checkpoint file, after its checksums are verified if it has any.
+
+    Args:
+        path: The file.
+        name: What it is called in messages, if that is not its path.
 
     Raises:
-        UserError: if it is not a checkpoint, is truncated, or holds objects that would run code when loaded.
+        UserError: if it is not a checkpoint, is damaged, or holds objects that would run code when loaded.
     """
+    name = name or str(path)
+    try:
+        verify_checksums(path)
+    except ValueError as error:
+        raise UserError(f"{name}: the file is damaged ({error}); copy or fetch it again") from error
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -56,11 +66,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: the file holds more than tensors, and reading that could run code, so it was refused; save only "
+            f"{name}: the file holds more than tensors, and reading that could run code, so it was refused; save only "
             "the model's state_dict"
         ) from error
     except Exception as error:  # torch and safetensors raise many types for damaged files
-        raise UserError(f"{path}: this is not a readable checkpoint ({type(error).__name__}); save it again") from error
+        raise UserError(f"{name}: this is not a readable checkpoint ({type(error).__name__}); save it again") from error
     metadata = entry(content, "cvexp")
     for key in ("state_dict", "model", "teacher"):
         content = entry(content, key) or content
@@ -68,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(content, dict):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path}: the file holds no named tensors; save the model's state_dict")
+        raise UserError(f"{name}: the file holds no named tensors; save the model's state_dict")
     classes = metadata.get("classes")
     return Checkpoint(
         tensors,

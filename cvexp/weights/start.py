@@ -66,7 +66,7 @@ def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
         if location.run_id is not None:
             _link(run, location.run_id)
         run.set_tag("start", location.name)
-        checkpoint = read_checkpoint(location.path)
+        checkpoint = read_checkpoint(location.path, str(weights))
     former, dataset = entry(checkpoint.config, "dataset"), asdict(config.dataset)
     same_classes = all(former.get(key) == dataset[key] for key in ("name", "root", "classes"))
     return Start(
