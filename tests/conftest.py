@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import DATA, Outcome, write_coco
+from tests.postgres import postgres_cluster
 from tests.slurm import slurm_cluster
 
 
@@ -78,6 +79,13 @@ def _copies_tables(_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment variables for sbatch and the like, while Slurm runs on this machine."""
     with slurm_cluster(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[dict[str, str]]:
+    """The environment variables for psql and the like, while PostgreSQL runs on this machine."""
+    with postgres_cluster() as variables:
         yield variables
 
 

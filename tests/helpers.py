@@ -192,6 +192,37 @@ def start(
     )
 
 
+# Imports once, and then runs each job in a process of its own, all at the same time.
+_AT_ONCE = """
+import json, os, sys
+import cvexp.app, cvexp.tracking.opening, cvexp.training.fit, cvexp.tasks.dino, cvexp.tasks.multiclass
+for words in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        sys.argv, code = ["cvexp", *words], 1
+        try:
+            cvexp.app.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        finally:
+            os._exit(code if isinstance(code, int) else 1)
+for _ in json.loads(sys.argv[1]):
+    code = max(globals().get("code", 0), os.waitstatus_to_exitcode(os.wait()[1]))
+sys.exit(code)
+"""
+
+
+def start_at_once(jobs: Sequence[Sequence[str]]) -> subprocess.Popen[str]:
+    """Start several jobs at the same time, each in a process of its own, in one process that waits for them."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _AT_ONCE, json.dumps(jobs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 TWO_PROCESSES = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
@@ -26,9 +27,11 @@ from cvexp.report import segmentation as pictures
 from cvexp.report.console import print_line
 from cvexp.report.style import NARROW, drawable
 from cvexp.tracking.data_record import record_data
-from cvexp.tracking.finished import FinishedRun, find_runs
+from cvexp.tracking.finished import FinishedRun, all_runs, find_runs, newest_runs
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import Store
 
+MAX_CANDIDATES = 100  # runs from which the compared ones are chosen by default; fetching one takes a few milliseconds
 NUM_WARM_UP = 3  # images that are not timed
 
 # Runs may differ in these settings without a warning: they are compared, or do not affect the measurements.
@@ -123,9 +126,7 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
     Raises:
         UserError: if there are fewer than two, or the named ones can't be compared.
     """
-    candidates = find_runs(run.store, config, "role", "segmentation")
-    while config.runs is None and candidates and not candidates[0].is_readable():
-        del candidates[0]
+    candidates = _candidates(run.store, config)
     if len(candidates) < 2:
         raise UserError(
             f"runs: there are {len(candidates)} finished runs to compare, but two are needed; train them with python "
@@ -151,8 +152,28 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
             f"{candidates[1].id} can't, because {reason}; name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
-        print_line(f"{left_out} other finished runs are left out: their data differ, or newer ones replace them")
+        print_line(f"{left_out} other finished runs are left out: their settings differ, or newer ones replace them")
+    if config.runs is None and len(candidates) == MAX_CANDIDATES:
+        print_line(f"only the newest {MAX_CANDIDATES} runs on these images were considered; runs=[...] names others")
     return sorted(newest.values(), key=_order)
+
+
+def _candidates(store: Store, config: RunConfig) -> list[FinishedRun]:
+    """Return the runs that `runs` names, or else the newest usable run, followed by others on the same images.
+
+    If there are no others, the next run follows, whose images differ.
+    """
+    if config.runs is not None:
+        return find_runs(store, config, "role", "segmentation")
+    by_age = all_runs(store, config, "role", "segmentation")
+    newest = next((run for run in by_age if run.is_readable()), None)
+    if newest is None:
+        return []
+    names = [f"data.{split}.fingerprint" for split in ("val", "test")]
+    same_images = [f"tags.`{name}` = '{newest.tags[name]}'" for name in names if name in newest.tags]
+    considered = newest_runs(store, config, MAX_CANDIDATES, "tags.role = 'segmentation'", *same_images)
+    others = [run for run in considered if run.id != newest.id and run.started <= newest.started]
+    return [newest, *(others or islice(by_age, 1))]
 
 
 def _order(run: FinishedRun) -> tuple[bool, str, str, int]:

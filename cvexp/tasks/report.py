@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,8 +27,9 @@ from cvexp.report.sections.segmentation import segmentation_section
 from cvexp.report.sections.study import study_section
 from cvexp.report.sections.summary import summary
 from cvexp.report.study import FILE as STUDY
-from cvexp.tracking.finished import all_runs, find_run, newest_with
+from cvexp.tracking.finished import FinishedRun, find_run, newest_runs, newest_with, runs_with_ids
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.store import Store
 
 MAX_SEGMENTATIONS = 8  # segmentation runs in a report without a comparison
 
@@ -60,28 +62,35 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
     store = run.store
     comparison_run = find_run(store, config, "task", "compare")
     compared = None
-    segmentations = list(all_runs(store, config, "role", "segmentation"))
     if comparison_run is not None:
         compared = read_comparison(store, comparison_run.id)
         ids = [evaluated.run_id for evaluated in compared.evaluated]
-        segmentations = sorted((other for other in segmentations if other.id in ids), key=lambda o: ids.index(o.id))
+        compared_runs = runs_with_ids(store, config, ids, "segmentation")
+        segmentations = sorted(compared_runs, key=lambda other: ids.index(other.id))
     else:
-        segmentations = segmentations[:MAX_SEGMENTATIONS]
-    pretrainings = list(all_runs(store, config, "role", "pretraining"))
-    uses = Counter(segmentation.tags.get("weights_from") for segmentation in segmentations)
-    used = sorted((other for other in pretrainings if other.id in uses), key=lambda other: -uses[other.id])
-    pretrainings = used or pretrainings[:1]
-    neighbors = (
+        segmentations = newest_runs(store, config, MAX_SEGMENTATIONS, "tags.role = 'segmentation'")
+    uses = Counter(segmentation.tags.get("weights_from", "") for segmentation in segmentations)
+    used = sorted(runs_with_ids(store, config, uses, "pretraining"), key=lambda other: -uses[other.id])
+    pretrainings = used or newest_runs(store, config, 1, "tags.role = 'pretraining'")
+    neighbors = [
         other
-        for other in all_runs(store, config, "task", "neighbors")
-        if pretrainings and other.tags.get("of_run") == pretrainings[0].id
-    )
-    described = {pretraining.id for pretraining in pretrainings}
-    probes = list(all_runs(store, config, "task", "probe"))
-    of_these = (other for other in probes if described & set(other.tags.get("of_runs", "").split()))
-    probe = next(of_these, probes[0] if probes else None)
+        for pretraining in pretrainings[:1]
+        for other in newest_runs(store, config, 1, "tags.task = 'neighbors'", f"tags.of_run = '{pretraining.id}'")
+    ]
+    probe = _newest_probe(store, config, pretrainings)
     study = newest_with(store, config, "study", STUDY)
-    return Material(comparison_run, compared, segmentations, pretrainings, next(neighbors, None), probe, study)
+    return Material(comparison_run, compared, segmentations, pretrainings, next(iter(neighbors), None), probe, study)
+
+
+def _newest_probe(store: Store, config: RunConfig, pretrainings: Sequence[FinishedRun]) -> FinishedRun | None:
+    """Return the newest probe of one of these runs, or else the newest one, or None."""
+    of_these = [
+        probe
+        for pretraining in pretrainings
+        for probe in newest_runs(store, config, 1, "tags.task = 'probe'", f"tags.of_runs LIKE '%{pretraining.id}%'")
+    ]
+    of_these = of_these or newest_runs(store, config, 1, "tags.task = 'probe'")
+    return max(of_these, key=lambda probe: probe.started, default=None)
 
 
 def write(title: str, material: Material) -> Document:

@@ -109,19 +109,18 @@ def _latest_pretraining(store: Store, config: RunConfig, method: str) -> str:
         UserError: if there is no such run.
     """
     wanted = _identity(flatten(asdict(config)))
-    newest = None
-    for run in all_runs(store, config, "task", method):
-        if run.role == "pretraining" and _identity(run.params) == wanted:
-            if run.seed == config.seed:
+    backbone, dataset = wanted["backbone.name"], wanted["dataset.name"]
+    same_network = f"params.`backbone.name` = '{backbone}' and params.`dataset.name` = '{dataset}'"
+    is_possible = "'" not in f"{method}{backbone}{dataset}"  # queries can't contain it, and no such name does
+    for conditions in ([f"params.seed = '{config.seed}'"], []) if is_possible else ():
+        for run in all_runs(store, config, "task", method, "tags.role = 'pretraining'", same_network, *conditions):
+            if _identity(run.params) == wanted:
                 return run.id
-            newest = newest or run.id
-    if newest is None:
-        described = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        raise UserError(
-            f"backbone.weights=latest:{method}: there is no finished {method} run with {described}; pretrain with "
-            f"python -m cvexp task={method}, or give other weights"
-        )
-    return newest
+    described = ", ".join(f"{key}={value}" for key, value in wanted.items())
+    raise UserError(
+        f"backbone.weights=latest:{method}: there is no finished {method} run with {described}; pretrain with "
+        f"python -m cvexp task={method}, or give other weights"
+    )
 
 
 def _identity(params: Mapping[str, str]) -> dict[str, str]:
