@@ -104,13 +104,8 @@ def open_sweep(
     deliver_earlier(store, tracking.folder)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
-        earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None) if goes_on else None
-        if earlier is None:
-            run_id = _create(store, overrides, command, key, swept, task)
-        else:
-            run_id = str(earlier.info.run_id)
-            store.client.update_run(run_id, status="RUNNING")
-            store.client.set_tag(run_id, "command", command)
+        run_id = _reopen(store, command, key) if goes_on else None
+        run_id = run_id or _create(store, overrides, command, key, swept, task)
         status = "FINISHED"
         sweep = SweepRun(store, run_id, swept, tracking.folder)
         opened.append(sweep)
@@ -126,6 +121,17 @@ def open_sweep(
             is_closed = status == "FINISHED" and store.client.get_run(run_id).info.status != "RUNNING"
             if not is_closed and not sweep.stays_open:
                 store.client.set_terminated(run_id, status)
+
+
+def _reopen(store: Store, command: str, key: str) -> str | None:
+    """Reopen the run of an earlier start, and return its id, or None if there is none."""
+    earlier = next(store.search(f"tags.`sweep.key` = '{key}'"), None)
+    if earlier is None:
+        return None
+    run_id = str(earlier.info.run_id)
+    store.client.update_run(run_id, status="RUNNING")
+    store.client.set_tag(run_id, "command", command)
+    return run_id
 
 
 def _create(store: Store, overrides: Sequence[str], command: str, key: str, swept: Sequence[str], task: str) -> str:
