@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow  # these tests start servers, and train
 
 psycopg = pytest.importorskip("psycopg", reason="needs PostgreSQL's client: pip install 'cvexp[server]'")
 
-CREATE_DATABASE, WRITE_SETTINGS, START, BECOME_ADMIN, RECORD, START_WITH_S3, BACK_UP, RESTORE = code_blocks(
+CREATE_DATABASE, WRITE_SETTINGS, START, BECOME_ADMIN, RECORD, SYNC, START_WITH_S3, BACK_UP, RESTORE = code_blocks(
     "server.md", "bash"
 )
 (ADD_USER,) = code_blocks("server.md", "python")
@@ -151,6 +151,9 @@ def test_every_task_records_on_the_server(
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
     outcome = cvexp(*jobs[-1])
     assert outcome.code == 0, outcome.message
+    assert "nothing waits" in bash(
+        SYNC, Path.cwd(), {}
+    )  # tests/tracking/test_store.py has cases in which something does
     statuses = server.query(
         "SELECT value, status, count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'task' GROUP BY value, status"
     )
