@@ -78,8 +78,8 @@ def _copies_tables(_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment variables for sbatch and the like, while Slurm runs on this machine."""
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as variables:
-        yield variables
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster.variables
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 NUM_CPUS = 4  # whatever the machine has
@@ -61,14 +62,60 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+class Cluster:
+    """Slurm with one node, while it runs.
+
+    Attributes:
+        variables: The environment variables for sbatch and the like.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def output(self, *command: str) -> str:
+        environment = os.environ | self.variables
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a daemon, which ends with the cluster."""
+        log = self.stack.enter_context((self.folder / f"{command[0]}.out").open("a"))
+        environment = os.environ | self.variables
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.terminate)
+        return process
+
+    def start_node(self) -> None:
+        self.node = self.start("slurmd", "-D")
+        wait_until(lambda: self.output("sinfo", "--noheader", "--partition=low", "--format=%T") == "idle")
+
+    def lose_node(self) -> None:
+        """Kill the node's daemon and all of its jobs, as when a machine loses power, and start the node again."""
+        doomed = [psutil.Process(self.node.pid)]
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                environment = process.environ()
+                if environment.get("SLURM_CONF") == self.variables["SLURM_CONF"] and "SLURM_JOB_ID" in environment:
+                    doomed += [process, *(parent for parent in process.parents() if parent.name() == "slurmstepd")]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.node.wait()
+        name = self.output("sinfo", "--noheader", "--partition=low", "--format=%n")
+        self.output("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")  # or Slurm waits for minutes
+        self.start_node()
+
+
 @contextmanager
-def slurm_cluster(folder: Path, signals_first: bool = True) -> Iterator[dict[str, str]]:
+def slurm_cluster(folder: Path, signals_first: bool = True) -> Iterator[Cluster]:
     """Run Slurm with one node of 4 CPUs, with all of its files in `folder`.
 
     If `signals_first`, preempted jobs first get the signal of `sbatch --signal`; otherwise SIGTERM, Slurm's default.
 
-    Jobs in the partition `high` preempt those in `low`, the default, which are requeued. Yields the environment
-    variables for sbatch and the like. Skips the test unless Slurm and MUNGE are installed and the user is root.
+    Jobs in the partition `high` preempt those in `low`, the default, which are requeued. Skips the test unless Slurm
+    and MUNGE are installed and the user is root.
     """
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         pytest.skip(f"needs {', '.join(missing)}: apt-get install slurm-wlm munge")
@@ -92,32 +139,22 @@ def slurm_cluster(folder: Path, signals_first: bool = True) -> Iterator[dict[str
     if not signals_first:
         configuration = configuration.replace("SlurmctldParameters=preempt_send_user_signal\n", "")
     (folder / "slurm.conf").write_text(configuration)
-    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
-
-    def output(*command: str) -> str:
-        return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True).stdout.strip()
-
     with ExitStack() as stack:
-
-        def start(*command: str) -> None:
-            log = stack.enter_context((folder / f"{command[0]}.out").open("w"))
-            process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, cwd=folder)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-
+        cluster = Cluster(folder, stack)
         files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
         # --force, because the folders of tests are closed to other users
-        start("munged", "--foreground", "--force", *(f"--{name}={folder}/munge.{end}" for name, end in files.items()))
+        cluster.start(
+            "munged", "--foreground", "--force", *(f"--{name}={folder}/munge.{end}" for name, end in files.items())
+        )
         try:
             wait_until((folder / "munge.socket").exists)
-            start("slurmctld", "-D")
-            start("slurmd", "-D")
-            wait_until(lambda: output("sinfo", "--noheader", "--partition=low", "--format=%T") == "idle")
+            cluster.start("slurmctld", "-D")
+            cluster.start_node()
         except TimeoutError:  # such as in a container that forbids what the daemons need
             logs = " | ".join(path.read_text().strip()[-300:] for path in sorted(folder.glob("*.out")))
             pytest.skip(f"Slurm does not start on this machine: {logs}")
         try:
-            yield variables
+            yield cluster
         finally:
-            output("scancel", "--user=root")
-            wait_until(lambda: not output("squeue", "--noheader"))
+            cluster.output("scancel", "--user=root")
+            wait_until(lambda: not cluster.output("squeue", "--noheader"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.plugins import Plugins
 
 from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start, store
@@ -90,30 +90,47 @@ def test_jobs_run_on_ray() -> None:
     assert_complete(2)
 
 
+def steps_saved() -> list[int]:
+    """Return the steps in the last checkpoint of each job on Slurm."""
+    paths = Path("slurm/artifacts").glob("*/artifacts/checkpoints/last.ckpt")
+    return sorted(torch.load(path, weights_only=True)["global_step"] for path in paths)
+
+
+def are_training(since: list[int]) -> bool:
+    """Return whether both jobs have saved steps since they had saved these."""
+    now = steps_saved()
+    return len(now) == 2 and all(step > before for step, before in zip(now, since, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("signals_first", [True, False])
-def test_jobs_that_slurm_preempts_go_on_and_end_like_undisturbed_ones(
-    signals_first: bool, tmp_path: Path, cvexp: Callable[..., Outcome]
+def test_jobs_that_slurm_preempts_or_loses_go_on_and_end_like_undisturbed_ones(
+    signals_first: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, cvexp: Callable[..., Outcome]
 ) -> None:
-    long = [*TINY, "trainer.max_epochs=30"]
+    """The first time, their node is also taken away, without a signal."""
+    long = [*TINY, "trainer.max_epochs=30", "task.embed_every_n_epochs=30"]
     (tmp_path / "cluster").mkdir()
     with slurm_cluster(tmp_path / "cluster", signals_first) as slurm:
-        sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", environment=slurm)
-        checkpoints = Path("slurm/artifacts")
-        wait_until(lambda: len(list(checkpoints.glob("*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
-        urgent = ["sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true"]
-        subprocess.run(urgent, check=True, env={**os.environ, **slurm}, capture_output=True)
+        sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", environment=slurm.variables)
+        wait_until(lambda: are_training(since=[0, 0]), seconds=120)
+        if signals_first:
+            slurm.lose_node()
+            saved = steps_saved()
+            assert [run.info.status for run in runs(Path("slurm"))] == ["RUNNING"] * 3  # nobody was left to change it
+            wait_until(lambda: are_training(since=saved), seconds=120)
+        slurm.output("sbatch", "--partition=high", "--cpus-per-task=3", "--output=/dev/null", "--wrap", "true")
         finish(sweep)
     output = "".join(path.read_text() for path in Path("slurm/sweeps").rglob("*.out"))
-    assert "going on with the interrupted run" in output
+    assert output.count("going on with the interrupted run") >= (3 if signals_first else 1)  # one is preempted
     by_seed = {run.data.params["seed"]: run for run in runs(Path("slurm")) if run.data.tags["role"] != "sweep"}
     assert len(by_seed) == len(runs(Path("slurm"))) - 1 == 2
     for seed in ("0", "1"):
-        assert cvexp(*long, f"seed={seed}", f"tracking.folder=alone{seed}").code == 0
-        (alone,) = runs(Path(f"alone{seed}"))
+        folder = tmp_path_factory.getbasetemp() / f"undisturbed-{seed}"
+        assert folder.exists() or cvexp(*long, f"seed={seed}", f"tracking.folder={folder}").code == 0
+        (alone,) = runs(folder)
         assert by_seed[seed].info.status == "FINISHED"
-        assert histories(Path("slurm"), by_seed[seed]) == histories(Path(f"alone{seed}"), alone)
+        assert histories(Path("slurm"), by_seed[seed]) == histories(folder, alone)
         expected, got = checkpoint(alone), checkpoint(by_seed[seed])
         assert all(expected[key].equal(got[key]) for key in expected)
 
