@@ -182,13 +182,14 @@ def copy_rows(database: Connection, num_runs: int) -> None:
     rows = [
         {
             "old": ids[i % len(ids)],
+            "id": f"{ids[i % len(ids)][:24]}{i:08x}",
             "number": f"{i:08x}",
             "started": oldest - 60_000 * (i + 1),
             "seed": f"{i % NUM_SEEDS}",
         }
         for i in range(num_runs - len(ids))
     ]
-    execute("INSERT INTO copies VALUES (:old, substr(:old, 1, 24) || :number, :number, :started, :seed)", rows)
+    execute("INSERT INTO copies VALUES (:old, :id, :number, :started, :seed)", rows)
     values = {
         "run_uuid": "c.id",
         "destination_id": "c.id",

@@ -152,7 +152,7 @@ def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
             f"{candidates[1].id} can't, because {reason}; name others with runs=[...]"
         )
     if left_out := len(candidates) - len(newest):
-        print_line(f"{left_out} other finished runs are left out: their settings differ, or newer ones replace them")
+        print_line(f"{left_out} other runs on these images are left out: other labels, or replaced by newer ones")
     if config.runs is None and len(candidates) == MAX_CANDIDATES:
         print_line(f"only the newest {MAX_CANDIDATES} runs on these images were considered; runs=[...] names others")
     return sorted(newest.values(), key=_order)

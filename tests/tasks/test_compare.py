@@ -79,7 +79,7 @@ def test_by_default_the_newest_run_of_each_kind_that_fits_the_newest(cvexp: Call
     assert other_size.info.run_id not in outcome.message
     assert "trainer.max_steps: 1, 2" in outcome.message
     assert few_labels.info.run_id not in outcome.message
-    assert "4 other finished runs are left out" in outcome.message
+    assert "3 other runs on these images are left out" in outcome.message
 
 
 @pytest.mark.parametrize(

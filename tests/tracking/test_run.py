@@ -4,16 +4,14 @@ from pathlib import Path
 import pytest
 
 from cvexp.config import flatten
-from tests.helpers import TINY, Outcome, finish, mlflow_server, runs, start, store
+from tests.helpers import TINY, Outcome, finish, mlflow_server, runs, start_at_once, store
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
 
 def test_twelve_runs_at_once_on_a_fresh_store_all_finish() -> None:
     settings = [*TINY, "trainer.max_epochs=1", "trainer.max_steps=2", "dataset.train_images=8", "dataset.val_images=3"]
-    processes = [start(*settings, f"seed={seed}") for seed in range(12)]
-    for process in processes:
-        finish(process)
+    finish(start_at_once([[*settings, f"seed={seed}"] for seed in range(12)]))
     assert [run.info.status for run in runs()] == ["FINISHED"] * 12
     assert len({run.data.params["seed"] for run in runs()}) == 12
     folders = {run.data.tags["cvexp.folder"] for run in runs()}
