@@ -233,7 +233,7 @@ def test_artifacts_go_to_s3(
     client = boto3.client(
         "s3", endpoint_url=address, aws_access_key_id="KEY", aws_secret_access_key="SECRET", region_name="us-east-1"
     )
-    client.create_bucket(Bucket="BUCKET".lower())
+    client.create_bucket(Bucket="bucket")
     block = START_WITH_S3.replace("http://127.0.0.1:9000", address).replace("BUCKET", "bucket")
     with running(block, server.folder, server.environment) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")

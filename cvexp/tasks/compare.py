@@ -119,7 +119,7 @@ def _evaluate(finished: FinishedRun, segmenter: Segmenter, scored: Index, times:
 
 
 def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
-    """Return the runs that `runs` names, or else the newest run and all that can be compared with it.
+    """Return the runs that `runs` names, or else the newest run and others, of recent ones, that can be compared with it.
 
     Of several runs with the same method, start and seed, the newest is used. Baselines come first.
 
