@@ -12,6 +12,8 @@ those in MLflow's client, with the number of its calls.
 The first line measures SQLite: FOLDER/small has only the real runs, FOLDER/large also has the copies, and the jobs take
 turns in both. The second line measures a server that had no runs; with runs=0, nothing is copied in its database. Both
 can be started again, with another selection of jobs.
+Expected (two cores, SQLite): 6 to 7 s for most jobs, 4.4 to 5.4 s of them imports, of which torch and mlflow take 3 s;
+MLflow takes 1 s, and 1.6 s for task=compare; a large store costs less than 1 s more than a small one.
 """
 
 from __future__ import annotations

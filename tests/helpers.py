@@ -196,19 +196,17 @@ def start(
 _AT_ONCE = """
 import json, os, sys
 import cvexp.app, cvexp.tracking.opening, cvexp.training.fit, cvexp.tasks.dino, cvexp.tasks.multiclass
-for words in json.loads(sys.argv[1]):
+jobs = json.loads(sys.argv[1])
+for words in jobs:
     if os.fork() == 0:
-        sys.argv, code = ["cvexp", *words], 1
+        sys.argv = ["cvexp", *words]
         try:
             cvexp.app.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        finally:
-            os._exit(code if isinstance(code, int) else 1)
-for _ in json.loads(sys.argv[1]):
-    code = max(globals().get("code", 0), os.waitstatus_to_exitcode(os.wait()[1]))
-sys.exit(code)
+            os._exit(0)
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+sys.exit(any([os.wait()[1] for _ in jobs]))
 """
 
 

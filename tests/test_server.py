@@ -168,12 +168,16 @@ def test_who_may_not_record_gets_one_message(
     cvexp: Callable[..., Outcome], server: Server, as_user: Callable[[str, str], None]
 ) -> None:
     recorded = server.query("SELECT count(*) FROM runs")
-    for name, password in (("anna", "a-wrong-password"), ("guest", server.passwords["guest"])):
+    for name, password, words_of_message in (
+        ("anna", "a-wrong-password", "got 'anna', but the server does not accept this name with its password"),
+        ("guest", server.passwords["guest"], "does not allow guest to do this"),
+    ):
         as_user(name, password)
         for words in (TINY, ["-m", "seed=0,1", *TINY], ["task=report"]):
             outcome = cvexp(*words)
             assert outcome.code == 1
             assert re.fullmatch(r"cvexp: error: [^\n]+\n?", outcome.message), outcome.message
+            assert words_of_message in outcome.message
             assert password not in outcome.message
     assert server.query("SELECT count(*) FROM runs") == recorded
 
@@ -232,7 +236,7 @@ def test_artifacts_go_to_s3(
     client = boto3.client(
         "s3", endpoint_url=address, aws_access_key_id="KEY", aws_secret_access_key="SECRET", region_name="us-east-1"
     )
-    client.create_bucket(Bucket="BUCKET".lower())
+    client.create_bucket(Bucket="bucket")
     block = START_WITH_S3.replace("http://127.0.0.1:9000", address).replace("BUCKET", "bucket")
     with running(block, server.folder, server.environment) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")

@@ -121,7 +121,8 @@ def _evaluate(finished: FinishedRun, segmenter: Segmenter, scored: Index, times:
 def choose(run: ReadOnlyRun, config: RunConfig) -> list[FinishedRun]:
     """Return the runs that `runs` names, or else the newest run and all that can be compared with it.
 
-    Of several runs with the same method, start and seed, the newest is used. Baselines come first.
+    These are chosen from the newest runs on the same images, see `MAX_CANDIDATES`. Of several runs with the same
+    method, start and seed, the newest is used. Baselines come first.
 
     Raises:
         UserError: if there are fewer than two, or the named ones can't be compared.

@@ -147,8 +147,9 @@ def connect(tracking: TrackingConfig) -> Store:
             client.get_experiment_by_name(tracking.experiment)
         except MlflowException as error:
             raise UserError(
-                f"MLFLOW_TRACKING_URI: {uri} doesn't answer ({first_line(error)}); start it, correct the address, or "
-                "unset the variable to record in tracking.folder="
+                refusal(error)
+                or f"MLFLOW_TRACKING_URI: {uri} doesn't answer ({first_line(error)}); start it, correct the address, "
+                "or unset the variable to record in tracking.folder="
             ) from error
         return Store(client, tracking.experiment)
     folder = Path(tracking.folder).absolute()
@@ -192,7 +193,24 @@ def failures_explained(remedy: str) -> Iterator[None]:
     except FAILURES as error:
         if isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise
-        raise UserError(f"MLflow's store failed ({first_line(error)}); {remedy}") from error
+        raise UserError(refusal(error) or f"MLflow's store failed ({first_line(error)}); {remedy}") from error
+
+
+def refusal(error: Exception) -> str | None:
+    """Return what to do if a server does not know the user or forbids what was asked, or None for other errors."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == 401:
+        return (
+            f"MLFLOW_TRACKING_USERNAME: got {name!r}, but the server does not accept this name with its password; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write both into ~/.mlflow/credentials"
+        )
+    if status == 403:
+        return (
+            f"MLFLOW_TRACKING_USERNAME: the server does not allow {name or 'this user'} to do this "
+            f"({first_line(error)}); ask its administrator for the permission EDIT"
+        )
+    return None
 
 
 @contextlib.contextmanager
