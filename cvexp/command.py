@@ -165,7 +165,7 @@ def _run(composed: DictConfig) -> float | None:
     task = plugins.load("task", config.job)
     with store.failures_explained("check it, and try again"):
         if task.Config.is_recorded and processes.rank() == 0:
-            deliver_earlier(store.connect(config.tracking), config.tracking.folder)
+            deliver_earlier(config.tracking)
         if config.continues:
             config = continued_config(config, composed, overrides)
             composed = OmegaConf.create(asdict(config))

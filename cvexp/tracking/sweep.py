@@ -101,7 +101,7 @@ def open_sweep(
         UserError: if the same sweep is running in another process.
     """
     store = connect(tracking)
-    deliver_earlier(store, tracking.folder)
+    deliver_earlier(tracking)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     with _only_process(Path(tracking.folder), key) if goes_on else contextlib.nullcontext():
         run_id = _reopen(store, command, key) if goes_on else None

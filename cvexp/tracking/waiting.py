@@ -11,10 +11,11 @@ from filelock import Timeout
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from cvexp.config import TrackingConfig
 from cvexp.tracking.delivery import is_permanent
 from cvexp.tracking.outbox import REFUSED, Outbox, send, set_aside
 from cvexp.tracking.run import OUTBOXES
-from cvexp.tracking.store import Store, first_line
+from cvexp.tracking.store import Store, connect, first_line
 
 log = logging.getLogger("cvexp")
 
@@ -93,8 +94,10 @@ def _deliver(store: Store, run_id: str, outbox: Outbox) -> Delivered:
     return Delivered(run_id, num_entries, problem)
 
 
-def deliver_earlier(store: Store, folder: str) -> None:
-    """Deliver what earlier runs have left, and print what that was."""
-    for delivered in deliver_waiting(store, folder, tries_refused=False):
+def deliver_earlier(tracking: TrackingConfig) -> None:
+    """Deliver what earlier runs have left, if anything, and print what that was."""
+    if not any((Path(tracking.folder) / OUTBOXES).glob("*/*.json")):
+        return
+    for delivered in deliver_waiting(connect(tracking), tracking.folder, tries_refused=False):
         if delivered.num_entries:
             log.info("delivered what waited of the run %s: %s records", delivered.run_id, delivered.num_entries)
