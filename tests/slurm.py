@@ -93,13 +93,14 @@ class Cluster:
 
     def lose_node(self) -> None:
         """Kill the node's daemon and all of its jobs, as when a machine loses power, and start the node again."""
-        doomed = [psutil.Process(self.node.pid)]
+        daemons, jobs = {psutil.Process(self.node.pid)}, set()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 environment = process.environ()
                 if environment.get("SLURM_CONF") == self.variables["SLURM_CONF"] and "SLURM_JOB_ID" in environment:
-                    doomed += [process, *(parent for parent in process.parents() if parent.name() == "slurmstepd")]
-        for process in doomed:
+                    jobs.add(process)
+                    daemons |= {parent for parent in process.parents() if parent.name() == "slurmstepd"}
+        for process in [*daemons, *jobs]:  # in this order, or a daemon would report that a job was killed
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.node.wait()
