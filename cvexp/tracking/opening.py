@@ -60,7 +60,6 @@ def open_run(
     else:
         run_id = config.resume
         folder = _recorded_folder(store, config, folder)
-    processes.from_first((run_id, folder))
     with (
         _only_process(folder, run_id),
         failures_explained(
@@ -74,6 +73,7 @@ def open_run(
                 if config.resume is not None:
                     _reopen(run, config)
                 with _closing(run, config), _lost_processes_explained(run_id):
+                    processes.from_first((run_id, folder))  # now that its last checkpoint is here
                     yield run
             finally:
                 run.release()
