@@ -70,7 +70,7 @@ def open_run(
         with watched(run):
             if config.resume is not None:
                 _reopen(run, config)
-            with _closing(run, config), _lost_processes_explained(run_id):
+            with _closing(run, config), _lost_processes_explained(run.resume_command):
                 yield run
 
 
@@ -89,7 +89,7 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
     ):
         run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
         opened.append(run)
-    with watched(run), failure_recorded(run), _lost_processes_explained(run_id):
+    with watched(run), failure_recorded(run), _lost_processes_explained(run.resume_command):
         yield run
 
 
@@ -172,9 +172,9 @@ def _error_text(run: Run, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _lost_processes_explained(run_id: str | None = None) -> Iterator[None]:
+def _lost_processes_explained(command: str | None = None) -> Iterator[None]:
     """Explain the errors that follow if a worker process of a loader, or another process of the training, is gone."""
-    advice = f"resume the run with: python -m cvexp resume={run_id}" if run_id else "start again"
+    advice = f"resume the run with: {command}" if command else "start again"
     try:
         yield
     except RuntimeError as error:
