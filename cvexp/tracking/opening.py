@@ -126,7 +126,7 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
         raise
     except BaseException as error:
         failure = error
-        if space.is_out_of_space(error):
+        if isinstance(error, Exception) and space.is_out_of_space(error, run):
             raise UserError(space.explain(error, run)) from error
         raise
     finally:
