@@ -31,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield unfinished
         _write_through(unfinished)  # or a crash of the machine could leave the new name with an empty file
         unfinished.replace(path)
-        _write_through(path.parent)
+        with contextlib.suppress(OSError):  # some file systems refuse it for folders
+            _write_through(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -30,9 +30,8 @@ def shortage_explained(config: RunConfig) -> Iterator[None]:
             raise
         asked = SIZE.search(str(error))
         where = "the GPU" if re.search("cuda|cublas|mps", str(error), re.IGNORECASE) else "the machine"
-        raise UserError(
-            f"the memory of {where} is full{f' ({asked[0]})' if asked else ''}; {advice(config)}"
-        ) from error
+        size = f" ({asked[0]})" if asked else ""
+        raise UserError(f"the memory of {where} is full{size}; {advice(config)}") from error
 
 
 def is_shortage(error: Exception) -> bool:

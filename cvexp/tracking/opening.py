@@ -72,7 +72,7 @@ def open_run(
             try:
                 if config.resume is not None:
                     _reopen(run, config)
-                with _closing(run, config), _lost_processes_explained(run_id):
+                with _closing(run, config), _lost_processes_explained(run.resume_command):
                     processes.from_first((run_id, folder))  # now that its last checkpoint is here
                     yield run
             finally:
@@ -94,7 +94,7 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
     ):
         run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
         opened.append(run)
-    with watched(run), failure_recorded(run), _lost_processes_explained(run_id):
+    with watched(run), failure_recorded(run), _lost_processes_explained(run.resume_command):
         yield run
 
 
@@ -129,7 +129,7 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
         raise
     except BaseException as error:
         failure = error
-        if space.is_out_of_space(error):
+        if isinstance(error, Exception) and space.is_out_of_space(error, run):
             raise UserError(space.explain(error, run)) from error
         raise
     finally:
@@ -172,9 +172,9 @@ def _error_text(run: Run, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _lost_processes_explained(run_id: str | None = None) -> Iterator[None]:
+def _lost_processes_explained(command: str | None = None) -> Iterator[None]:
     """Explain the errors that follow if a worker process of a loader, or another process of the training, is gone."""
-    advice = f"resume the run with: python -m cvexp resume={run_id}" if run_id else "start again"
+    advice = f"resume the run with: {command}" if command else "start again"
     try:
         yield
     except RuntimeError as error:

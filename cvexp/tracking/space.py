@@ -12,19 +12,20 @@ from pathlib import Path
 
 from cvexp.errors import OUT_OF_SPACE
 from cvexp.tracking.run import ReadOnlyRun
-from cvexp.tracking.store import FAILURES
+from cvexp.tracking.store import FAILURES, first_line
 
 NUM_NAMED = 3  # runs in a message
 
 
-def is_out_of_space(error: BaseException) -> bool:
-    """Return whether an error of the operating system, or of SQLite, means that a disk or a quota is full."""
+def is_out_of_space(error: Exception, run: ReadOnlyRun) -> bool:
+    """Return whether an error of the system, or of SQLite, means that a disk of this machine or a quota is full."""
     if isinstance(error, OSError):
         return error.errno in OUT_OF_SPACE
-    return isinstance(error, FAILURES) and "database or disk is full" in str(error)
+    is_local = run.store.address.startswith("sqlite")
+    return is_local and isinstance(error, FAILURES) and "database or disk is full" in str(error)
 
 
-def explain(error: BaseException, run: ReadOnlyRun, needed: int | None = None) -> str:
+def explain(error: Exception, run: ReadOnlyRun, needed: int | None = None) -> str:
     """Say in one line what could not be written, how much room there is, and which runs take the most.
 
     Args:
@@ -33,9 +34,9 @@ def explain(error: BaseException, run: ReadOnlyRun, needed: int | None = None) -
         needed: The size in bytes of what could not be written, if it is known.
     """
     folder = Path(run.tracking_folder)
-    place, reason = str(folder), "No space left on device"
+    problem = f"MLflow's store failed ({first_line(error)})"
     if isinstance(error, OSError):
-        place, reason = str(error.filename2 or error.filename or run.folder), str(error.strerror)
+        problem = f"{error.filename2 or error.filename or run.folder}: {error.strerror}"
     sizes = [] if needed is None else [f"{_readable(needed)} are needed"]
     if not (isinstance(error, OSError) and error.errno == errno.EDQUOT):  # the disk may have more than the quota
         with contextlib.suppress(OSError):
@@ -44,7 +45,7 @@ def explain(error: BaseException, run: ReadOnlyRun, needed: int | None = None) -
     such_as = f", such as runs that you no longer need (docs/faults.md); the largest are {largest}" if largest else ""
     figures = f" ({', '.join(sizes)})" if sizes else ""
     return (
-        f"{place}: {reason}{figures}; free some space{such_as}; then resume with: {run.resume_command}; or start again "
+        f"{problem}{figures}; free some space{such_as}; then resume with: {run.resume_command}; or start again "
         "elsewhere with tracking.folder=PATH"
     )
 
@@ -58,9 +59,8 @@ def _largest_runs(folder: Path, but: str) -> list[tuple[str, int]]:
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 sizes[path.read_text().strip()] += _size(path.parent)
-    return [(name, size) for name, size in sizes.most_common() if re.fullmatch(r"[0-9a-f]{32}", name) and name != but][
-        :NUM_NAMED
-    ]
+    others = [(name, size) for name, size in sizes.most_common() if re.fullmatch(r"[0-9a-f]{32}", name) and name != but]
+    return others[:NUM_NAMED]
 
 
 def _describe(run: ReadOnlyRun, run_id: str, size: int) -> str:

@@ -45,7 +45,7 @@ class CheckpointFiles(TorchCheckpointIO):
             self.run.upload_checkpoint(Path(path))
         except OSError as error:
             error.filename = str(path)  # the error for a full disk does not name the file
-            if space.is_out_of_space(error):
+            if space.is_out_of_space(error, self.run):
                 tensors = [leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, Tensor)]
                 raise UserError(space.explain(error, self.run, sum(tensor.nbytes for tensor in tensors))) from error
             raise UserError(explain_os_error(error, "tracking.folder")) from error

@@ -56,7 +56,7 @@ def read_checkpoint(path: Path, name: str = "") -> Checkpoint:
     try:
         verify_checksums(path)
     except ValueError as error:
-        raise UserError(f"{name}: the file is damaged ({error}); copy or fetch it again") from error
+        raise UserError(f"{name}: the file is damaged, or can't be read ({error}); copy or fetch it again") from error
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

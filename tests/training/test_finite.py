@@ -15,9 +15,9 @@ from cvexp import plugins
 from cvexp.training.finite import Losses
 from cvexp.training.module import TrainingModule
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, assert_equal_runs, checkpoint, runs, torchrun
+from tests.tasks.test_simclr import TINY as TINY_SIMCLR
 
-SETTINGS = {"dino": TINY, "simclr": [], "multiclass": TINY_SEGMENTATION, "attention": TINY_SEGMENTATION}
-SETTINGS["simclr"] = [word for word in TINY if not word.startswith("task.")] + ["task.size=32"]
+SETTINGS = {"dino": TINY, "simclr": TINY_SIMCLR, "multiclass": TINY_SEGMENTATION, "attention": TINY_SEGMENTATION}
 
 
 def test_the_first_step_is_remembered_without_waiting_for_the_device() -> None:

@@ -117,4 +117,5 @@ def test_a_full_database_is_named_like_a_full_disk(
     monkeypatch.setattr(MlflowClient, "log_image", log_image)
     outcome = cvexp(*TINY)
     assert outcome.code == 1
-    assert re.search(r"outputs: No space left on device \(.* are free\); free some space; then resume", outcome.message)
+    problem = r"MLflow's store failed \(\(sqlite3.OperationalError\) database or disk is full\)"
+    assert re.search(problem + r" \(.* are free\); free some space; then resume", outcome.message)

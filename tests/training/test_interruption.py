@@ -5,8 +5,9 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.helpers import (
     start,
     store,
 )
+from tests.tasks.test_simclr import TINY as TINY_SIMCLR
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
@@ -87,6 +89,36 @@ def test_an_interrupted_segmentation_ends_bit_equal_without_what_it_started_from
     outcome = cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}")
     assert outcome.code == 0, outcome.message
     assert_equal_runs(Path("undisturbed"), Path("interrupted"))
+
+
+@pytest.mark.parametrize("task", ["simclr", "multiclass", "attention"])
+def test_after_a_loader_process_was_killed_a_run_ends_bit_equal(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    from cvexp.data.batches import Batches
+
+    original = Batches.__getitem__
+
+    def killed(self: Batches, keys: Sequence[tuple[int, int]]) -> Any:
+        if torch.utils.data.get_worker_info() is not None and keys[0][0] == 1:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, keys)
+
+    settings = TINY_SIMCLR if task == "simclr" else TINY_SEGMENTATION
+    arguments = [f"task={task}", *settings, "loader.num_workers=1", "dataset.root=data"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__getitem__", killed)
+        outcome = cvexp(*arguments, "tracking.folder=disturbed")
+    assert outcome.code == 1
+    (run,) = runs(Path("disturbed"))
+    assert run.info.status == "FAILED"
+    resume = [f"resume={run.info.run_id}", "tracking.folder=disturbed"]
+    assert "loader: a worker process " in outcome.message  # PyTorch's words for what became of it differ
+    assert "if the machine ran out of memory, lower loader.num_workers" in outcome.message
+    assert outcome.message.strip().endswith(f"resume the run with: python -m cvexp {' '.join(resume)}")
+    assert cvexp(*resume).code == 0
+    assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
+    assert_equal_runs(Path("undisturbed"), Path("disturbed"))
 
 
 def test_resume_refuses_a_changed_configuration_and_shows_the_difference(
