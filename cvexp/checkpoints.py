@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -79,5 +80,7 @@ def verify(path: Path) -> None:
     verify_checksums(path)
     try:
         torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than tensors, and reading that could run code") from error
     except Exception as error:  # torch raises many types for damaged files
         raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error

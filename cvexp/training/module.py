@@ -179,22 +179,23 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def log_step(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """Record the loss and the metrics of a step, averaged over all processes, if this step is logged.
-
-        Raises:
-            UserError: if a loss is not finite. On a GPU and in several processes, this is checked in steps that are
-                logged, at each validation and at each checkpoint.
-        """
+        """Record the loss and the metrics of a step, averaged over all processes, if this step is logged."""
         self.training_losses.note(loss, self.global_step)
-        if self.logs_now or (loss.device.type == "cpu" and self.trainer.world_size == 1):
-            self.require_finite_losses()
         if self.logs_now:
             values = {"train/loss": loss.detach(), **{f"train/{name}": value for name, value in metrics.items()}}
             means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in values.items()}
             self.sink.log_metrics(means, self.global_step)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.logs_now or (self.device.type == "cpu" and self.trainer.world_size == 1):
+            self.require_finite_losses()
+
     def require_finite_losses(self) -> None:
-        """Raise a UserError if a training loss was not finite in any process. All processes must call it together."""
+        """Raise a UserError if a training loss was not finite in any process. All processes must call it together.
+
+        It waits for the device, and so is called in steps that are logged, after each validation, and before each
+        checkpoint. On a CPU with one process, it is called in each step.
+        """
         step = self.training_losses.first_step(self.trainer.strategy)
         if step is not None:
             epoch = 1 + step // len(self.batches)
