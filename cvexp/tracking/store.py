@@ -160,6 +160,8 @@ def connect(tracking: TrackingConfig) -> Store:
     # SQLite waits this many seconds for other writers; several runs may start, and log, at the same time.
     uri = f"sqlite:///{folder / 'mlflow.db'}?timeout=120"
     try:
+        if not (folder / "mlflow.db").exists():
+            _create_tables(folder)
         client = mlflow.MlflowClient(uri)
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
@@ -174,6 +176,15 @@ def connect(tracking: TrackingConfig) -> Store:
     finally:
         lock.release()
     return Store(client, tracking.experiment)
+
+
+def _create_tables(folder: Path) -> None:
+    """Create the tables in another file first, because MLflow can't use a store that was killed while it was made."""
+    for leftover in folder.glob("mlflow.unfinished*"):  # SQLite would take an old journal for that of the new file
+        leftover.unlink()
+    unfinished = folder / "mlflow.unfinished"
+    mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    unfinished.replace(folder / "mlflow.db")
 
 
 @contextlib.contextmanager

@@ -60,6 +60,17 @@ def test_killed_three_times_it_ends_bit_equal() -> None:
     assert_equal_runs(Path("undisturbed"), folder)
 
 
+def test_killed_while_the_store_is_created_it_starts_again() -> None:
+    process = start(*TINY, "trainer.max_steps=1")
+    wait_for_file(Path("outputs"), "mlflow.unfinished", process)
+    process.kill()
+    process.communicate()
+    assert not Path("outputs/mlflow.db").exists()
+    finish(start(*TINY, "trainer.max_steps=1"))
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+    assert not list(Path("outputs").glob("mlflow.unfinished*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [2, 4, 5])  # of 4 a epoch: inside an epoch, at its end, after it
 def test_interrupted_at_a_step_it_ends_bit_equal(
