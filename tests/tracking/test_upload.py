@@ -38,7 +38,7 @@ def test_a_run_whose_machine_is_lost_goes_on_elsewhere_and_ends_bit_equal(
 ) -> None:
     """Killed with SIGKILL in its last epoch, and all that it wrote is gone; only the server is left."""
     tiny = TINY if task == "dino" else TINY_SEGMENTATION
-    settings = [f"task={task}", *tiny, "trainer.max_epochs=3", "dataset.root=data"]
+    settings = [f"task={task}", *tiny, "trainer.max_epochs=8", "dataset.root=data"]
     with mlflow_server(*ARGUMENTS) as address:
         client = MlflowClient(address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
