@@ -145,7 +145,12 @@ class Run(ReadOnlyRun):
         """Look up which steps an interrupted run has recorded, so that resuming records none of them twice."""
         for name in self.store.client.get_run(self.id).data.metrics:
             self._logged_until[name] = max(step for step, _ in self.store.history(self.id, name))
-        for path in self.store.files(self.id, "images"):
+        paths = set(self.store.files(self.id, "images"))
+        for path in paths:
             # MLflow writes two files for each picture, this one last.
             if match := re.match(r"images/(.*)[+%]step[+%](\d+)[+%].*[+%]compressed\.webp$", path):
                 self._images.add((match[1], int(match[2])))
+                continue
+            second = {f"{path.removesuffix('.png')}{mark}compressed.webp" for mark in "+%"}
+            if self._is_local and path.endswith(".png") and not paths & second:
+                (self.folder / path).unlink()  # the run was killed between both, and will draw the picture again
