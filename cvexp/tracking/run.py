@@ -262,7 +262,6 @@ class Run(ReadOnlyRun):
                 *(self.store.address, self._delivery.failure, self.id, self._outbox.folder),
                 sync_command(self.tracking_folder),
             )
-
         self.kept.delete()
 
     def release(self) -> None:
@@ -285,7 +284,12 @@ class Run(ReadOnlyRun):
         for name in super().metrics():
             self._history[name] = self.store.history(self.id, name)
             self._logged_until[name] = max(step for step, _ in self._history[name])
-        for path in self.store.files(self.id, "images"):
+        paths = set(self.store.files(self.id, "images"))
+        for path in paths:
             # MLflow writes two files for each picture, this one last.
             if match := re.match(r"images/(.*)[+%]step[+%](\d+)[+%].*[+%]compressed\.webp$", path):
                 self._images.add((match[1], int(match[2])))
+                continue
+            second = {f"{path.removesuffix('.png')}{mark}compressed.webp" for mark in "+%"}
+            if self.is_local and path.endswith(".png") and not paths & second:
+                (self.folder / path).unlink()  # the run was killed between both, and will draw the picture again

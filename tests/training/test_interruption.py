@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -130,6 +131,21 @@ def test_after_a_loader_process_was_killed_a_run_ends_bit_equal(
     assert cvexp(*resume).code == 0
     assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
     assert_equal_runs(Path("undisturbed"), Path("disturbed"))
+
+
+def test_a_picture_of_which_only_half_was_written_is_drawn_again(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow writes two files for each picture, and the run was killed between them."""
+    from cvexp.training.segmentation import SegmentationTraining
+
+    arguments = ["task=multiclass", *TINY_SEGMENTATION, "task.picture_every_n_epochs=1", "dataset.root=data"]
+    assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
+    interrupted_at(4, signal.SIGTERM, SegmentationTraining, cvexp, monkeypatch, arguments)  # of 3 steps an epoch
+    (picture,) = Path("interrupted").glob("artifacts/*/artifacts/images/predictions+step+3+*.png")
+    shutil.copy(picture, picture.with_name(picture.name.replace("step+3", "step+6")))
+    assert cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}").code == 0
+    assert_equal_runs(Path("undisturbed"), Path("interrupted"))
 
 
 def test_resume_refuses_a_changed_configuration_and_shows_the_difference(
