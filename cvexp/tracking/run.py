@@ -142,6 +142,9 @@ class Run(ReadOnlyRun):
             Exception: any other reason for which the store refused something for good, which is a bug.
         """
         self._raise_refused()
+        self._write_pending()
+
+    def _write_pending(self) -> None:
         with self._logging:
             while batch := self._pending[:1000]:  # MLflow's limit
                 metrics = [(name, float(value), timestamp, step) for name, value, timestamp, step in batch]
@@ -238,7 +241,7 @@ class Run(ReadOnlyRun):
         Raises:
             Exception: what :meth:`flush` raises.
         """
-        self.flush()
+        self._write_pending()
         with few_retries():  # the delivery tries again by itself
             has_all = self._delivery.drain()
         self._raise_refused()

@@ -59,6 +59,8 @@ def deliver_waiting(store: Store, folder: str, tries_refused: bool) -> Iterator[
         except Timeout:
             yield Delivered(path.name, 0, "a process is still working on the run")
             continue
+        except FileNotFoundError:  # that process has just delivered the rest
+            continue
         try:
             if _is_known(store, path.name):
                 yield _deliver(store, path.name, outbox)
