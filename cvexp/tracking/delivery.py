@@ -66,10 +66,11 @@ class Delivery:
     def drain(self) -> bool:
         """Wait until everything is delivered or refused, and return True, or False if the store is away."""
         while len(self._outbox):
+            is_quick = self._failing_since is None and time.monotonic() - self._last_progress < BLIP
             with self._changed:
-                self._changed.wait(0.05 if self._waited_since is None else 0.5)
+                self._changed.wait(0.05 if is_quick else 0.5)
             now = time.monotonic()
-            if self._failing_since is None and (now - self._last_progress < 2 or self._answers()):
+            if is_quick or (self._failing_since is None and self._answers()):
                 self._waited_since = None
             elif self._waited_since is None:
                 self._waited_since = now

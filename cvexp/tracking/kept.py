@@ -28,7 +28,7 @@ class KeptFiles:
             shutil.copyfile(file, self._folder / folder / file.name)
 
     def fetch(self, store: Store, run_id: str) -> None:
-        """Fetch what the run recorded before it was interrupted, as far as it is not here."""
+        """Fetch those of the files that the run recorded before it was interrupted and that this machine lacks."""
         for folder in FOLDERS:
             missing = set(store.files(run_id, folder)) - set(self.files(run_id, folder))
             for path in sorted(missing):

@@ -16,12 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
+from cvexp.errors import UserError
+
+OUTBOXES = "outbox"  # the folder of all outboxes
+LOCK_SECONDS = 60.0  # for which a resumed run waits for a process that delivers what the run left
 LOCK = "lock"  # a file in an outbox, which is locked by the process that fills or empties it
 REFUSED = ".refused"  # suffix of an entry that was set aside
+UNFINISHED = ".unfinished"  # suffix of an entry that is being written
 STEP = "checkpoint.step"  # tag: the step of the checkpoint last.ckpt that the store has
 
 
@@ -48,23 +53,37 @@ class Outbox:
     """The outbox of a run. Several threads may use it.
 
     Args:
-        folder: Where it is. It is created when the first entry is written.
+        folder: Where it is. It exists from :meth:`lock` to :meth:`unlock`, and longer if something waits in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writing = threading.Lock()
-        self._file_lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-        self._last_number = max((int(path.stem) for path in folder.glob("*.json")), default=0)
+        self._file_lock = FileLock(folder / LOCK, thread_local=False)
+        self._last_number = 0
 
-    def lock(self) -> None:
-        """Reserve the outbox for this process. The system releases the lock however the process ends.
+    def lock(self, seconds: float) -> None:
+        """Reserve the outbox for this process, and remove what a killed one left half-written.
+
+        The system releases the lock however the process ends.
+
+        Args:
+            seconds: How long to wait for another process that has reserved it.
 
         Raises:
-            filelock.Timeout: if another process has reserved it.
+            filelock.Timeout: if it still has.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file_lock.acquire()
+        while not self._file_lock.is_locked:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just emptied and deleted the outbox
+                self._file_lock.acquire(timeout=seconds)
+        entries = {path.stem for suffix in (".json", REFUSED) for path in self.folder.glob(f"*{suffix}")}
+        self._last_number = max(map(int, entries), default=0)
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in entries:
+                shutil.rmtree(path)
+            elif path.suffix == UNFINISHED:
+                path.unlink()
 
     def unlock(self) -> None:
         """Release the outbox, and delete it if nothing waits in it."""
@@ -85,7 +104,7 @@ class Outbox:
         with self._writing:
             self._last_number += 1
             entry = Entry(self.folder / f"{self._last_number:09d}.json", kind, dict(values))
-            unfinished = entry.path.with_suffix(".unfinished")
+            unfinished = entry.path.with_suffix(UNFINISHED)
             former = self._same_checkpoints(entry)
             try:
                 if file is not None:
@@ -143,6 +162,20 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.json")))
+
+
+def open_outbox(tracking_folder: str, run_id: str) -> Outbox:
+    """Reserve the outbox of a run for this process.
+
+    Raises:
+        UserError: if another process delivers what is in it, and does not end soon.
+    """
+    outbox = Outbox(Path(tracking_folder).absolute() / OUTBOXES / run_id)
+    try:
+        outbox.lock(LOCK_SECONDS)
+    except Timeout as error:
+        raise UserError(f"another process is delivering what the run {run_id} recorded; wait for it") from error
+    return outbox
 
 
 def set_aside(path: Path) -> None:

@@ -23,7 +23,7 @@ from cvexp.tracking.checkpoints import step_of
 from cvexp.tracking.delivery import Delivery
 from cvexp.tracking.description import resume_command, sync_command
 from cvexp.tracking.kept import KeptFiles
-from cvexp.tracking.outbox import Outbox, Recorder
+from cvexp.tracking.outbox import Recorder, open_outbox
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import FAILURES, Store, few_retries
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLUSH_SECONDS = 5.0  # a write takes a few milliseconds, however many metrics it contains
-OUTBOXES = "outbox"  # the folder of all outboxes
 
 log = logging.getLogger("cvexp")
 
@@ -107,8 +106,7 @@ class Run(ReadOnlyRun):
     def __init__(self, store: Store, run_id: str, run_folder: Path, tracking: TrackingConfig) -> None:
         super().__init__(store, run_id, run_folder, tracking)
         self._uploads_each_epoch = tracking.upload_checkpoints == "epoch"
-        self._outbox = Outbox(Path(tracking.folder).absolute() / OUTBOXES / run_id)
-        self._outbox.lock()
+        self._outbox = open_outbox(tracking.folder, run_id)
         self._delivery = Delivery(store, run_id, self._outbox)
         self._recorder = Recorder(store.client.tracking_uri, self._outbox, self._delivery.notify)
         self._pending: list[tuple[str, SupportsFloat, int, int]] = []
@@ -265,10 +263,10 @@ class Run(ReadOnlyRun):
                 *(self.store.address, self._delivery.failure, self.id, self._outbox.folder),
                 sync_command(self.tracking_folder),
             )
-        self.kept.delete()
 
     def release(self) -> None:
         """End the delivery, and leave what waits to other processes."""
+        self.kept.delete()
         if self._delivery.stop():
             self._outbox.unlock()
 

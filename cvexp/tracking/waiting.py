@@ -13,8 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from cvexp.config import TrackingConfig
 from cvexp.tracking.delivery import is_permanent
-from cvexp.tracking.outbox import REFUSED, Outbox, send, set_aside
-from cvexp.tracking.run import OUTBOXES
+from cvexp.tracking.outbox import OUTBOXES, REFUSED, Outbox, send, set_aside
 from cvexp.tracking.store import Store, connect, first_line
 
 log = logging.getLogger("cvexp")
@@ -50,18 +49,16 @@ def deliver_waiting(store: Store, folder: str, tries_refused: bool) -> Iterator[
     """
     for path in sorted((Path(folder).absolute() / OUTBOXES).glob("*")):
         outbox = Outbox(path)
-        if tries_refused:
-            outbox.restore_refused()
-        if not len(outbox):
+        if not len(outbox) and not (tries_refused and any(path.glob(f"*{REFUSED}"))):
             continue
         try:
-            outbox.lock()
+            outbox.lock(seconds=0)
         except Timeout:
             yield Delivered(path.name, 0, "a process is still working on the run")
             continue
-        except FileNotFoundError:  # that process has just delivered the rest
-            continue
         try:
+            if tries_refused:
+                outbox.restore_refused()
             if _is_known(store, path.name):
                 yield _deliver(store, path.name, outbox)
             else:

@@ -21,7 +21,7 @@ from requests import HTTPError, Response
 from cvexp.errors import UserError
 from cvexp.tracking import delivery
 from cvexp.tracking.delivery import is_permanent
-from cvexp.tracking.outbox import Outbox, send
+from cvexp.tracking.outbox import Outbox, send, set_aside
 from cvexp.tracking.run import Run
 from cvexp.tracking.store import Store, connect
 from cvexp.tracking.waiting import deliver_waiting
@@ -65,7 +65,7 @@ class Gate:
 
 def test_entries_come_in_order_and_their_files_belong_to_them(tmp_path: Path) -> None:
     outbox, file = Outbox(tmp_path / "outbox"), tmp_path / "a file.txt"
-    outbox.lock()
+    outbox.lock(seconds=0)
     for number in range(12):
         file.write_text(str(number))
         outbox.put("file", {"name": file.name, "folder": None}, file)
@@ -79,17 +79,53 @@ def test_entries_come_in_order_and_their_files_belong_to_them(tmp_path: Path) ->
 
 def test_an_outbox_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox")
-    outbox.lock()
+    outbox.lock(seconds=0)
     with pytest.raises(Timeout):
-        Outbox(tmp_path / "outbox").lock()
+        Outbox(tmp_path / "outbox").lock(seconds=0)
     outbox.put("tag", {"key": "a", "value": "b"})
     outbox.unlock()
-    Outbox(tmp_path / "outbox").lock()
+    Outbox(tmp_path / "outbox").lock(seconds=0)
+
+
+def test_who_waits_for_an_outbox_gets_it_although_it_was_deleted_in_between(tmp_path: Path) -> None:
+    first, second = Outbox(tmp_path / "outbox"), Outbox(tmp_path / "outbox")
+    first.lock(seconds=0)
+    waiting = threading.Thread(target=second.lock, args=(60,))
+    waiting.start()
+    waiting.join(0.2)  # long enough to wait for the lock, though nothing depends on it
+    first.unlock()
+    waiting.join(60)
+    second.put("tag", {"key": "a", "value": "b"})
+    assert [entry.values["key"] for entry in second.entries()] == ["a"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_what_was_refused_stays(tmp_path: Path) -> None:
+    outbox, file = Outbox(tmp_path / "outbox"), tmp_path / "file"
+    outbox.lock(seconds=0)
+    file.write_text("content")
+    for _ in range(2):
+        outbox.put("file", {"name": "file", "folder": None}, file)
+    waiting, refused = outbox.entries()
+    set_aside(refused.path)
+    (outbox.folder / "000000003").mkdir()  # it was killed while it copied a file
+    (outbox.folder / "000000003" / "file").write_text("con")
+    (outbox.folder / "000000003.unfinished").write_text("{")
+    outbox.unlock()
+    again = Outbox(outbox.folder)
+    again.lock(seconds=0)
+    assert sorted(path.name for path in again.folder.iterdir() if path.name != "lock") == [
+        *("000000001", "000000001.json", "000000002", "000000002.refused")
+    ]
+    again.put("file", {"name": "file", "folder": None}, file)
+    again.remove(waiting)
+    again.restore_refused()
+    assert [entry.path.stem for entry in again.entries()] == ["000000002", "000000003"]
+    assert all((entry.folder / "file").read_text() == "content" for entry in again.entries())
 
 
 def test_a_new_checkpoint_takes_the_place_of_one_that_waits_and_needs_no_space(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox")
-    outbox.lock()
+    outbox.lock(seconds=0)
     for step in (1, 2):
         for name in ("best.ckpt", "last.ckpt"):
             unfinished = tmp_path / "unfinished"
@@ -104,7 +140,7 @@ def test_a_new_checkpoint_takes_the_place_of_one_that_waits_and_needs_no_space(t
 def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outbox, file = Outbox(tmp_path / "outbox"), tmp_path / "file"
     file.write_text("content")
-    outbox.lock()
+    outbox.lock(seconds=0)
     outbox.put("tag", {"key": "a", "value": "b"})
     before = sorted(path.name for path in outbox.folder.rglob("*"))
 
@@ -121,7 +157,7 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_entries_that_a_crash_damaged_are_set_aside(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox")
-    outbox.lock()
+    outbox.lock(seconds=0)
     for key in "abc":
         outbox.put("tag", {"key": key, "value": ""})
     (outbox.folder / "000000002.json").write_bytes(b"\0\0\0")
@@ -283,7 +319,7 @@ def test_a_run_that_was_deleted_is_one_message_and_can_be_restored(
 
 def test_sync_does_not_touch_what_belongs_to_another_store(opened: Store, cvexp: Callable[..., Outcome]) -> None:
     outbox = Outbox(Path("outputs/outbox/0123456789abcdef0123456789abcdef"))
-    outbox.lock()
+    outbox.lock(seconds=0)
     outbox.put("tag", {"key": "a", "value": "b"})
     outbox.unlock()
     outcome = cvexp("task=sync")
