@@ -342,25 +342,40 @@ def interrupted_at(
     assert torch.load(path, weights_only=True)["global_step"] == step
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(
+    command: Sequence[str], health: str, folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server in a folder, with further environment variables, and wait until it answers at an address."""
+    folder = folder or Path.cwd()
+    # MLflow's servers would otherwise start several processes for jobs.
+    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(health).close()
+                break
+            assert server.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
 @contextlib.contextmanager
 def mlflow_server(*arguments: str, port: str = "") -> Iterator[str]:
     """A real MLflow server on this machine, by its address; at a free port unless one is given."""
-    if not port:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *arguments]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or else it starts many processes
-    with subprocess.Popen(command, env=environment, start_new_session=True, **quiet) as server:  # type: ignore[call-overload]
-        try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"{address}/health").close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            yield address
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
+    with serving(command, f"{address}/health"):
+        yield address

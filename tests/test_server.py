@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, code_blocks, finish, start_at_once
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, code_blocks, finish, free_port, serving, start_at_once
 
 pytestmark = pytest.mark.slow  # these tests start servers, and train
 
@@ -47,30 +43,10 @@ def bash(block: str, folder: Path, environment: Mapping[str, str]) -> str:
 @contextlib.contextmanager
 def running(block: str, folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """Run a block that starts a server at port 5000, at a free port instead, and yield that port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     command = f"{block.strip().replace('5000', port)} --workers 2"
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            ["bash", "-euc", command],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)
+    with serving(["bash", "-euc", command], f"http://127.0.0.1:{port}/health", folder, environment):
         yield port
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
 
 
 class Server(NamedTuple):

@@ -5,11 +5,8 @@ import contextlib
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,7 +19,7 @@ from PIL import Image
 
 import cvexp as package
 from cvexp.inference.segmenter import Segmenter
-from tests.helpers import TINY_SEGMENTATION, Outcome, code_blocks
+from tests.helpers import TINY_SEGMENTATION, Outcome, code_blocks, free_port, serving
 
 pytestmark = pytest.mark.slow  # these tests train, and start servers
 
@@ -51,30 +48,13 @@ def isolated(block: str) -> str:
 @contextlib.contextmanager
 def running(block: str) -> Iterator[str]:
     """Run a block of Bash that starts a server at port 5001, at a free port instead, and yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with Path("server.log").open("w") as log:
-        server = subprocess.Popen(
-            ["bash", "-c", block.replace("5001", port)],
-            env={**os.environ, "PATH": tools, "MLFLOW_TRACKING_URI": "sqlite:///outputs/mlflow.db"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping").close()
-                    break
-                assert server.poll() is None, Path("server.log").read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-            assert server.poll() is None
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+    environment = {"PATH": tools, "MLFLOW_TRACKING_URI": "sqlite:///outputs/mlflow.db"}
+    address = f"http://127.0.0.1:{port}"
+    with serving(["bash", "-c", block.replace("5001", port)], f"{address}/ping", environment=environment) as server:
+        yield address
+        assert server.poll() is None
 
 
 def ask(address: str, content: bytes | object, kind: str = "application/json") -> tuple[int, Any]:
