@@ -67,6 +67,8 @@ def verify_checksums(path: Path) -> None:
                     with archive.open(record) as content:
                         while content.read(CHUNK):
                             pass
+    # What zipfile raises for a damaged file: its structure, its content, its end, a method of compression or a mark of
+    # encryption that a changed bit has set, and an offset outside of the file.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise ValueError(str(error)) from error
 
