@@ -27,6 +27,7 @@ NEEDED = {  # keyword arguments
     "blocks.launch": {"share": False},
 }
 EXCEPTIONS = {
+    "cvexp/checkpoints.py: import pickle": "for the same type",
     "cvexp/weights/read.py: import pickle": "for the type of the error with which PyTorch refuses a file",
     "cvexp/export/program_format.py: torch.export.load": "only of files that this process has just written",
     "cvexp/report/explorer.py: jinja2.Template(autoescape=...)": "Bokeh's HTML; names are JSON, shown as text",
