@@ -30,15 +30,15 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name("unfinished")
     try:
         yield unfinished
-        _write_through(unfinished)  # or a crash of the machine could leave the new name with an empty file
+        write_through(unfinished)  # or a crash of the machine could leave the new name with an empty file
         unfinished.replace(path)
         with contextlib.suppress(OSError):  # some file systems refuse it for folders
-            _write_through(path.parent)
+            write_through(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _write_through(path: Path) -> None:
+def write_through(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

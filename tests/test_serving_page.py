@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -49,8 +48,7 @@ def isolated(block: str) -> str:
 def running(block: str) -> Iterator[str]:
     """Run a block of Bash that starts a server at port 5001, at a free port instead, and yield its address."""
     port = free_port()
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": tools, "MLFLOW_TRACKING_URI": "sqlite:///outputs/mlflow.db"}
+    environment = {"MLFLOW_TRACKING_URI": "sqlite:///outputs/mlflow.db"}
     address = f"http://127.0.0.1:{port}"
     with serving(["bash", "-c", block.replace("5001", port)], f"{address}/ping", environment=environment) as server:
         yield address

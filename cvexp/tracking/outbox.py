@@ -8,6 +8,7 @@ at any time. Every entry can be sent twice without harm, because it has its own 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
+from cvexp.checkpoints import write_through
 from cvexp.errors import UserError
 
 OUTBOXES = "outbox"  # the folder of all outboxes
@@ -77,7 +79,7 @@ class Outbox:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another process has just emptied and deleted the outbox
                 self._file_lock.acquire(timeout=seconds)
-        entries = {path.stem for suffix in (".json", REFUSED) for path in self.folder.glob(f"*{suffix}")}
+        entries = {path.stem for path in (*self._paths(".json"), *self._paths(REFUSED))}
         self._last_number = max(map(int, entries), default=0)
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in entries:
@@ -131,7 +133,7 @@ class Outbox:
 
         A file that is damaged, as after a crash of the machine, is set aside.
         """
-        for path in sorted(self.folder.glob("*.json")):
+        for path in self._paths(".json"):
             try:
                 content = json.loads(path.read_text())
                 yield Entry(path, content["kind"], content["values"])
@@ -142,17 +144,14 @@ class Outbox:
 
     def persist(self) -> None:
         """Write what waits through to the disk, so that it survives a crash of the machine."""
-        for path in (*self.folder.rglob("*"), self.folder):
-            with contextlib.suppress(FileNotFoundError):  # it was delivered in the meantime
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        for folder, _, names in os.walk(self.folder, topdown=False):
+            for path in (*(Path(folder, name) for name in names), Path(folder)):
+                with contextlib.suppress(FileNotFoundError):  # it was delivered in the meantime
+                    write_through(path)
 
     def restore_refused(self) -> None:
         """Let what was set aside be tried again."""
-        for path in self.folder.glob(f"*{REFUSED}"):
+        for path in self._paths(REFUSED):
             path.rename(path.with_suffix(".json"))
 
     def remove(self, entry: Entry) -> None:
@@ -161,7 +160,15 @@ class Outbox:
         shutil.rmtree(entry.folder, ignore_errors=True)
 
     def __len__(self) -> int:
-        return len(list(self.folder.glob("*.json")))
+        return len(self._paths(".json"))
+
+    def has_refused(self) -> bool:
+        """Return whether an entry was set aside."""
+        return bool(self._paths(REFUSED))
+
+    def _paths(self, suffix: str) -> list[Path]:
+        """List the files with a suffix in order. Unlike Path.glob, glob allows for folders that vanish meanwhile."""
+        return [self.folder / name for name in sorted(glob.glob(f"*{suffix}", root_dir=self.folder))]
 
 
 def open_outbox(tracking_folder: str, run_id: str) -> Outbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
@@ -56,7 +57,7 @@ def _largest_runs(folder: Path, but: str) -> list[tuple[str, int]]:
     for path in folder.glob("artifacts/*"):
         sizes[path.name] += _size(path)
     for pattern in ("runs/*/*/run_id", "sweeps/*/*/*/run_id"):  # where checkpoints wait for a server
-        for path in folder.glob(pattern):
+        for path in map(folder.joinpath, glob.iglob(pattern, root_dir=folder)):
             with contextlib.suppress(OSError):
                 sizes[path.read_text().strip()] += _size(path.parent)
     others = [(name, size) for name, size in sizes.most_common() if re.fullmatch(r"[0-9a-f]{32}", name) and name != but]

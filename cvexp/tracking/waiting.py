@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def deliver_waiting(store: Store, folder: str, tries_refused: bool) -> Iterator[
     """
     for path in sorted((Path(folder).absolute() / OUTBOXES).glob("*")):
         outbox = Outbox(path)
-        if not len(outbox) and not (tries_refused and any(path.glob(f"*{REFUSED}"))):
+        if not len(outbox) and not (tries_refused and outbox.has_refused()):
             continue
         try:
             outbox.lock(seconds=0)
@@ -95,7 +96,7 @@ def _deliver(store: Store, run_id: str, outbox: Outbox) -> Delivered:
 
 def deliver_earlier(tracking: TrackingConfig) -> None:
     """Deliver what earlier runs have left, if anything, and print what that was."""
-    if not any((Path(tracking.folder) / OUTBOXES).glob("*/*.json")):
+    if not glob.glob("*/*.json", root_dir=Path(tracking.folder) / OUTBOXES):
         return
     for delivered in deliver_waiting(connect(tracking), tracking.folder, tries_refused=False):
         if delivered.num_entries:

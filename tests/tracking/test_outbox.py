@@ -155,6 +155,26 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.Mo
         assert sorted(path.name for path in outbox.folder.rglob("*")) == before
 
 
+def test_what_is_delivered_while_the_rest_is_written_through_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, file = Outbox(tmp_path / "outbox"), tmp_path / "file"
+    file.write_text("content")
+    outbox.lock(seconds=0)
+    outbox.put("file", {"name": "file", "folder": None}, file)
+    (entry,) = outbox.entries()
+    scan = os.scandir
+
+    def deliver_before(folder: Any) -> Any:
+        if str(folder) == str(entry.folder):
+            outbox.remove(entry)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", deliver_before)
+    outbox.persist()
+    assert not len(outbox)
+
+
 def test_entries_that_a_crash_damaged_are_set_aside(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox")
     outbox.lock(seconds=0)

@@ -87,7 +87,7 @@ def _matches(pattern: Path) -> list[Path]:
     """Return what matches a pattern. Leading folders that exist are not part of it, whatever their names contain."""
     start = next(parent for parent in pattern.parents if parent.is_dir())
     rest = str(pattern.relative_to(start))
-    found = glob.glob(rest, root_dir=start, recursive=True)  # noqa: PTH207, Path.glob would include hidden files
+    found = glob.glob(rest, root_dir=start, recursive=True)
     return [start / name for name in sorted(found)]
 
 
