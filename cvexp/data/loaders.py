@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -134,11 +135,17 @@ def make_loader(batches: Batches, keys: Sampler[list[tuple[int, int]]], config: 
         sampler=keys,
         batch_size=None,  # an item is a batch
         num_workers=num_workers,
+        multiprocessing_context=start_method(num_workers),
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         pin_memory=torch.cuda.is_available() and not is_on_device,
         worker_init_fn=outlive_signals,
     )
+
+
+def start_method(num_workers: int) -> str | None:
+    """Return how the platform starts worker processes; in joblib's jobs, the default can't start those of PyTorch."""
+    return multiprocessing.get_all_start_methods()[0] if num_workers > 0 else None
 
 
 def outlive_signals(worker: int) -> None:

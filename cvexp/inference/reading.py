@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cvexp.config import LoaderConfig
 from cvexp.data.augment.views import CenterView
-from cvexp.data.loaders import outlive_signals
+from cvexp.data.loaders import outlive_signals, start_method
 from cvexp.errors import UserError
 from cvexp.inference.pictures import to_pixels
 
@@ -64,6 +64,7 @@ def read_pictures(paths: Sequence[Path], config: LoaderConfig, view: CenterView 
         _Pictures(paths, view),
         batch_size=None,
         num_workers=config.num_workers,
+        multiprocessing_context=start_method(config.num_workers),
         collate_fn=_as_it_is,
         worker_init_fn=outlive_signals,
     )

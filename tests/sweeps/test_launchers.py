@@ -39,7 +39,8 @@ def assert_complete(num_jobs: int) -> None:
 
 @pytest.mark.slow
 def test_jobs_in_several_processes_are_like_jobs_in_one(cvexp: Callable[..., Outcome]) -> None:
-    finish(start("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK, "seed=0,1,2"))
+    settings = [*QUICK, "loader.num_workers=1", "seed=0,1,2"]
+    finish(start("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *settings))
     assert_complete(3)
     by_seed = {run.data.params["seed"]: run.data.metrics["val/loss"] for run in jobs()}
     assert cvexp(*QUICK, "seed=1", "tracking.folder=alone").code == 0
