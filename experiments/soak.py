@@ -34,12 +34,12 @@ import psutil
 from mlflow import MlflowClient
 
 SETTINGS = (
-    "backbone.name=test_resnet dataset.train_images=48 dataset.val_images=12 dataset.test_images=0 dataset.root=data "
+    "backbone.name=test_resnet dataset.train_images=240 dataset.val_images=12 dataset.test_images=0 dataset.root=data "
     "loader.num_workers=1 loader.batch_size=8 trainer.accelerator=cpu tracking.upload_checkpoints=epoch"
 )
 TASKS = {
-    "dino": "trainer.max_epochs=4 task.global_size=32 task.local_size=16 task.hidden_dim=32 task.out_dim=32",
-    "multiclass": "trainer.max_epochs=4 dataset.image_size=64 task.decoder_channels=8 task.atrous_rates=[1,2,3]",
+    "dino": "trainer.max_epochs=12 task.global_size=32 task.local_size=16 task.hidden_dim=32 task.out_dim=32",
+    "multiclass": "trainer.max_epochs=24 dataset.image_size=64 task.decoder_channels=8 task.atrous_rates=[1,2,3]",
 }
 
 
