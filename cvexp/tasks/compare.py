@@ -171,7 +171,7 @@ def _candidates(store: Store, config: RunConfig) -> list[FinishedRun]:
     if newest is None:
         return []
     names = [f"data.{split}.fingerprint" for split in ("val", "test")]
-    same_images = [f"tags.`{name}` = '{newest.tags[name]}'" for name in names if name in newest.tags]
+    same_images = [f"tags.`{name}` = '{newest.tags[name]}'" for name in names if newest.tags.get(name, "").isalnum()]
     considered = newest_runs(store, config, MAX_CANDIDATES, "tags.role = 'segmentation'", *same_images)
     others = [run for run in considered if run.id != newest.id and run.started <= newest.started]
     return [newest, *(others or islice(by_age, 1))]

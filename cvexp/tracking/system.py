@@ -33,7 +33,10 @@ class SystemMetrics:
         while not self._has_ended.wait(self._machine.sampling_interval):
             self._machine.collect_metrics()
             values = self._machine.aggregate_metrics()
-            self._run.log_metrics({PREFIX + name: value for name, value in values.items()}, step)
+            try:
+                self._run.log_metrics({PREFIX + name: value for name, value in values.items()}, step)
+            except Exception:  # whatever it is, the training meets it too, and reports it
+                return
             for monitor in self._machine.monitors:
                 monitor.clear_metrics()
             step += 1

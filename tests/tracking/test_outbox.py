@@ -24,6 +24,7 @@ from cvexp.tracking.delivery import is_permanent
 from cvexp.tracking.outbox import Outbox, send, set_aside
 from cvexp.tracking.run import Run
 from cvexp.tracking.store import Store, connect
+from cvexp.tracking.system import SystemMetrics
 from cvexp.tracking.waiting import deliver_waiting
 from tests.helpers import TRACKING, Outcome
 
@@ -372,6 +373,20 @@ def test_kinds_of_errors() -> None:
     assert not is_permanent(OSError(errno.ENOSPC, "full"))
     assert not is_permanent(MlflowException("API request failed"))
     assert is_permanent(MlflowException.invalid_parameter_value("no"))
+
+
+def test_an_error_of_the_system_metrics_is_left_to_the_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    uncaught: list[Any] = []
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    monkeypatch.setattr(Run, "log_metrics", full)
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    metrics = SystemMetrics(run)
+    metrics._thread.join(60)
+    assert not metrics._thread.is_alive()
+    assert not uncaught
 
 
 def test_metrics_may_be_logged_by_several_threads(run: Run, opened: Store) -> None:
