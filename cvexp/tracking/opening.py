@@ -18,7 +18,7 @@ from cvexp.errors import Incomplete, Interrupted, Pruned, UserError, opening
 from cvexp.metrics.names import safe_name
 from cvexp.tracking import description, space
 from cvexp.tracking.checkpoints import fetch_newer
-from cvexp.tracking.opened import opened
+from cvexp.tracking.opened import note_opened
 from cvexp.tracking.outbox import STEP
 from cvexp.tracking.run import ReadOnlyRun, Run
 from cvexp.tracking.store import Store, connect, failures_explained
@@ -67,7 +67,7 @@ def open_run(
         ),
     ):
         run = Run(store, run_id, folder, config.tracking)
-        opened.append(run)
+        note_opened(run)
         with watched(run):
             try:
                 if config.resume is not None:
@@ -93,7 +93,7 @@ def _open_another_process(config: RunConfig, folder: Path) -> Iterator[ReadOnlyR
         "machines share, or name a server with MLFLOW_TRACKING_URI"
     ):
         run = ReadOnlyRun(connect(config.tracking), run_id, folder, config.tracking)
-        opened.append(run)
+        note_opened(run)
     with watched(run), failure_recorded(run), _lost_processes_explained(run.resume_command):
         yield run
 

@@ -17,7 +17,7 @@ from cvexp.errors import Interrupted, UserError, opening
 from cvexp.metrics.names import safe_name
 from cvexp.redaction import hide_secrets
 from cvexp.tracking.description import JOB_VARIABLE, PARENT_VARIABLE, SWEPT_VARIABLE
-from cvexp.tracking.opened import opened
+from cvexp.tracking.opened import note_opened
 from cvexp.tracking.store import Store, connect
 from cvexp.tracking.waiting import deliver_earlier
 
@@ -108,7 +108,7 @@ def open_sweep(
         run_id = run_id or _create(store, overrides, command, key, swept, task)
         status = "FINISHED"
         sweep = SweepRun(store, run_id, swept, tracking.folder)
-        opened.append(sweep)
+        note_opened(sweep)
         try:
             yield sweep
         except (KeyboardInterrupt, Interrupted):

@@ -200,8 +200,8 @@ class Interruption(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         self._restore()
 
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._restore()
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._restore()  # before Lightning restores those that were there before its own
 
     def _restore(self) -> None:
         for number, handler in self.previous.items():

@@ -1,9 +1,14 @@
 """A sweep is one parent run with its jobs as children."""
 
+import gc
 import shlex
+import signal
+import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
+from omegaconf import DictConfig
 
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs
 
@@ -88,3 +93,25 @@ def test_a_job_records_its_own_command_and_the_sweep_the_whole_one(cvexp: Callab
     again, first = runs()[0], next(run for run in runs()[1:] if run.data.params["seed"] == "1")
     assert again.data.params == first.data.params
     assert again.data.metrics["val/loss"] == first.data.metrics["val/loss"]
+
+
+@pytest.mark.parametrize("settings", [TINY, ["task=multiclass", *TINY_SEGMENTATION]])
+def test_jobs_leave_nothing_in_the_process(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    import cvexp.command as command
+    from cvexp.training.module import TrainingModule
+
+    original, left = command._run, []
+
+    def observed(composed: DictConfig) -> float | None:
+        result = original(composed)
+        gc.collect()
+        modules = sum(isinstance(each, TrainingModule) for each in gc.get_objects())
+        left.append((modules, psutil.Process().num_fds(), threading.active_count(), signal.getsignal(signal.SIGTERM)))
+        return result
+
+    monkeypatch.setattr(command, "_run", observed)
+    assert cvexp("-m", *settings, "trainer.max_steps=1", "loader.num_workers=1", "seed=0,1,2").code == 0
+    assert left[0][0] == 0
+    assert left[0] == left[1] == left[2]
