@@ -62,7 +62,7 @@ def test_the_error_of_a_job_in_another_process_is_in_the_summary() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_jobs_where_they_can_go_on() -> None:
-    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, "trainer.max_epochs=40", "seed=0,1,2"]
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, "trainer.max_epochs=12", "seed=0,1,2"]
     process = start(*sweep, is_group=True)
     wait_until(lambda: len(list(Path().glob("outputs/artifacts/*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
     os.killpg(process.pid, signal.SIGINT)
@@ -110,7 +110,7 @@ def test_jobs_that_slurm_preempts_or_loses_go_on_and_end_like_undisturbed_ones(
     signals_first: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, cvexp: Callable[..., Outcome]
 ) -> None:
     """The first time, their node is also taken away, without a signal."""
-    long = [*TINY, "trainer.max_epochs=30", "task.embed_every_n_epochs=30"]
+    long = [*TINY, "trainer.max_epochs=20", "task.embed_every_n_epochs=20"]
     (tmp_path / "cluster").mkdir()
     with slurm_cluster(tmp_path / "cluster", signals_first) as slurm:
         sweep = start("-m", *SLURM, *long, "seed=0,1", "tracking.folder=slurm", environment=slurm.variables)

@@ -95,10 +95,7 @@ def test_a_job_records_its_own_command_and_the_sweep_the_whole_one(cvexp: Callab
     assert again.data.metrics["val/loss"] == first.data.metrics["val/loss"]
 
 
-@pytest.mark.parametrize("settings", [TINY, ["task=multiclass", *TINY_SEGMENTATION]])
-def test_jobs_leave_nothing_in_the_process(
-    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, settings: list[str]
-) -> None:
+def test_jobs_leave_nothing_in_the_process(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     import cvexp.command as command
     from cvexp.training.module import TrainingModule
 
@@ -112,6 +109,6 @@ def test_jobs_leave_nothing_in_the_process(
         return result
 
     monkeypatch.setattr(command, "_run", observed)
-    assert cvexp("-m", *settings, "trainer.max_steps=1", "loader.num_workers=1", "seed=0,1,2").code == 0
+    assert cvexp("-m", *TINY, "trainer.max_steps=1", "loader.num_workers=1", "seed=0,1").code == 0
     assert left[0][0] == 0
-    assert left[0] == left[1] == left[2]
+    assert left[0] == left[1]

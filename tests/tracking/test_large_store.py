@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # trains
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "large_store.py"))
 
-NUM_RUNS = 900  # after copying, 300 of which compare could choose from
+NUM_RUNS = 450  # after copying, 150 of which compare could choose from
 FIRST_PAGE = 20  # runs
 COMPARED = 100  # runs, see MAX_CANDIDATES in task=compare
 NUM_SEEDS = 5  # of the copies, so there are this many runs of each method to compare
