@@ -63,6 +63,8 @@ class Outbox:
         self._writing = threading.Lock()
         self._file_lock = FileLock(folder / LOCK, thread_local=False)
         self._last_number = 0
+        self._checkpoints: dict[str, Entry] = {}  # by file name: the newest entry with it
+        self._unsaved: list[Path] = []  # what may not be on the disk yet
 
     def lock(self, seconds: float) -> None:
         """Reserve the outbox for this process, and remove what a killed one left half-written.
@@ -86,6 +88,7 @@ class Outbox:
                 shutil.rmtree(path)
             elif path.suffix == UNFINISHED:
                 path.unlink()
+        self._checkpoints = {entry.values["name"]: entry for entry in self.entries() if entry.kind == "checkpoint"}
 
     def unlock(self) -> None:
         """Release the outbox, and delete it if nothing waits in it."""
@@ -107,7 +110,6 @@ class Outbox:
             self._last_number += 1
             entry = Entry(self.folder / f"{self._last_number:09d}.json", kind, dict(values))
             unfinished = entry.path.with_suffix(UNFINISHED)
-            former = self._same_checkpoints(entry)
             try:
                 if file is not None:
                     entry.folder.mkdir()
@@ -118,15 +120,11 @@ class Outbox:
                 unfinished.unlink(missing_ok=True)
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 raise
-            for superseded in former:
-                self.remove(superseded)
-
-    def _same_checkpoints(self, entry: Entry) -> list[Entry]:
-        """Return the entries with an earlier version of the same checkpoint, which need not be sent any more."""
-        if entry.kind != "checkpoint":
-            return []
-        others = (other for other in self.entries() if other.kind == "checkpoint")
-        return [other for other in others if other.values["name"] == entry.values["name"]]
+            self._unsaved += [entry.path] if file is None else [entry.folder / file.name, entry.folder, entry.path]
+            if kind == "checkpoint":
+                if former := self._checkpoints.get(values["name"]):
+                    self.remove(former)  # it need not be sent any more
+                self._checkpoints[values["name"]] = entry
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries in order. One that is removed in the meantime is left out.
@@ -144,10 +142,11 @@ class Outbox:
 
     def persist(self) -> None:
         """Write what waits through to the disk, so that it survives a crash of the machine."""
-        for folder, _, names in os.walk(self.folder, topdown=False):
-            for path in (*(Path(folder, name) for name in names), Path(folder)):
-                with contextlib.suppress(FileNotFoundError):  # it was delivered in the meantime
-                    write_through(path)
+        with self._writing:
+            unsaved, self._unsaved = self._unsaved, []
+        for path in (*unsaved, self.folder):
+            with contextlib.suppress(FileNotFoundError):  # it was delivered in the meantime
+                write_through(path)
 
     def restore_refused(self) -> None:
         """Let what was set aside be tried again."""

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 from requests import HTTPError, Response
 
+from cvexp.checkpoints import write_through
 from cvexp.errors import UserError
 from cvexp.tracking import delivery
 from cvexp.tracking.delivery import is_permanent
@@ -136,6 +137,11 @@ def test_a_new_checkpoint_takes_the_place_of_one_that_waits_and_needs_no_space(t
     entries = list(outbox.entries())
     assert [(entry.folder / entry.values["name"]).read_text() for entry in entries] == ["best.ckpt 2", "last.ckpt 2"]
     assert all((entry.folder / entry.values["name"]).stat().st_nlink == 2 for entry in entries)
+    outbox.unlock()
+    another = Outbox(outbox.folder)  # of a resumed run
+    another.lock(seconds=0)
+    another.put("checkpoint", {"name": "best.ckpt", "step": 3}, tmp_path / "best.ckpt")
+    assert [entry.values["step"] for entry in another.entries()] == [2, 3]
 
 
 def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,24 +162,28 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path: Path, monkeypatch: pytest.Mo
         assert sorted(path.name for path in outbox.folder.rglob("*")) == before
 
 
-def test_what_is_delivered_while_the_rest_is_written_through_is_no_error(
+def test_each_entry_is_written_through_once_unless_it_was_delivered_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox, file = Outbox(tmp_path / "outbox"), tmp_path / "file"
     file.write_text("content")
     outbox.lock(seconds=0)
-    outbox.put("file", {"name": "file", "folder": None}, file)
-    (entry,) = outbox.entries()
-    scan = os.scandir
+    for _ in range(2):
+        outbox.put("file", {"name": "file", "folder": None}, file)
+    first, second = outbox.entries()
+    written: list[Path] = []
 
-    def deliver_before(folder: Any) -> Any:
-        if str(folder) == str(entry.folder):
-            outbox.remove(entry)
-        return scan(folder)
+    def write(path: Path) -> None:
+        outbox.remove(second)
+        write_through(path)
+        written.append(path)
 
-    monkeypatch.setattr(os, "scandir", deliver_before)
+    monkeypatch.setattr("cvexp.tracking.outbox.write_through", write)
     outbox.persist()
-    assert not len(outbox)
+    assert written == [first.folder / "file", first.folder, first.path, outbox.folder]
+    outbox.put("tag", {"key": "a", "value": "b"})
+    outbox.persist()
+    assert [path.name for path in written[4:]] == ["000000003.json", "outbox"]
 
 
 def test_entries_that_a_crash_damaged_are_set_aside(tmp_path: Path) -> None:
