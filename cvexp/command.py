@@ -6,6 +6,7 @@ PyTorch and MLflow are imported only when a run starts, so `--help` and `--cfg j
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -144,6 +145,9 @@ def _hydra_main(composed: DictConfig) -> float | None:
         if is_sweep:
             log.exception("job %s failed", os.environ.get(JOB_VARIABLE))
         raise
+    finally:
+        if is_sweep:
+            gc.collect()  # the networks, worker processes and open files of the job, whose objects form cycles
 
 
 def _run(composed: DictConfig) -> float | None:

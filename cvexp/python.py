@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,7 @@ def run(words: Sequence[str]) -> tuple[str, dict[str, float]]:
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt
         noted = signal.SIGINT
     finally:
+        gc.collect()  # as after a job of a sweep
         _one_at_a_time.release()
     if noted != signal.SIGINT:
         signal.raise_signal(noted)  # now it reaches the program

@@ -136,7 +136,8 @@ def growth(samples: list[Sample]) -> str:
 def count(client: MlflowClient, run_id: str) -> tuple[int, ...]:
     """Return the numbers of values of metrics, and of files in each folder of the artifacts, of a run."""
     run = client.get_run(run_id)
-    names = [name for name in run.data.metrics if not name.startswith("system/")]
+    # The metrics of the best epoch are recorded whenever there is a better one, which depends on the seed.
+    names = [name for name in run.data.metrics if not name.startswith(("system/", "best/"))]
     values = sum(len(client.get_metric_history(run_id, name)) for name in names)
     folders = ("checkpoints", "embeddings", "images", "curves", "data")
     return len(names), values, *(len(client.list_artifacts(run_id, folder)) for folder in folders)
