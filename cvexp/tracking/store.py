@@ -7,6 +7,7 @@ import logging
 import os
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -160,9 +161,12 @@ def connect(tracking: TrackingConfig) -> Store:
     # SQLite waits this many seconds for other writers; several runs may start, and log, at the same time.
     uri = f"sqlite:///{folder / 'mlflow.db'}?timeout=120"
     try:
-        if not (folder / "mlflow.db").exists():
+        is_new = not (folder / "mlflow.db").exists()
+        if is_new:
             _create_tables(folder)
         client = mlflow.MlflowClient(uri)
+        if is_new:  # MLflow keeps connections by address, which are to the old file if that was deleted
+            client._tracking_client.store.engine.dispose()
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
             client.create_experiment(tracking.experiment, (folder / "artifacts").as_uri())
@@ -182,7 +186,8 @@ def _create_tables(folder: Path) -> None:
     """Create the tables in another file first, because MLflow can't use a store that was killed while it was made."""
     for leftover in folder.glob("mlflow.unfinished*"):  # SQLite would take an old journal for that of the new file
         leftover.unlink()
-    unfinished = folder / "mlflow.unfinished"
+    # MLflow creates tables once for each address, so a name must not be used again if the folder was deleted meanwhile.
+    unfinished = folder / f"mlflow.unfinished-{uuid.uuid4().hex}"
     mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
     unfinished.replace(folder / "mlflow.db")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def test_a_store_that_fails_gets_later_what_it_lacks(
     assert run.info.status == "FINISHED"
     assert [metric.step for metric in store().get_metric_history(run.info.run_id, "train/loss")] == list(range(8))
     assert "error" not in run.data.tags
+
+
+def test_a_folder_that_was_deleted_is_made_again_in_the_same_process() -> None:
+    for _ in range(3):
+        opened = connect(TRACKING)
+        experiment = opened.client.get_experiment_by_name("cvexp")
+        assert experiment is not None
+        run_id = opened.client.create_run(experiment.experiment_id).info.run_id
+        with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database:
+            assert database.execute("SELECT run_uuid FROM runs").fetchall() == [(run_id,)]
+        shutil.rmtree("outputs")
 
 
 @pytest.mark.parametrize(("task", "comes_back"), [("dino", False), ("attention", True)])
