@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -77,3 +78,33 @@ def _without_password(argument: str) -> str:
             value = str(OverridesParser.create().parse_override(argument).value())
     os.environ[VARIABLE] = value
     return f"{key}=${{oc.env:{VARIABLE}}}"
+
+
+def quoted(value: str) -> str:
+    """Return a string as Hydra's command line takes it, with quotes if it needs any, keeping interpolations.
+
+    Hydra unescapes quotes, and backslashes only before quotes.
+    """
+    if re.fullmatch(r"[A-Za-z/][\w./:%-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + (match[2] and "\\'"), value) + "'"
+
+
+def setting(key: str, value: object) -> str:
+    """Return the override that gives a key a value: a string, a number, or nested lists and mappings of them."""
+    return f"{key}={_literal(value)}"
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        is_plain = quoted(value) == value or set(value) & {'"', "\\"}
+        return quoted(value) if is_plain else f'"{value}"'  # which a shell's own quotes leave readable
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_literal(content)}" for name, content in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    return repr(value)

@@ -26,7 +26,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cvexp import arguments, plugins, processes
+from cvexp import arguments, plugins, processes, progress
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition, refuse_secrets
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.memory import shortage_explained
@@ -42,7 +42,7 @@ from cvexp.tracking.description import JOB_VARIABLE
 USER_ERRORS = (UserError, *COMPOSITION_ERRORS)  # everything else is a bug, and its traceback is printed
 
 # What the configuration may make Hydra call, besides the launchers that are installed.
-TRUSTED = ["cvexp.redaction.Formatter", "logging.StreamHandler", "logging.FileHandler"]
+TRUSTED = ["cvexp.console.Handler", "cvexp.redaction.Formatter", "logging.StreamHandler", "logging.FileHandler"]
 
 log = logging.getLogger("cvexp")
 
@@ -84,7 +84,9 @@ def execute(words: Sequence[str]) -> None:
         sys.argv = ["cvexp", *arguments.for_hydra(arguments.with_sweeper(list(words), CONF), CONF)]
         if processes.world_size() > 1:
             sys.argv += _for_torchrun(sys.argv[1:])
-        _call_hydra()
+        is_question = any(word.startswith("-") and word not in ("-m", "--multirun") for word in words)
+        with contextlib.nullcontext() if is_question else progress.step("starting"):
+            _call_hydra()
     except USER_ERRORS as error:
         text = describe(error)
         if text == str(error) and isinstance(error, UserError):
@@ -129,7 +131,8 @@ def _hydra_main(composed: DictConfig) -> float | None:
     raise_if_stopped()
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        return _run(composed)
+        with progress.step("starting") as step:
+            return _run(composed, step)
     except USER_ERRORS as error:
         if not is_sweep:
             raise _PastHydra(error) from error
@@ -150,9 +153,11 @@ def _hydra_main(composed: DictConfig) -> float | None:
             gc.collect()  # the networks, worker processes and open files of the job, whose objects form cycles
 
 
-def _run(composed: DictConfig) -> float | None:
+def _run(composed: DictConfig, step: progress.Step) -> float | None:
     config = check(composed)
     refuse_secrets(config)
+    progress.configure(config.tracking.progress_seconds)
+    from cvexp.suggestions.rules import after_run, print_next
     from cvexp.sweeps.earlier import find_interrupted
     from cvexp.tracking import opening, resume, store  # import MLflow
     from cvexp.tracking.continuing import continued_config
@@ -179,6 +184,7 @@ def _run(composed: DictConfig) -> float | None:
         if config.resume is not None:
             config = resume.saved_config(config, composed, overrides)
     check_processes(config)
+    step.title = f"task={config.job}"
     task = plugins.load("task", config.job)  # that of a resumed run
     folder = Path(hydra_config.runtime.output_dir)
     if not task.Config.is_recorded:
@@ -193,6 +199,8 @@ def _run(composed: DictConfig) -> float | None:
                 objective: float | None = task.main(config, run)
         if hydra_config.mode == RunMode.MULTIRUN and run.noted_signal in (signal.SIGINT, signal.SIGTERM):
             raise Interrupted(run.noted_signal)  # it came in the last epoch: this job is done, but no other one starts
+        if hydra_config.mode != RunMode.MULTIRUN and processes.rank() == 0:
+            print_next(after_run(run.store, run.id, config, run.tags()))
         return objective
     return None
 

@@ -202,10 +202,13 @@ class TrackingConfig:
     log_every_n_steps: int = MISSING
     system_metrics: bool = MISSING
     upload_checkpoints: str = MISSING
+    progress_seconds: float | None = MISSING
 
     def __post_init__(self) -> None:
         require_one_of("tracking.upload_checkpoints", self.upload_checkpoints, ("end", "epoch"))
         require(self.log_every_n_steps >= 1, "tracking.log_every_n_steps", self.log_every_n_steps, "at least 1")
+        seconds = self.progress_seconds
+        require(seconds is None or seconds > 0, "tracking.progress_seconds", seconds, "positive or null")
 
 
 @dataclass(kw_only=True)

@@ -68,7 +68,12 @@ TINY_SEGMENTATION = [
 ]
 
 TRACKING = TrackingConfig(
-    folder="outputs", experiment="cvexp", log_every_n_steps=1, system_metrics=False, upload_checkpoints="end"
+    folder="outputs",
+    experiment="cvexp",
+    log_every_n_steps=1,
+    system_metrics=False,
+    upload_checkpoints="end",
+    progress_seconds=8.0,
 )
 
 # The classes of the Freiburg course, and those of PASCAL VOC that are animals or people.

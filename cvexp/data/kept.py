@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvexp import processes
-from cvexp.data.files.progress import in_parallel
+from cvexp.data.files.parallel import in_parallel
 from cvexp.errors import UserError
 
 AUTO_SHARE = 0.5  # of the free memory: `auto` keeps no more

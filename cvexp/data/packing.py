@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from cvexp import progress
 from cvexp.data.crops import Crops
-from cvexp.data.files import progress
 from cvexp.data.files.images import FORMATS
 from cvexp.data.index import Index, Splits
 from cvexp.data.members import File
@@ -115,13 +115,11 @@ def _encode_all(encode_one: Callable[[int], Sample], order: NDArray[Any], title:
     """Encode crops in parallel, in order, and only a few ahead, so that they do not accumulate."""
     num_ahead = 4 * (os.cpu_count() or 1)
     waiting: deque[Future[Sample]] = deque()
-    with progress.bar() as bar, ThreadPoolExecutor(os.cpu_count()) as executor:  # Pillow releases the GIL
-        row = bar.add_task(title, total=len(order), status="")
-        for num_started, position in enumerate(order.tolist(), 1):
+    with ThreadPoolExecutor(os.cpu_count()) as executor:  # Pillow releases the GIL
+        for position in progress.track(order.tolist(), title):
             waiting.append(executor.submit(encode_one, position))
             if len(waiting) == num_ahead:
                 yield waiting.popleft().result()
-                bar.update(row, completed=num_started - num_ahead, status=f"{num_started - num_ahead}/{len(order)}")
         while waiting:
             yield waiting.popleft().result()
 

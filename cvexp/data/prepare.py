@@ -20,12 +20,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from cvexp import progress
 from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Catalog, Content, Draft, open_catalog, write_catalog
 from cvexp.data.disjoint import check_paths, without_copies
 from cvexp.data.files import fetch
 from cvexp.data.files.images import decode, explain
-from cvexp.data.files.progress import in_parallel
+from cvexp.data.files.parallel import in_parallel
 from cvexp.data.index import Index, Splits, select
 from cvexp.data.problems import Problem, grouped
 from cvexp.errors import UserError, nearest, opening
@@ -119,7 +120,7 @@ def make_catalog(config: DatasetConfig, split: str, recipe: Recipe) -> Catalog:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{name}.lock"):  # if two processes start at the same time, one makes the catalog
             if not folder.exists():
-                with opening("dataset.root"):
+                with opening("dataset.root"), progress.step(f"reading the {split} split of dataset={config.name}"):
                     draft = recipe.make_draft()
                 unfinished = cache / f"{name}.unfinished"
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import gradio as gr
 from PIL import Image
 
+from cvexp import progress
+from cvexp.console import print_line
 from cvexp.demo.page import CSS, Page
 from cvexp.errors import Interrupted, UserError
 from cvexp.inference.segmenter import Segmenter
-from cvexp.report.console import print_line
 
 MAX_UPLOAD = "100mb"
 
@@ -59,6 +60,7 @@ def serve(segmenter: Segmenter, heading: str, examples: Sequence[Image.Image], h
                 print_line(f"task.host={host}: anyone who can reach this machine can use the demo", style="yellow")
             shown = socket.gethostname() if host == "0.0.0.0" else host
             print_line(f"open http://{shown}:{port} (Ctrl-C ends the demo)")
+            progress.configure(None)  # it lasts until somebody ends it
             threading.Event().wait()
         except (KeyboardInterrupt, Interrupted):  # how a demo ends
             print_line("the demo has ended")

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cvexp import progress
 from cvexp.config import RunConfig
 from cvexp.data.augment.labeled import fit, fit_image, resize_image
 from cvexp.data.augment.normalization import Normalization
+from cvexp.data.disjoint import NAMES
 from cvexp.data.index import IGNORE, Index
 from cvexp.data.kept import Images
 from cvexp.data.loaders import FixedBatches, make_loader
@@ -193,12 +195,12 @@ class Segmenter:
     def evaluate(self, index: Index) -> iou.Counts:
         """Count the pixels of every image of a split, (images, 1 + c, 3); see `cvexp.metrics.iou`."""
         num_classes = len(index.classes)
-        return np.concatenate(
-            [
-                iou.count_labels(self.label_squares(images), labels, num_classes, IGNORE).numpy()
-                for images, labels in whole_images(self.config, index)
-            ]
-        )
+        counts = []
+        with progress.step(f"scoring the {NAMES[index.split]} images", len(index.images)) as step:
+            for images, labels in whole_images(self.config, index):
+                counts.append(iou.count_labels(self.label_squares(images), labels, num_classes, IGNORE).numpy())
+                step.advance(len(images))
+        return np.concatenate(counts)
 
 
 def whole_images(config: RunConfig, index: Index) -> DataLoader[Any]:

@@ -5,6 +5,7 @@ Shapes: n crops, d features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cvexp import progress
 from cvexp.config import LoaderConfig
 from cvexp.data.augment.views import CenterView
 from cvexp.data.crops import CropBatches, Crops
@@ -37,7 +39,9 @@ def compute_features(
         device: The device that the networks run on.
     """
     features: list[list[Tensor]] = [[] for _ in networks]
-    for images in _batches(networks, list(range(len(index))), index, config, device):
+    batches = _batches(networks, list(range(len(index))), index, config, device)
+    num_batches = math.ceil(len(index) / config.batch_size)
+    for images in progress.track(batches, f"features of the {index.split} crops", num_batches, "batches"):
         for network, parts in zip(networks, features, strict=True):
             parts.append(_forward(network, images).cpu())
     return [torch.cat(parts) for parts in features]
@@ -69,7 +73,8 @@ def estimate_statistics(
     order = order[: max(len(index) // batch_size, 1) * batch_size]
     batches = _batches(networks, order.tolist(), index, replace(config, batch_size=batch_size), device)
     inputs = ([_normalized(network, images) for network in networks] for images in batches)
-    estimate_batch_norm([network.module for network in networks], inputs)
+    tracked = progress.track(inputs, "statistics of batch norm", len(order) // batch_size, "batches")
+    estimate_batch_norm([network.module for network in networks], tracked)
 
 
 def _normalized(network: FrozenNetwork, images: dict[int, Tensor]) -> Tensor:

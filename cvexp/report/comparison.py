@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cvexp.console import console, print_line
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import Comparison, Difference, Evaluated, Group
 from cvexp.metrics.names import safe_name
 from cvexp.report.arrays import read_arrays
-from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
 from cvexp.tracking.sink import Sink
 from cvexp.tracking.store import Store

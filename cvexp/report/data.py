@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cvexp.config import DatasetConfig
+from cvexp.console import console, print_line
 from cvexp.data.index import Index, Splits
 from cvexp.data.problems import grouped
 from cvexp.data.split import null_training_key
-from cvexp.report.console import console, print_line
 from cvexp.report.style import shorten
 
 MAX_PROBLEMS = 20  # in the terminal

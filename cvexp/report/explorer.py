@@ -29,6 +29,7 @@ from jinja2 import Template
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvexp import progress
 from cvexp.colors import color
 from cvexp.data.crops import Crops
 from cvexp.data.index import Index
@@ -83,8 +84,9 @@ def log_explorer(run: ReadOnlyRun, index: Index, positions: Sequence[int]) -> No
     if any(len(embedding.layout) == 0 for embedding in embeddings.values()):
         return
     reader = Crops(index, resolution=TOOLTIP_SIDE)
-    crops = [reader.picture(position) for position in positions]
-    run.log_text(page(embeddings, crops, index.classes), "explorer.html")
+    crops = [reader.picture(position) for position in progress.track(positions, "reading crops for the explorer")]
+    with progress.step("writing the explorer"):
+        run.log_text(page(embeddings, crops, index.classes), "explorer.html")
 
 
 def kept_epochs(epochs: Sequence[int], num_crops: int) -> list[int]:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvexp import progress
+from cvexp.console import print_line
 from cvexp.data.files.listing import as_text
-from cvexp.report.console import print_line
 from cvexp.report.embedding import MIN_CROPS, Embedding, compute_layout
 from cvexp.report.explorer import TOOLTIP_SIDE, Words, page
 from cvexp.tracking.run import ReadOnlyRun
@@ -67,7 +68,8 @@ class ImageExplorer:
         features = np.stack(rows)
         classes, labels = folders_of(paths)
         names, boxes = np.array([as_text(path) for path in paths]), np.zeros((count, 4), np.float32)
-        embedding = Embedding(features, labels, names, boxes, compute_layout(features, None))
+        with progress.step(f"t-SNE of {count} images"):
+            embedding = Embedding(features, labels, names, boxes, compute_layout(features, None))
         images = "images" if count == self.num_files else f"of {self.num_files} images"
         words = Words("image", images, "the folders of the images", "Folders")
         run.log_text(page({0: embedding}, pictures, classes, words), "explorer.html")

@@ -6,9 +6,9 @@ import csv
 import io
 from pathlib import Path
 
+from cvexp.console import print_line
 from cvexp.data.files.listing import as_text
 from cvexp.errors import Incomplete, UserError
-from cvexp.report.console import print_line
 from cvexp.tracking.run import ReadOnlyRun
 
 MAX_NAMED = 10

@@ -16,9 +16,9 @@ from PIL import Image
 from rich.table import Table
 
 from cvexp.colors import color
+from cvexp.console import console
 from cvexp.metrics.names import safe_name
 from cvexp.metrics.neighbors import Neighbors
-from cvexp.report.console import console
 from cvexp.report.embedding import Embedding
 from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, drawable, shorten, state_of
 from cvexp.tracking.sink import Sink

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cvexp.console import console, print_line
 from cvexp.data.index import Index
 from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.probe_results import SCORES, Contrast, Estimate, Probed, ProbeResults
 from cvexp.metrics.probing import Predictions
 from cvexp.report.comparison import escape
-from cvexp.report.console import console, print_line
 from cvexp.report.probe_figures import draw_confusion, draw_scores
 from cvexp.report.style import shorten
 from cvexp.tracking.sink import Sink

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from cvexp.report.console import console
+from cvexp.console import console
 
 
 def print_speed(speed: Mapping[str, float], kept: str, draws_on_device: bool) -> None:

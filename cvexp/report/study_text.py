@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from cvexp.console import console, print_line
 from cvexp.metrics.bootstrap import MIN_IMAGES
 from cvexp.metrics.comparison import RANDOM
 from cvexp.metrics.efficiency import MIN_SEEDS, Gain, Saving
 from cvexp.report.comparison import escape
-from cvexp.report.console import console, print_line
 from cvexp.report.study import Point, Study
 from cvexp.report.style import shorten
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvexp.config import RunConfig
+from cvexp.console import print_line
 from cvexp.data.index import Splits
 from cvexp.errors import opening
 from cvexp.metrics import iou
@@ -17,7 +18,6 @@ from cvexp.metrics.efficiency import Curve, Gain, gains, reference_of, savings
 from cvexp.metrics.hierarchical import Array, Scores, image_weights
 from cvexp.report import study as report
 from cvexp.report import study_text
-from cvexp.report.console import print_line
 from cvexp.report.document import html
 from cvexp.report.scores import read_counts, read_probe
 from cvexp.report.sections.study import study_page

@@ -20,6 +20,7 @@ from cvexp.sweeps.sweeper import Sweeper
 from cvexp.tracking import study
 
 if TYPE_CHECKING:
+    from cvexp.suggestions.words import Command
     from cvexp.tracking.sweep import SweepRun
 
 
@@ -67,6 +68,7 @@ class Search(Sweeper):
         self.pruner, self.pruner_args = pruner, dict(pruner_args)
         self.seed, self.direction = seed, direction
         self.storage, self.study_name = storage, study_name
+        self.best: int | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         settings = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
@@ -107,7 +109,13 @@ class Search(Sweeper):
             ran = {outcome.number: outcome for outcome in self.run_jobs(run, [jobs[i] for i in alike.values()])}
             for number in jobs:
                 trials.tell(number, ran[alike[jobs[number].overrides]])
-        trials.report_best(run)
+        self.best = trials.report_best(run)
+
+    def next_command(self, run: SweepRun) -> Command | None:
+        from cvexp.suggestions.rules import after_sweep
+
+        ids = [outcome.run_id for outcome in self.outcomes if outcome.number == self.best]
+        return after_sweep(run.store, ids, self.latest) if self.latest is not None else None
 
     def _direction(self, fixed: Mapping[str, str]) -> str:
         if self.direction:

@@ -12,8 +12,8 @@ import psutil
 from hydra.core.hydra_config import HydraConfig
 
 from cvexp import processes
+from cvexp.console import print_line
 from cvexp.errors import Interrupted, JobStopped
-from cvexp.report.console import print_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cvexp import progress
 from cvexp.config import flatten
+from cvexp.console import print_line
 from cvexp.errors import UserError
-from cvexp.report.console import print_line
 from cvexp.sweeps.outcome import DONE, Job, Outcome
 from cvexp.sweeps.plan import Plan, join
 from cvexp.sweeps.sweeper import Sweeper
 
 if TYPE_CHECKING:
+    from cvexp.suggestions.words import Command
     from cvexp.sweeps.lengths import Length
     from cvexp.sweeps.study_jobs import StudyJobs
     from cvexp.tasks.study import Config
@@ -40,6 +42,7 @@ class Study(Sweeper):
         shares: The number of training images of each label fraction.
         left_out: Starts that are asked for, but can't be used.
         clock: The time of the study.
+        step: Shows how far it is.
         results: Its results.
         pretrained: The name and the id of each pretraining run.
     """
@@ -99,14 +102,20 @@ class Study(Sweeper):
             lengths = choose_lengths(run, study, self.configs, jobs, self.run_jobs)
             jobs.lengths = {task: length.overrides() for task, length in lengths.items()}
             _announce(jobs, lengths)
-            for seed in jobs.plan.seeds:
-                self._run_seed(run, seed)
-                results.record(self.pretrained)
+            with progress.step("study", jobs.plan.num_cells, unit="runs on labels") as self.step:
+                for seed in jobs.plan.seeds:
+                    self._run_seed(run, seed)
+                    results.record(self.pretrained)
         finally:
             self.clock.save()
 
     def show_results(self) -> None:
         self.results.show()
+
+    def next_command(self, run: SweepRun) -> Command | None:
+        from cvexp.suggestions.rules import after_study
+
+        return after_study(self.scored_config)
 
     def _refuse_ignored_settings(self, overrides: Sequence[str], common: Sequence[str]) -> None:
         """Raise a UserError if an experiment sets more than the study itself, because its runs would not get that."""
@@ -148,8 +157,13 @@ class Study(Sweeper):
             if any(outcome is not None and outcome.status != "finished before" for outcome in ran):
                 later = jobs.plan.seeds[jobs.plan.seeds.index(seed) + 1 :]
                 rest = [*(cell.method for batch in batches[i + 1 :] for cell in batch), *jobs.of_seeds(later)]
-                done = f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done"
-                print_line(f"study: {done}, at most about {self.clock.needed(rest) / 60:.0f} min left", style="bold")
+                done, left = (
+                    f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done",
+                    self.clock.needed(rest),
+                )
+                print_line(f"study: {done}, at most about {left / 60:.0f} min left", style="bold")
+                self.step.expect(left)
+            self.step.done = len(results.runs)
 
     def _pretrain(self, run: SweepRun, starts: Sequence[str], seed: int, then: Sequence[str]) -> dict[str, str]:
         """Pretrain with a seed, and return the run of each start that has one."""

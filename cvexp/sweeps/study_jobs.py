@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from cvexp.arguments import quoted
 from cvexp.config import DatasetConfig
 from cvexp.data.index import Splits
 from cvexp.data.labeled import labeled_part
@@ -16,7 +17,6 @@ from cvexp.metrics.comparison import RANDOM
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.outcome import Job
 from cvexp.sweeps.plan import Cell, Plan
-from cvexp.sweeps.sweeper import quoted
 from cvexp.tasks.study import ALL, PROBE, Config, pretrainings
 
 SET_BY_STUDY = {  # and the keys by which a study sets them

@@ -9,10 +9,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from mlflow.entities import Run as MLflowRun
 
 from cvexp.composition import COMPOSITION_ERRORS, explain_composition
+from cvexp.console import print_line
 from cvexp.errors import JobStopped
 from cvexp.metrics import selection
 from cvexp.redaction import hide_secrets
-from cvexp.report.console import print_line
 from cvexp.report.style import shorten
 from cvexp.sweeps.earlier import is_locked
 from cvexp.sweeps.outcome import Job, Outcome

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,14 +20,17 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from cvexp import progress
+from cvexp.arguments import quoted
 from cvexp.composition import check, refuse_secrets
 from cvexp.config import RunConfig, TrackingConfig
+from cvexp.console import print_line
 from cvexp.errors import UserError
-from cvexp.report.console import print_line
-from cvexp.sweeps.outcome import Job, Outcome
+from cvexp.sweeps.outcome import DONE, Job, Outcome
 from cvexp.sweeps.stopping import stopping_jobs
 
 if TYPE_CHECKING:
+    from cvexp.suggestions.words import Command
     from cvexp.sweeps.earlier import Data
     from cvexp.tracking.sweep import SweepRun
 
@@ -50,6 +52,7 @@ class Sweeper(sweeper.Sweeper):
         repeats_jobs: Whether tasks that do not train are always repeated, because there may be new runs to work on.
         master: The configuration of the sweep, which its jobs override.
         outcomes: What became of the jobs so far.
+        latest: The configuration of the latest job that was composed.
         further_environment: Further environment variables of the jobs.
     """
 
@@ -60,6 +63,7 @@ class Sweeper(sweeper.Sweeper):
         self.skip_finished = skip_finished
         self.params = dict(params or {})
         self.outcomes: list[Outcome] = []
+        self.latest: RunConfig | None = None
         self.further_environment: dict[str, str] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -102,6 +106,7 @@ class Sweeper(sweeper.Sweeper):
         Raises:
             UserError: at the end, if some jobs did not finish.
         """
+        from cvexp.suggestions import rules
         from cvexp.sweeps import summary
         from cvexp.tracking.description import command_line
         from cvexp.tracking.store import failures_explained
@@ -109,6 +114,7 @@ class Sweeper(sweeper.Sweeper):
 
         tracking = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingConfig), self.master.tracking))
         assert isinstance(tracking, TrackingConfig)
+        progress.configure(tracking.progress_seconds)
         overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         hydra_overrides = OmegaConf.to_container(self.master.hydra.overrides.hydra, resolve=False)
         assert isinstance(hydra_overrides, list)
@@ -116,6 +122,7 @@ class Sweeper(sweeper.Sweeper):
         identity = json.dumps([sorted(overrides), self.identity()])
         self.check(overrides)
         with (
+            progress.step(self.task),
             failures_explained("once it works again, start the same command again"),
             open_sweep(
                 tracking, overrides, command, self.swept(overrides), identity, self.skip_finished, self.task
@@ -129,9 +136,17 @@ class Sweeper(sweeper.Sweeper):
                     print_line("the same command goes on: it skips the jobs that have finished")
         self.show_results()
         self._raise_unless_done()
+        rules.print_next(self.next_command(run))
 
     def show_results(self) -> None:
         """Print what the sweep found out, after the table of its jobs."""
+
+    def next_command(self, run: SweepRun) -> Command | None:
+        """Return the command that suggests itself after the sweep."""
+        from cvexp.suggestions.rules import after_sweep
+
+        ids = [outcome.run_id for outcome in self.outcomes if outcome.status in DONE]
+        return after_sweep(run.store, ids, self.latest) if self.latest is not None else None
 
     def _raise_unless_done(self) -> None:
         """Raise a UserError that says what to do, unless all jobs are done."""
@@ -187,7 +202,12 @@ class Sweeper(sweeper.Sweeper):
             logging.getLogger("submitit").setLevel(logging.ERROR)  # without accounting, it warns at each poll
             slurm_name = self.master.hydra.launcher.name
             print_line(f"see the jobs with: squeue --name={slurm_name}; stop them with: scancel --name={slurm_name}")
-        with stopping_jobs() if name == "joblib" else contextlib.nullcontext():
+        with contextlib.ExitStack() as during:
+            if name == "joblib":
+                during.enter_context(stopping_jobs())
+                during.enter_context(progress.paused())
+            elif name != "basic":
+                during.enter_context(progress.step(f"{len(jobs)} jobs with hydra/launcher={name}"))
             try:
                 return list(self.launcher.launch(jobs, initial_job_idx=0))
             except BaseException:
@@ -210,7 +230,7 @@ class Sweeper(sweeper.Sweeper):
         composed = self.context.config_loader.load_sweep_config(self.master, list(job.overrides))
         with open_dict(composed):
             del composed["hydra"]
-        config = check(composed)
+        config = self.latest = check(composed)
         refuse_secrets(config)
         if config.continues:
             from cvexp.tracking.continuing import continued_config
@@ -256,13 +276,3 @@ class Sweeper(sweeper.Sweeper):
             f"hydra.sweep.subdir='{job.number}'",
             *(f"hydra.job.env_set.{key}={quoted(value)}" for key, value in environment.items()),
         ]
-
-
-def quoted(value: str) -> str:
-    """Return a string as Hydra's command line takes it, with quotes if it needs any, keeping interpolations.
-
-    Hydra unescapes quotes, and backslashes only before quotes.
-    """
-    if re.fullmatch(r"[A-Za-z][\w./:%-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
-        return value
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + (match[2] and "\\'"), value) + "'"

@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from cvexp.console import print_line
 from cvexp.errors import UserError
-from cvexp.report.console import print_line
 from cvexp.seeds import mix
 from cvexp.sweeps import summary
 from cvexp.sweeps.outcome import Job, Outcome
@@ -112,8 +112,12 @@ class Study:
         else:
             self.study.tell(number, outcome.value)
 
-    def report_best(self, run: SweepRun) -> None:
-        """Print the number of trials and the best one, which is also recorded as the tag `best`."""
+    def report_best(self, run: SweepRun) -> int | None:
+        """Print the number of trials and the best one, and record it as the tag `best`.
+
+        Returns:
+            The number of the best trial; None if none is complete.
+        """
         counts = {state: len(self._trials(state)) for state in TrialState}
         numbers = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count)
         print_line(f"study {self.name}: {numbers}")
@@ -123,3 +127,5 @@ class Study:
             text = f"job {best.number}, {best.value:.4f}, with {settings}"
             print_line(f"best: {text}")
             run.store.client.set_tag(run.id, "best", text[:5000])
+            return int(best.number)
+        return None

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cvexp import data, plugins
+from cvexp import data, plugins, progress
 from cvexp.config import RunConfig, TaskConfig
+from cvexp.console import print_line
 from cvexp.data.kept import describe
 from cvexp.errors import UserError
-from cvexp.report.console import print_line
 from cvexp.report.speed import print_speed
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
@@ -45,7 +45,9 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     record_data(run, config.dataset.name, splits)
     print_line(f"measuring task={config.task.name} for about {6 * SECONDS:.0f} seconds")
     module = plugins.load("task", config.task.name).Method(config, splits)
-    speed = measure(module, SECONDS)
+    with progress.step("measuring") as step:
+        step.expect(6 * SECONDS)
+        speed = measure(module, SECONDS)
     advice = advise(speed, config, module.draws_on_device, kept=describe(module.images))
     print_speed(speed, describe(module.images), module.draws_on_device)
     print_line(advice, style="bold")

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from omegaconf import MISSING
 
-from cvexp import data
+from cvexp import data, progress
 from cvexp.config import RunConfig, TaskConfig, flatten, require
+from cvexp.console import print_line
 from cvexp.data.disjoint import NAMES
 from cvexp.data.index import Index
 from cvexp.data.masks import LabeledSquares, evaluated_areas
@@ -24,7 +25,6 @@ from cvexp.metrics.comparison import Comparison, Evaluated, differences
 from cvexp.metrics.ranking import best_median_worst
 from cvexp.report import comparison as report
 from cvexp.report import segmentation as pictures
-from cvexp.report.console import print_line
 from cvexp.report.style import NARROW, drawable
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.finished import FinishedRun, all_runs, find_runs, newest_runs
@@ -81,19 +81,22 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     segmenters = {finished.id: load_segmenter(finished, on) for finished in runs}
     times = time_images(segmenters, scored, settings.dataset.image_size, task.timed_images)
     evaluated = [_evaluate(finished, segmenters[finished.id], scored, times[finished.id]) for finished in runs]
+    with progress.step("intervals from resampled images"):
+        compared = differences(evaluated, task.samples, task.confidence)
     comparison = Comparison(
         classes=scored.classes,
         images=[scored.catalog.file(int(image)) for image in scored.images],
         evaluated=evaluated,
-        differences=differences(evaluated, task.samples, task.confidence),
+        differences=compared,
         confidence=task.confidence,
         split=scored.split,
     )
     report.print_comparison(comparison)
     report.log_comparison(run, comparison)
     size = settings.dataset.image_size
-    for name, figure in draw(segmenters, comparison, scored, size, task.pictured_images).items():
-        run.log_figure(figure, f"comparison/{name}.png")
+    with progress.step("drawing the pictures"):
+        for name, figure in draw(segmenters, comparison, scored, size, task.pictured_images).items():
+            run.log_figure(figure, f"comparison/{name}.png")
     print_line(f"tables, counts and pictures: {run.artifacts}/comparison")
 
 
@@ -241,7 +244,7 @@ def time_images(
     squares = LabeledSquares(index, size)
     ids = list(segmenters)
     times: dict[str, list[float]] = {run_id: [] for run_id in ids}
-    for i in range(NUM_WARM_UP + num_images):
+    for i in progress.track(range(NUM_WARM_UP + num_images), "measuring the speed", unit="images"):
         images = squares.pair(i % len(index.images))[0][None]
         first = i % len(ids)
         for run_id in ids[first:] + ids[:first]:

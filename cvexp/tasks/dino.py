@@ -11,12 +11,12 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
+from cvexp.console import print_line
 from cvexp.data.augment.views import BatchView, View
 from cvexp.errors import UserError
 from cvexp.metrics import collapse
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
-from cvexp.report.console import print_line
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
 from cvexp.training.strategy import in_processes, normalized_together

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING
 
+from cvexp import progress
 from cvexp.config import LoaderConfig, RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.files.listing import as_text, list_images
-from cvexp.data.files.progress import bar
 from cvexp.errors import UserError, opening
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.feature_table import copy_table, new_table
 from cvexp.inference.networks import choose_device, load_embedder
 from cvexp.inference.reading import read_pictures
-from cvexp.report.console import print_line
 from cvexp.report.image_explorer import ImageExplorer
 from cvexp.report.left_out import LeftOut
 from cvexp.tracking.finished import FinishedRun, find_trained_run
@@ -111,20 +111,18 @@ def embed_files(
     paths: list[Path] = []
     sizes: list[tuple[int, int]] = []
     views: list[NDArray[np.uint8]] = []
-    with bar() as progress:
-        row = progress.add_task("embedding", total=len(files), status="")
-        for num_read, picture in enumerate(read_pictures(files, config, embedder.view), 1):
-            if picture.pixels is None:
-                left_out.add(picture.path, picture.reason)
-            else:
-                paths.append(picture.path)
-                sizes.append((picture.width, picture.height))
-                views.append(picture.pixels.numpy().copy())  # memory shared with a worker takes a file descriptor
-            if len(views) == batch_size or (views and num_read == len(files)):
-                batch = np.stack(views)
-                yield Embedded(paths, sizes, batch, embedder.encode(torch.from_numpy(batch)))
-                paths, sizes, views = [], [], []
-            progress.update(row, completed=num_read, status=f"{num_read}/{len(files)}")
+    pictures = progress.track(read_pictures(files, config, embedder.view), "embedding", len(files), "images")
+    for num_read, picture in enumerate(pictures, 1):
+        if picture.pixels is None:
+            left_out.add(picture.path, picture.reason)
+        else:
+            paths.append(picture.path)
+            sizes.append((picture.width, picture.height))
+            views.append(picture.pixels.numpy().copy())  # memory shared with a worker takes a file descriptor
+        if len(views) == batch_size or (views and num_read == len(files)):
+            batch = np.stack(views)
+            yield Embedded(paths, sizes, batch, embedder.encode(torch.from_numpy(batch)))
+            paths, sizes, views = [], [], []
 
 
 def _new_file(name: str | None) -> Path | None:

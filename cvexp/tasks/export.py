@@ -16,8 +16,9 @@ from omegaconf import MISSING
 from PIL import Image
 from torch import Tensor
 
-from cvexp import data
+from cvexp import data, progress
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
 from cvexp.data.files.listing import list_images
@@ -31,7 +32,6 @@ from cvexp.export.verification import Agreement, summarize
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.loading import make_network
 from cvexp.inference.segmenter import Segmenter
-from cvexp.report.console import print_line
 from cvexp.tasks.neighbors import read_picture
 from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
@@ -89,7 +89,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         path = folder / kind.file_name
         is_replaced = path.exists()
         try:
-            written = place(kind, subject, path, about, images, task.tolerance)
+            with progress.step(f"writing and verifying {kind.name}"):
+                written = place(kind, subject, path, about, images, task.tolerance)
         except ExportError as error:
             failures.append(f"{kind.name} ({error})")
             continue

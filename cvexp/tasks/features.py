@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from PIL import Image, ImageOps
 
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.files.images import SUFFIXES
 from cvexp.errors import UserError
 from cvexp.inference.embedder import Embedder
@@ -21,7 +22,6 @@ from cvexp.metrics.components import Components, Scale, align, fit_scale, main_c
 from cvexp.models.backbone import one_line
 from cvexp.models.dense import Dense, DenseView, choose_view, compute_dense
 from cvexp.report import dense as report
-from cvexp.report.console import print_line
 from cvexp.report.dense import MAX_IMAGES
 from cvexp.report.style import state_of
 from cvexp.tasks.neighbors import read_picture, validation_data

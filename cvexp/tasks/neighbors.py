@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
 from cvexp.data.files.images import read_image
@@ -22,7 +23,6 @@ from cvexp.inference.networks import choose_device, load_embedder
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.report import neighbors as report
-from cvexp.report.console import print_line
 from cvexp.report.embedding import Embedding, read_embedding
 from cvexp.report.neighbors import Query
 from cvexp.tracking.finished import FinishedRun, embedded_epochs, find_trained_run

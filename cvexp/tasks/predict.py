@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import MISSING
 
+from cvexp import progress
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.files.listing import as_text, list_images
-from cvexp.data.files.progress import Background, bar
+from cvexp.data.files.parallel import Background
 from cvexp.errors import UserError, opening
 from cvexp.inference.coco import CocoFile
 from cvexp.inference.loading import load_recorded
@@ -28,7 +30,6 @@ from cvexp.inference.pictures import Picture
 from cvexp.inference.reading import read_pictures
 from cvexp.inference.segmentation import Segmentation
 from cvexp.inference.segmenter import Segmenter
-from cvexp.report.console import print_line
 from cvexp.report.left_out import LeftOut
 from cvexp.report.predictions import THUMBNAIL, VIEWED, SheetRow, contact_sheet, heat, overlay, thumbnail
 from cvexp.tracking.finished import find_trained_run
@@ -100,8 +101,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     chosen = set(np.linspace(0, len(paths) - 1, min(task.sheet, len(paths))).astype(int).tolist())
     rows: list[SheetRow] = []
     started = time.perf_counter()
-    with opening("task.out"), bar() as progress:
-        row = progress.add_task("segmenting", total=len(paths), status="")
+    with opening("task.out"), progress.step("segmenting", len(paths), unit="images") as step:
         try:
             with Background(1 if task.attention else MAX_WAITING) as background:
                 for predicted in predict(paths, segmenter, config, left_out):
@@ -111,8 +111,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
                     )
                     if predicted.position in chosen:
                         rows.append(sheet_row(predicted))
-                    done = predicted.position + 1
-                    progress.update(row, completed=done, status=f"{done}/{len(paths)}")
+                    step.done = predicted.position + 1
         finally:  # after an interruption, it lists what was written
             coco.write(out / "predictions.json")
     report(run, coco, time.perf_counter() - started)

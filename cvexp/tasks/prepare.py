@@ -15,10 +15,10 @@ from omegaconf import MISSING
 
 from cvexp import data
 from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.console import print_line
 from cvexp.data import packing
 from cvexp.data.split import null_training_key
 from cvexp.errors import UserError, opening
-from cvexp.report.console import print_line
 from cvexp.report.data import describe, print_data
 from cvexp.tracking.run import ReadOnlyRun
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from omegaconf import MISSING
 
+from cvexp import progress
 from cvexp.config import DatasetConfig, RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
 from cvexp.inference.networks import choose_device
@@ -21,7 +23,6 @@ from cvexp.probing.earlier_use import describe_use, find_use
 from cvexp.probing.features import compute_features, estimate_statistics
 from cvexp.probing.networks import CONTROLS, Controls, FrozenNetwork, Subject, from_run, from_weights, make_controls
 from cvexp.report import probe as report
-from cvexp.report.console import print_line
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.description import given_keys
 from cvexp.tracking.finished import FinishedRun, all_runs, find_runs
@@ -183,7 +184,8 @@ def _predict(
     settings = ProbeSettings(task.knn_k, task.knn_bank, task.tuning_samples)
     predictions = []
     images = splits.train.image.astype(np.int64)
-    for network, train, test in zip(networks, *features, strict=True):
+    pairs = zip(networks, *features, strict=True)
+    for network, train, test in progress.track(pairs, "training the classifiers", len(networks), "networks"):
         try:
             predictions.append(probe(train.to(device), labels, images, test.to(device), len(scored.classes), settings))
         except NonFiniteError as error:
@@ -204,14 +206,15 @@ def _evaluate(
     """Score all networks, and compare the probed ones with their controls."""
     scored, names = splits.scored, [network.name for network in networks]
     pairs = [(name, control) for name, of_network in controls.names.items() for control in of_network]
-    scores = score(
-        predictions,
-        scored.label.astype(np.int64),
-        scored.image.astype(np.int64),
-        [(names.index(name), names.index(control)) for name, control in pairs],
-        task.samples,
-        task.confidence,
-    )
+    with progress.step("intervals from resampled images"):
+        scores = score(
+            predictions,
+            scored.label.astype(np.int64),
+            scored.image.astype(np.int64),
+            [(names.index(name), names.index(control)) for name, control in pairs],
+            task.samples,
+            task.confidence,
+        )
     probed = [
         Probed(
             name=network.name,

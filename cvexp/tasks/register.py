@@ -13,6 +13,7 @@ import torch
 from omegaconf import MISSING
 
 from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.console import print_line
 from cvexp.data.files.listing import list_images
 from cvexp.errors import UserError
 from cvexp.export.about import About, describe
@@ -22,7 +23,6 @@ from cvexp.export.subject import Subject
 from cvexp.export.verification import summarize
 from cvexp.inference.loading import make_network
 from cvexp.promotion import Contest, Rules, compare
-from cvexp.report.console import print_line
 from cvexp.tasks.compare import obstacle
 from cvexp.tasks.export import NUM_IMAGES, fingerprints, prepare, validation_pictures
 from cvexp.tasks.neighbors import read_picture

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from cvexp import plugins
+from cvexp import plugins, progress
 from cvexp.config import RunConfig, TaskConfig
+from cvexp.console import print_line
 from cvexp.errors import opening
 from cvexp.report.comparison import read_comparison
-from cvexp.report.console import print_line
 from cvexp.report.document import Document, Section, html, pdf
 from cvexp.report.sections.comparison import comparison_section
 from cvexp.report.sections.data import data_section
@@ -45,9 +45,12 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Record `report/report.html` and `report/report.pdf` in `run`, and copies of them in the tracking folder."""
     task = config.task
     assert isinstance(task, Config)
-    document = write(task.title, find(run, config))
+    with progress.step("reading what the runs recorded"):
+        document = write(task.title, find(run, config))
     folder = Path(config.tracking.folder)
-    for name, content in (("report.html", html(document).encode()), ("report.pdf", pdf(document))):
+    with progress.step("writing the page and the PDF"):
+        files = {"report.html": html(document).encode(), "report.pdf": pdf(document)}
+    for name, content in files.items():
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / name
             path.write_bytes(content)

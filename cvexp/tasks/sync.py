@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cvexp import progress
 from cvexp.config import RunConfig, TaskConfig
+from cvexp.console import print_line
 from cvexp.errors import UserError
-from cvexp.report.console import print_line
 from cvexp.tracking.store import Store
 from cvexp.tracking.waiting import deliver_waiting
 
@@ -24,10 +25,11 @@ def main(config: RunConfig, store: Store) -> None:
         UserError: naming the runs of which something still waits.
     """
     problems = []
-    for run_id, num_entries, problem in deliver_waiting(store, config.tracking.folder, tries_refused=True):
-        print_line(f"run {run_id}: {num_entries} records delivered")
-        if problem:
-            problems.append(f"run {run_id}: {problem}")
+    with progress.step("delivering"):
+        for run_id, num_entries, problem in deliver_waiting(store, config.tracking.folder, tries_refused=True):
+            print_line(f"run {run_id}: {num_entries} records delivered")
+            if problem:
+                problems.append(f"run {run_id}: {problem}")
     if problems:
         raise UserError("tracking.folder: something still waits, of " + "; of ".join(problems))
     print_line(f"nothing waits in {config.tracking.folder} any more: {store.address} has it all")

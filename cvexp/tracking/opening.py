@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Param
 from omegaconf import OmegaConf
 
-from cvexp import processes
+from cvexp import processes, progress
 from cvexp.config import RunConfig, flatten, without_passwords
 from cvexp.errors import Incomplete, Interrupted, Pruned, UserError, opening
 from cvexp.metrics.names import safe_name
@@ -133,7 +133,8 @@ def _closing(run: Run, config: RunConfig) -> Iterator[None]:
             raise UserError(space.explain(error, run)) from error
         raise
     finally:
-        _close(run, status, failure, monitor)
+        with progress.step("handing the record to MLflow"):
+            _close(run, status, failure, monitor)
 
 
 def _close(run: Run, status: str, error: BaseException | None, monitor: SystemMetrics | None) -> None:

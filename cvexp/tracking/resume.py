@@ -57,7 +57,7 @@ def saved_config(config: RunConfig, composed: DictConfig, overrides: list[str]) 
         for key in old.keys() | new.keys()
         if any(key == word or key.startswith(f"{word}.") for word in named)
         and old.get(key) != new.get(key)
-        and not key.endswith(".password")
+        and not key.endswith((".password", "tracking.progress_seconds"))  # which change no result
     )
     if changed:
         differences = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
@@ -159,7 +159,7 @@ def complete(config: Any) -> dict[str, Any]:
     saved = {str(key): value for key, value in config.items()}
     saved = {"run": None, "runs": None, "benchmark": False, **saved}
     new_keys = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
-    saved["tracking"] = {"upload_checkpoints": "end", **saved["tracking"]}
+    saved["tracking"] = {"upload_checkpoints": "end", "progress_seconds": 8.0, **saved["tracking"]}
     saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}
     if isinstance(saved.get("trainer"), dict):
         saved["trainer"] = {"compile": False, "sync_batchnorm": False, "steps_per_epoch": None, **saved["trainer"]}

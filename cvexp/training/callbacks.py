@@ -12,9 +12,9 @@ import torch
 
 from cvexp import processes
 from cvexp.config import RunConfig
+from cvexp.console import print_line
 from cvexp.errors import Interrupted
 from cvexp.metrics import selection
-from cvexp.report.console import print_line
 from cvexp.seeds import mix
 from cvexp.tracking.run import ReadOnlyRun
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from cvexp.config import RunConfig
-from cvexp.report.console import print_line
+from cvexp.console import print_line
 from cvexp.tracking.continuing import source_config
 from cvexp.tracking.run import ReadOnlyRun
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from cvexp.console import print_line
 from cvexp.data.examples import choose_images
 from cvexp.data.index import Index
 from cvexp.metrics.components import align, fit_scale, main_components
 from cvexp.models.dense import DenseView, choose_view, compute_dense
 from cvexp.report import dense
-from cvexp.report.console import print_line
 from cvexp.report.style import state_of
 from cvexp.tracking.sink import Sink
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from cvexp import processes
+from cvexp import processes, progress
 from cvexp.checkpoints import verify
 from cvexp.config import TrainerConfig
 from cvexp.errors import UserError
@@ -53,20 +53,21 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             checkpoints,
             Interruption(checkpoints),
             Pruning(run, selection.objective(monitor)),
-            Progress(),
+            Progress(run),
             *[Continuation(run)] * module.config.continues,
         ],
         plugins=[CheckpointFiles(run)],
     )
     last = _shared_checkpoint(run)
     # The record is delivered beside the training, and the delivery tries again by itself.
-    with last_good_named(run), few_retries():
+    with last_good_named(run), few_retries(), progress.step("training"):
         if last is None:
             trainer.validate(module, verbose=False)  # before it has learned anything
         trainer.fit(module, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         selected = selection.describe(monitor, checkpoints.best["epoch"], module.epochs_done)
-        _summarize(run, checkpoints.best, selected, len(module.batches))
+        with progress.step("drawing the curves"):
+            _summarize(run, checkpoints.best, selected, len(module.batches))
     return checkpoints.best[selection.objective(monitor)]
 
 

@@ -12,15 +12,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from cvexp import processes
+from cvexp import processes, progress
 from cvexp.config import RunConfig
+from cvexp.console import print_line
 from cvexp.data import kept
 from cvexp.data.augment.normalization import Normalization
 from cvexp.data.index import Splits
 from cvexp.data.loaders import FixedBatches, ShuffledBatches
 from cvexp.data.order import Groups
 from cvexp.models.schedules import cosine, warmup_cosine
-from cvexp.report.console import print_line
 from cvexp.tracking.sink import Sink
 from cvexp.training.continuing import reopen_epoch
 from cvexp.training.finite import Losses, NotFiniteError, not_finite
@@ -45,6 +45,7 @@ class TrainingModule(pl.LightningModule):
 
     Attributes:
         encoder_name: Name of the submodule whose weights other runs start from.
+        validation_parts: What the loaders of the validation are for, in words.
         batches: Batches of an epoch, one for each optimizer step.
         total_steps: Number of optimizer steps of the run.
         images: The decoded images of each source.
@@ -55,6 +56,7 @@ class TrainingModule(pl.LightningModule):
     """
 
     encoder_name: ClassVar[str]
+    validation_parts: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, config: RunConfig, splits: Splits, sink: Sink | None = None, start: Start | None = None) -> None:
         super().__init__()
@@ -248,9 +250,11 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.require_finite_losses()
-        self.log_scores()
+        with progress.step("computing the scores"):
+            self.log_scores()
         started = time.perf_counter()
-        self.log_pictures()
+        with progress.step("drawing the pictures"):
+            self.log_pictures()
         self.picture_seconds = time.perf_counter() - started
 
     def log_validation(self, metrics: Mapping[str, float]) -> None:

@@ -13,8 +13,9 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cvexp import data, processes
+from cvexp import data, processes, progress
 from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.console import print_line
 from cvexp.data.augment.views import BatchView, CenterView
 from cvexp.data.batches import PendingViews
 from cvexp.data.crops import CropBatches, Crops
@@ -29,7 +30,6 @@ from cvexp.metrics.knn import knn_top1
 from cvexp.models.arguments import Needs
 from cvexp.models.backbone import feature_dim
 from cvexp.report import embedding, explorer
-from cvexp.report.console import print_line
 from cvexp.report.dense import MAX_IMAGES
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
@@ -92,6 +92,8 @@ class Pretraining(TrainingModule):
         features: Features of the validation crops (n, d).
         layout: The latest t-SNE, (n, 2).
     """
+
+    validation_parts = ("", "training crops for kNN")
 
     def build(self, start: Start) -> None:
         backbone, self.sizes = self.build_backbone(self.config, start)
@@ -255,7 +257,8 @@ class Pretraining(TrainingModule):
         """Record the features of some validation crops, and draw their t-SNE."""
         val, epoch = self.splits.val, self.epochs_done
         if len(features) >= embedding.MIN_CROPS:
-            self.layout = embedding.compute_layout(features, self.layout)
+            with progress.step(f"t-SNE of {len(features)} crops"):
+                self.layout = embedding.compute_layout(features, self.layout)
         embedding.log_embedding(self.sink, val, chosen, features, self.layout, epoch)
         if self.layout is not None:
             self.sink.log_image("tsne", embedding.draw(self.layout, val, chosen, epoch), self.global_step)
@@ -271,11 +274,7 @@ class Pretraining(TrainingModule):
 
 
 def pretrain(method: type[Pretraining], config: RunConfig, run: ReadOnlyRun) -> float:
-    """Pretrain with a method, and record checkpoints, metrics, embeddings and pictures in `run`.
-
-    Returns:
-        What :func:`cvexp.training.fit.fit` returns.
-    """
+    """Pretrain with a method, record the results in `run`, and return what :func:`cvexp.training.fit.fit` returns."""
     task = config.task
     assert isinstance(task, PretrainingConfig)
     splits = data.load(config.dataset, "pretraining")

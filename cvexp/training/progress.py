@@ -2,89 +2,130 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from rich import progress
 from rich.table import Table
 
-from cvexp.report.console import console, print_line
+from cvexp import progress
+from cvexp.console import console, print_line
+from cvexp.progress import clock
 from cvexp.report.style import shorten
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.training.announcement import announce
+
+MEASURED_SECONDS = 5.0  # of training, after which its duration is estimated
+LONG = 20.0  # seconds; shorter durations are not worth a line
 
 
 class Progress(pl.callbacks.ProgressBar):
-    """Shows epoch, loss, images per second and remaining time: a bar on a terminal, a line per epoch elsewhere."""
+    """Shows what is trained, how far it is, and how long it will take; and the measurements of each epoch.
 
-    def __init__(self) -> None:
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: ReadOnlyRun) -> None:
         super().__init__()
-        self.bar: progress.Progress | None = None
+        self.run = run
+        self.training: progress.Step | None = None
+        self.validation: progress.Step | None = None
+        self.validation_seconds = 0.0  # of the latest validation
+        self.validated_seconds = 0.0  # of all validations during the training
+        self.is_announced = self.is_estimated = False
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this in all processes but the first."""
         self.is_disabled_ = True
 
+    def _announce(self, trainer: pl.Trainer, module: Any) -> None:
+        if not self.is_announced and trainer.is_global_zero:
+            announce(trainer, module, self.run)
+        self.is_announced = True
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._announce(trainer, module)
+        is_first = trainer.state.fn == "validate"
+        title = "validating the untrained network" if is_first else f"validation of epoch {trainer.current_epoch + 1}"
+        self.validation = progress.begin(title, sum(map(int, trainer.num_val_batches)), unit="batches")
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert self.validation is not None
+        self.validation.status = module.validation_parts[dataloader_idx]
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        assert self.validation is not None
+        self.validation.advance()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        assert self.validation is not None
+        self.validation_seconds = self.validation.seconds
+        self.validated_seconds += self.validation_seconds
+        progress.end(self.validation)
+
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self.started, self.first_step = time.perf_counter(), trainer.global_step
-        self.num_images, self.loss = 0, float("nan")
-        if console.is_terminal:
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TextColumn("{task.completed}/{task.total}"),
-                progress.TextColumn("{task.fields[status]}"),
-                progress.TimeRemainingColumn(),
-                console=console,
-            )
-            self.bar.start()
-            self.row = self.bar.add_task("training", total=module.total_steps, completed=trainer.global_step, status="")
+        self._announce(trainer, module)
+        self.started, self.validated_seconds = time.perf_counter(), 0.0
+        self.num_steps, self.loss = 0, float("nan")
+        self.training = progress.begin("training", module.total_steps, trainer.global_step, "steps")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.num_images += module.batches.batch_size
-        if self.bar is None:
-            return
+        assert self.training is not None
+        self.num_steps += 1
+        if self.num_steps == 1:  # which is slower than the others, and not counted
+            self.started, self.validated_seconds = time.perf_counter(), 0.0
         if module.logs_now:
             self.loss = float(outputs["loss"])  # not at every step, because this waits for the device
-        self.bar.update(
-            self.row,
-            completed=trainer.global_step,
-            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            status=f"loss {self.loss:.3f}  {self._speed():.0f} images/s",
-        )
+        self.training.title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.training.done = trainer.global_step
+        loss = f"loss {self.loss:.3f}, " if math.isfinite(self.loss) else ""  # which the module checks
+        self.training.status = f"{loss}{self._speed(module):.0f} images/s"
+        left = self._seconds_left(trainer, module)
+        self.training.expect(left)
+        if not self.is_estimated and self._seconds() >= MEASURED_SECONDS:
+            self.is_estimated = True
+            if left >= LONG:
+                end = time.strftime("%H:%M", time.localtime(time.time() + left))
+                print_line(f"measured: {clock(left)} left, until about {end}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         metrics = "  ".join(
             f"{shorten(name.removeprefix('val/'))} {value:.3f}" for name, value in module.validated.items()
         )
-        seconds = time.perf_counter() - self.started
-        steps = trainer.global_step - self.first_step
-        remaining = seconds / max(steps, 1) * (module.total_steps - trainer.global_step)
         print_line(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}  "
-            f"{self._speed():.0f} images/s  {_clock(remaining)} left"
+            f"{self._speed(module):.0f} images/s  {clock(self._seconds_left(trainer, module))} left"
         )
 
-    def _speed(self) -> float:
-        return self.num_images / (time.perf_counter() - self.started)
+    def _seconds(self) -> float:
+        """Return the seconds of all training steps but the first, without the validations."""
+        return max(time.perf_counter() - self.started - self.validated_seconds, 1e-9)
+
+    def _speed(self, module: Any) -> float:
+        """Return the number of images per second, in this process's steps."""
+        return float((self.num_steps - 1) * module.batches.batch_size / self._seconds())
+
+    def _seconds_left(self, trainer: pl.Trainer, module: Any) -> float:
+        steps = module.total_steps - trainer.global_step
+        num_validations = math.ceil(steps / len(module.batches))
+        training = steps * self._seconds() / max(self.num_steps - 1, 1)
+        return float(training + num_validations * self.validation_seconds)
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._stop()
+        self._end()
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        self._stop()
+        self._end()
 
-    def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    def _end(self) -> None:
+        for step in (self.training, self.validation):
+            if step is not None:
+                progress.end(step)
 
 
 def print_summary(

@@ -7,8 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from cvexp import processes
+from cvexp.console import print_line
 from cvexp.errors import Pruned
-from cvexp.report.console import print_line
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.tracking.study import current_trial
 

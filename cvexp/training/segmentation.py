@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from cvexp import data, processes
 from cvexp.config import RunConfig
+from cvexp.console import print_line
 from cvexp.data.augment.labeled import LabeledView
 from cvexp.data.batches import PendingViews
 from cvexp.data.enlargement import image_advice
@@ -29,7 +30,6 @@ from cvexp.metrics.ranking import best_median_worst
 from cvexp.models.arguments import DEFAULT_STRIDE
 from cvexp.models.segmenters import Prediction, SegmentationNetwork
 from cvexp.report import segmentation as pictures
-from cvexp.report.console import print_line
 from cvexp.report.scores import log_scores
 from cvexp.report.style import state_of
 from cvexp.tracking.data_record import record_data

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
+from cvexp.console import console
 from cvexp.metrics import iou
 from cvexp.metrics.bootstrap import Interval
 from cvexp.metrics.comparison import Comparison, Difference, Evaluated, Group
 from cvexp.report import comparison as report
-from cvexp.report.console import console
 
 ODD = ["car [parked]", "a|b", "[red]x[/red]", "R&D", "_a_", "$x$", "<b>x</b>", ":cat:", "🚗", 'q"\\', "n" * 300]
 

@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cvexp import console
 from cvexp.metrics.neighbors import nearest_neighbors
-from cvexp.report import console, embedding, neighbors
+from cvexp.report import embedding, neighbors
 from cvexp.report import segmentation as pictures
 from cvexp.report.embedding import Embedding
 from cvexp.report.explorer import page

@@ -14,8 +14,8 @@ from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cvexp.arguments import quoted
 from cvexp.sweeps.grid import combinations
-from cvexp.sweeps.sweeper import quoted
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, start, store
 
 QUICK = [*TINY, "trainer.max_steps=1"]
@@ -174,7 +174,7 @@ def test_the_same_sweep_cannot_run_twice_at_the_same_time(cvexp: Callable[..., O
     assert "the same sweep is running in another process" in outcome.message
 
 
-PLAIN = ["a", "attention-dino-5%-seed1", "runs:/0a/best.ckpt"]
+PLAIN = ["a", "/data/a-1", "attention-dino-5%-seed1", "runs:/0a/best.ckpt"]
 ODD = ["it's", "a\\b", "a\\", "a\\'b", 'say "\\"', "a b,c=d", "[x]", "", "1e3", "null", "True", "a%", "a/", "a."]
 
 

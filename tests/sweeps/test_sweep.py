@@ -5,6 +5,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -99,12 +100,13 @@ def test_jobs_leave_nothing_in_the_process(cvexp: Callable[..., Outcome], monkey
     import cvexp.command as command
     from cvexp.training.module import TrainingModule
 
-    original, left = command._run, []
+    original: Callable[..., float | None] = command._run
+    left: list[Any] = []
 
-    def observed(composed: DictConfig) -> float | None:
+    def observed(composed: DictConfig, step: object) -> float | None:
         modules = sum(isinstance(each, TrainingModule) for each in gc.get_objects())
         left.append((modules, psutil.Process().num_fds(), threading.active_count(), signal.getsignal(signal.SIGTERM)))
-        return original(composed)
+        return original(composed, step)
 
     monkeypatch.setattr(command, "_run", observed)
     assert cvexp("-m", *TINY, "trainer.max_steps=1", "loader.num_workers=1", "seed=0,1,2").code == 0

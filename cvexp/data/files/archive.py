@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cvexp.data.files.progress import in_parallel
+from cvexp.data.files.parallel import in_parallel
 from cvexp.errors import UserError
 
 MAX_EXPANSION = 200  # maximum unpacked size as a multiple of the archive's size; images and text stay far below it

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from cvexp.data.catalog import Draft
 from cvexp.data.files.images import read_mask
-from cvexp.data.files.progress import in_parallel
+from cvexp.data.files.parallel import in_parallel
 from cvexp.data.problems import Problem
 from cvexp.errors import UserError
 

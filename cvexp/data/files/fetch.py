@@ -19,7 +19,8 @@ import requests
 import urllib3
 from filelock import FileLock
 
-from cvexp.data.files import progress
+from cvexp import progress
+from cvexp.data.files.parallel import in_parallel
 from cvexp.errors import UserError
 from cvexp.redaction import hide_secrets
 
@@ -111,7 +112,7 @@ def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
 
     Args:
         remotes: The files.
-        title: The title of the progress bar.
+        title: What is shown about the progress.
 
     Returns:
         A message about each refused file, by the position of the file.
@@ -131,19 +132,22 @@ def fetch_all(remotes: Sequence[Remote], title: str) -> dict[int, str]:
         return None
 
     try:
-        messages = progress.in_parallel(ThreadPoolExecutor(NUM_THREADS), attempt, remotes, title)
+        messages = in_parallel(ThreadPoolExecutor(NUM_THREADS), attempt, remotes, title)
         return {i: message for i, message in enumerate(messages) if message is not None}
     finally:
         stop.set()
 
 
 def fetch_with_bar(remote: Remote) -> None:
-    """Fetch one large file, with a progress bar."""
-    with progress.bar() as bar:
-        row = bar.add_task(remote.path.name, total=None, status="")
+    """Fetch one large file, and show the progress."""
+    with progress.step(f"fetching {remote.path.name}", unit="MB") as step:
 
         def on_progress(num_bytes: int, total: int | None) -> None:
-            bar.update(row, completed=num_bytes, total=total, status=f"{num_bytes / 1e6:.0f} MB")
+            step.done = num_bytes // 10**6
+            if total is None:
+                step.status = f"{step.done:,} MB"
+            else:
+                step.total = max(total // 10**6, step.done)
 
         fetch(remote, on_progress)
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 from PIL import Image
 
+from cvexp import progress
 from cvexp.config import DatasetConfig, require, require_one_of
 from cvexp.data.prepare import Recipes, Use
 from cvexp.data.sources import coco
@@ -85,10 +86,9 @@ def _write_split(folder: Path, split: str, num_images: int, config: Config, seed
     """Generate the images and the annotation file of a split."""
     from pycocotools import mask as rle
 
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
+    images, annotations = list[dict[str, object]](), list[dict[str, object]]()
     (folder / split).mkdir(parents=True)
-    for i in range(num_images):
+    for i in progress.track(range(num_images), f"generating the {split} images"):
         pixels, objects = draw_image(np.random.RandomState([seed, i]), config.image_size)
         file_name = f"{i:06d}.bmp"
         Image.fromarray(pixels).save(folder / split / file_name)

@@ -1,4 +1,4 @@
-"""Parallel work on many files, with a progress bar if there is a terminal."""
+"""Parallel work on many files."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rich import progress
-from rich.console import Console
+from cvexp import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-console = Console(stderr=True)
-
-
-def bar() -> progress.Progress:
-    """Create a progress bar that disappears at the end, and is shown only on a terminal."""
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.TextColumn("{task.fields[status]}"),
-        progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 class Background:
@@ -65,13 +49,9 @@ def in_parallel(
         executor: Runs the function. It is shut down at the end.
         function: Processes one item.
         items: The items to process.
-        title: The title of the progress bar.
+        title: What is shown about the progress.
     """
-    with bar() as progress_bar:
-        row = progress_bar.add_task(title, total=len(items), status="")
-        try:
-            for num_done, result in enumerate(executor.map(function, items), 1):
-                yield result
-                progress_bar.update(row, completed=num_done, status=f"{num_done}/{len(items)}")
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+    try:
+        yield from progress.track(executor.map(function, items), title, len(items))
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
