@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvexp import arguments, plugins, processes, progress
 from cvexp.composition import COMPOSITION_ERRORS, CONF, check, explain_composition, refuse_secrets
+from cvexp.console import print_line
 from cvexp.errors import Interrupted, Pruned, UserError, explain_os_error
 from cvexp.memory import shortage_explained
 from cvexp.redaction import hide_secrets
@@ -43,6 +44,11 @@ USER_ERRORS = (UserError, *COMPOSITION_ERRORS)  # everything else is a bug, and 
 
 # What the configuration may make Hydra call, besides the launchers that are installed.
 TRUSTED = ["cvexp.console.Handler", "cvexp.redaction.Formatter", "logging.StreamHandler", "logging.FileHandler"]
+
+GREETING = (
+    "Without settings, cvexp pretrains with DINO on generated images. `python -m cvexp +experiment=demo` does the same "
+    "with a small network in a minute, and `python -m cvexp --help` lists what can be set."
+)
 
 log = logging.getLogger("cvexp")
 
@@ -185,6 +191,8 @@ def _run(composed: DictConfig, step: progress.Step) -> float | None:
             config = resume.saved_config(config, composed, overrides)
     check_processes(config)
     step.title = f"task={config.job}"
+    if not overrides and hydra_config.mode != RunMode.MULTIRUN:
+        print_line(GREETING)
     task = plugins.load("task", config.job)  # that of a resumed run
     folder = Path(hydra_config.runtime.output_dir)
     if not task.Config.is_recorded:

@@ -15,8 +15,9 @@ CERTAIN = 8  # characters of a secret that is no ordinary word
 _VARIABLES = (VARIABLE, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SECRET_VARIABLE = re.compile(r"(?i)(password|passwd|token|secret|_key)$")  # such as AWS_SECRET_ACCESS_KEY and HF_TOKEN
 _USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
-_QUERY = re.compile(  # parameters of signed addresses, such as X-Amz-Signature, sig, token and password
-    r"(?i)([?&][^=&#\s]*(?:token|secret|passw|pwd|signature|credential|key|\bsig)[^=&#\s]*=)[^&#\s'\"]+"
+# Parameters of signed addresses, such as X-Amz-Signature, sig, token and password. The key of a view in MLflow is none.
+_QUERY = re.compile(
+    r"(?i)([?&](?!viewStateShareKey=)[^=&#\s]*(?:token|secret|passw|pwd|signature|credential|key|\bsig)[^=&#\s]*=)[^&#\s'\"]+"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not tabs and the ends of lines
 

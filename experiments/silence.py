@@ -4,8 +4,8 @@
 
 The commands are those of `make demo` and some more, at the size of the demo, each in the folder of the ones before it.
 Printed are the seconds of each command, its longest silence, and what it printed last before that. The time until the
-first line, which includes the imports, and the time after the last one count, too. The exit status is 1 if a command
-fails, or a silence is longer than 10 seconds.
+first line, which includes the imports, and the time after the last one count, too. What each command printed is in a
+file of its name. The exit status is 1 if a command fails, or a silence is longer than 10 seconds.
 Expected: no silence above 10 seconds. It takes 10 minutes on two cores.
 """
 
@@ -60,8 +60,8 @@ class Silence(NamedTuple):
     status: int
 
 
-def listen(words: list[str], folder: Path, on_terminal: bool) -> Silence:
-    """Run cvexp in a folder, and note when it prints something."""
+def listen(words: list[str], folder: Path, on_terminal: bool, log: Path) -> Silence:
+    """Run cvexp in a folder, and note when it prints something, and what."""
     reading, writing = pty.openpty() if on_terminal else os.pipe()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     began = latest = time.monotonic()
@@ -81,16 +81,17 @@ def listen(words: list[str], folder: Path, on_terminal: bool) -> Silence:
             latest = now
             if not chunk:
                 break
-            printed = (printed + chunk.decode(errors="replace"))[-4000:]
+            printed += chunk.decode(errors="replace")
     os.close(reading)
+    log.write_text(printed)
     if process.returncode:
-        print(printed, file=sys.stderr)
+        print(printed[-4000:], file=sys.stderr)
     return Silence(longest, after, latest - began, process.returncode)
 
 
 def last_line(printed: str) -> str:
     """Return the last line that is not empty, without the codes of terminals."""
-    lines = [CODES.sub("", line).strip() for line in re.split(r"[\r\n]", printed)]
+    lines = [CODES.sub("", line).strip() for line in re.split(r"[\r\n]", printed[-4000:])]
     return next((line for line in reversed(lines) if line), "")
 
 
@@ -106,7 +107,7 @@ def main() -> None:
         for name in options.only.split(","):
             images = next(folder.glob("outputs/data/**/val"), folder)
             words = COMMANDS[name].replace("IMAGES", str(images)).split()
-            silence = listen(words, folder, kind == "terminal")
+            silence = listen(words, folder, kind == "terminal", folder / f"{name}.log")
             is_good &= silence.status == 0 and silence.seconds <= LIMIT
             failed = f"  exit status {silence.status}" if silence.status else ""
             print(f"{name:14}{silence.whole:7.1f}s{silence.seconds:7.1f}s  {silence.after[:80]}{failed}", flush=True)

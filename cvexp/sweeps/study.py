@@ -157,10 +157,8 @@ class Study(Sweeper):
             if any(outcome is not None and outcome.status != "finished before" for outcome in ran):
                 later = jobs.plan.seeds[jobs.plan.seeds.index(seed) + 1 :]
                 rest = [*(cell.method for batch in batches[i + 1 :] for cell in batch), *jobs.of_seeds(later)]
-                done, left = (
-                    f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done",
-                    self.clock.needed(rest),
-                )
+                left = self.clock.needed(rest)
+                done = f"{len(results.runs)} of {jobs.plan.num_cells} runs on labels done"
                 print_line(f"study: {done}, at most about {left / 60:.0f} min left", style="bold")
                 self.step.expect(left)
             self.step.done = len(results.runs)

@@ -17,6 +17,7 @@ from cvexp.report.style import shorten
 from cvexp.sweeps.earlier import is_locked
 from cvexp.sweeps.outcome import Job, Outcome
 from cvexp.tracking.sweep import SweepRun
+from cvexp.tracking.view import share_sweep
 
 STATUSES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "lost"}
 
@@ -116,6 +117,9 @@ def report(run: SweepRun, outcomes: Sequence[Outcome]) -> None:
     for i, row in enumerate(rows):  # lines rather than a table, whose narrow columns would break the ids of the runs
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print_line("  ".join(cells).rstrip(), style=None if i else "bold")
+    metrics = dict.fromkeys(f"best/{outcome.metric}" for outcome in outcomes if outcome.metric)
+    if address := share_sweep(run.store, run.id, run.swept, list(metrics)):
+        print_line(f"in MLflow's UI: {address}")
     for error in dict.fromkeys(outcome.error for outcome in outcomes if outcome.error):
         numbers = ", ".join(str(outcome.number) for outcome in outcomes if outcome.error == error)
         print_line(f"job {numbers}: {error}", style="bold yellow")

@@ -15,6 +15,7 @@ from cvexp.console import console, print_line
 from cvexp.progress import clock
 from cvexp.report.style import shorten
 from cvexp.tracking.run import ReadOnlyRun
+from cvexp.tracking.view import share_all_runs
 from cvexp.training.announcement import announce
 
 MEASURED_SECONDS = 5.0  # of training, after which its duration is estimated
@@ -154,3 +155,5 @@ def print_summary(
     print_line(f"best.ckpt  {selected}")
     print_line(f"artifacts  {run.artifacts}")
     print_line("look       make ui, or: " + run.store.ui_command)
+    if address := share_all_runs(run.store):
+        print_line(f"all runs   {address}")
