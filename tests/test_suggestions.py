@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from cvexp.arguments import setting
 from cvexp.composition import compose
 from cvexp.suggestions.words import SAME_START, TRAINING, Command, repeating
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, write_coco
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, store, write_coco
 
 ODD = 'R&D <b>\'s "ü" $HOME'
 
@@ -122,9 +124,24 @@ def test_a_sweep_over_seeds_leads_to_one_over_the_same_seeds(cvexp: Callable[...
     assert {"-m", "task=multiclass,attention", "backbone.weights=latest:dino", "seed=0,1"} <= set(words)
     words = next_of(cvexp(*words, *SEGMENTATION))
     assert words == ["task=compare", "trainer.accelerator=cpu"]
-    words = next_of(cvexp("-m", *PRETRAINING, "optimizer.lr=0.003,0.002"))
+    outcome = cvexp("-m", *PRETRAINING, "optimizer.lr=0.003,0.002")
+    words = next_of(outcome)
+    assert_view(outcome.message)
     newest = [run.info.run_id for run in runs() if run.data.tags["task"] == "dino"][:2]
     assert words[:2] == ["task=probe", f"runs=[{','.join(reversed(newest))}]"]
+
+
+def assert_view(printed: str) -> None:
+    """Fail unless the last link of a sweep leads to a view of its jobs with their settings and their metric."""
+    link = r"in MLflow's UI: http://127\.0\.0\.1:5000/#/experiments/1/runs\?viewStateShareKey=(\w+)"
+    key = re.findall(link, printed)[-1]
+    experiment = store().get_experiment_by_name("cvexp")
+    assert experiment is not None
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    assert view["selectedColumns"] == ["params.`optimizer.lr`", "metrics.`best/loss`"]
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best/loss`", True)
+    assert view["searchFilter"] == f"tags.`mlflow.parentRunId` = '{key}'"
+    assert len(store().search_runs(["1"], view["searchFilter"])) == 2
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ from cvexp.tracking.store import FAILURES, Store, few_retries
 MAX_CANDIDATES = 20  # runs among which one is sought that can be compared
 MAX_PROBED = 10  # runs in one command
 
-_METHOD = re.compile(r"(task\.(?!name$)|optimizer\.|trainer\.|loader\.).*")
+# Further settings of a method, but for those of several processes, of which the command starts one.
+_METHOD = re.compile(r"(task\.(?!name$)|optimizer\.|trainer\.(?!strategy$|sync_batchnorm$)|loader\.).*")
 
 
 class Ended(NamedTuple):

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 
+from cvexp.metrics import selection
 from cvexp.metrics.names import safe_name
 from cvexp.tracking.store import FAILURES, Store, few_retries
 
@@ -38,18 +39,23 @@ def share_sweep(store: Store, sweep_id: str, swept: Sequence[str], metrics: Sequ
     """
     names = [f"{key}.name" if key in ("task", "backbone", "dataset", "optimizer") else key for key in swept]
     columns = [_column("params", safe_name(name)) for name in names] + [_column("metrics", name) for name in metrics]
-    return _share(store, sweep_id, columns, f"tags.`mlflow.parentRunId` = '{sweep_id}'")
+    if not columns:
+        return None
+    state = {"searchFilter": f"tags.`mlflow.parentRunId` = '{sweep_id}'", "orderByKey": columns[-1]}
+    # If the list is ordered by date, MLflow shows jobs only below their sweep, which is closed.
+    ascending = not metrics or selection.direction(f"val/{metrics[-1].removeprefix('best/')}") == "minimize"
+    return _share(store, sweep_id, columns, **state, orderByAsc=ascending)
 
 
 def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-def _share(store: Store, key: str, columns: Sequence[str], query: str = "") -> str | None:
-    state = {"selectedColumns": list(columns), "searchFilter": query}
+def _share(store: Store, key: str, columns: Sequence[str], **state: object) -> str | None:
+    """Store a view under a key, with further settings of MLflow's page."""
     with few_retries(), contextlib.suppress(*FAILURES):
         experiment = store.experiment_id()
-        store.client.set_experiment_tag(experiment, f"{TAG}{key}", json.dumps(state))
+        store.client.set_experiment_tag(experiment, f"{TAG}{key}", json.dumps({"selectedColumns": columns, **state}))
         address = UI if store.address.startswith("sqlite") else store.address.rstrip("/")
         return f"{address}/#/experiments/{experiment}/runs?viewStateShareKey={key}"
     return None
