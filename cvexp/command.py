@@ -136,6 +136,8 @@ def _hydra_main(composed: DictConfig) -> float | None:
     job_started = True
     raise_if_stopped()
     is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not is_sweep and not HydraConfig.get().overrides.task:
+        print_line(GREETING)
     try:
         with progress.step("starting") as step:
             return _run(composed, step)
@@ -191,8 +193,6 @@ def _run(composed: DictConfig, step: progress.Step) -> float | None:
             config = resume.saved_config(config, composed, overrides)
     check_processes(config)
     step.title = f"task={config.job}"
-    if not overrides and hydra_config.mode != RunMode.MULTIRUN:
-        print_line(GREETING)
     task = plugins.load("task", config.job)  # that of a resumed run
     folder = Path(hydra_config.runtime.output_dir)
     if not task.Config.is_recorded:

@@ -6,7 +6,7 @@ The commands are those of `make demo` and some more, at the size of the demo, ea
 Printed are the seconds of each command, its longest silence, and what it printed last before that. The time until the
 first line, which includes the imports, and the time after the last one count, too. What each command printed is in a
 file of its name. The exit status is 1 if a command fails, or a silence is longer than 10 seconds.
-Expected: no silence above 10 seconds. It takes 10 minutes on two cores.
+Expected: no silence above 10 seconds.
 """
 
 from __future__ import annotations

@@ -113,12 +113,8 @@ def test_two_processes_validate_like_one(cvexp: Callable[..., Outcome]) -> None:
     settings = ["task=attention", *TINY_SEGMENTATION, "dataset.val_images=7", "loader.num_workers=1"]
     settings += ["task.picture_every_n_epochs=1", "dataset.root=data"]
     output = finish(torchrun("trainer=ddp", *settings, "tracking.folder=two"), seconds=500)
-    for line in (
-        "; 2 processes, each with cpu, ",
-        "epoch 1/2  ",
-        "next: python -m cvexp ",
-    ):  # of the first process only
-        assert output.count(line) == 1, output
+    for line in ("; 2 processes, each with cpu, ", "epoch 1/2  ", "next: python -m cvexp "):
+        assert output.count(line) == 1, output  # from the first process only
     assert cvexp(*settings, "tracking.folder=one").code == 0
     assert_equal_untrained(Path("two"), Path("one"))
     (run,) = runs(Path("two"))
