@@ -98,7 +98,7 @@ class SegmentationNetwork(nn.Module):
         return Prediction(labels_bhw, masks_bchw, probability_bchw, presence_bc, attention_bcnhw)
 
     @classmethod
-    def probability(cls, scores_bkhw: Tensor, has_background: bool) -> Tensor:
+    def probability(cls, scores_bkhw: Tensor, has_background: bool = True) -> Tensor:
         """Convert scores, the first of which may be that of the background, to probabilities (b, c, h, w)."""
         first = int(has_background)
         if cls.activation == "softmax":

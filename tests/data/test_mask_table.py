@@ -195,7 +195,7 @@ def test_there_is_a_background_if_pixels_may_belong_to_no_chosen_class() -> None
 
 def test_tables_that_differ_have_other_fingerprints(tmp_path: Path) -> None:
     save(tmp_path, bands(1, 2, 1, 2))
-    values = {"mask_values": {"a": 1, "b": 2}}
+    values: dict[str, object] = {"mask_values": {"a": 1, "b": 2}}
     tables: list[dict[str, object]] = [
         values,
         {**values, "background_value": None},

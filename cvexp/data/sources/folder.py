@@ -241,7 +241,8 @@ def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: S
     """Read images with masks."""
     table = mask_table(config)
     draft = Draft(root, list(config.mask_values or ()), table)
-    this = "" if table.has_colors else " or dataset.ignore_value={value},"
-    remedy = f"name its class in dataset.mask_values, or set{this} dataset.ignore_value=others for all other values"
+    this = "" if table.has_colors else "dataset.ignore_value={value}, or "
+    others = "dataset.ignore_value=others for all values that are not listed"
+    remedy = f"name its class in dataset.mask_values, or set {this}{others}"
     add_masked_images(draft, files, mask_files, remedy)
     return draft
