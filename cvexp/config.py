@@ -97,6 +97,11 @@ class DatasetConfig:
     mean: list[float] = MISSING
     std: list[float] = MISSING
 
+    @property
+    def has_background(self) -> bool:
+        """Whether pixels of label maps may belong to no class."""
+        return True
+
     def __post_init__(self) -> None:
         if self.classes is not None:
             require(len(self.classes) > 0, "dataset.classes", self.classes, "null, or a list of at least one class")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from cvexp.data.blobs import Blobs
+from cvexp.data.mask_table import MaskTable
 from cvexp.data.members import Members
 from cvexp.data.problems import Problem
 
@@ -29,7 +30,7 @@ class Content(NamedTuple):
     """What a catalog holds, as it is written.
 
     Attributes:
-        root, classes, mask_values, ignore_value, problems: See :class:`Draft`.
+        root, classes, mask_table, problems: See :class:`Draft`.
         arrays: The arrays of :class:`Catalog`, by name; `NAME.offsets` and `NAME.content` for :class:`Blobs`.
         members: Everything but the arrays of :class:`Members`, if the images are members of shards. `arrays` then has
             its arrays too.
@@ -37,8 +38,7 @@ class Content(NamedTuple):
 
     root: str
     classes: list[str]
-    mask_values: list[int]
-    ignore_value: int
+    mask_table: MaskTable
     problems: list[Problem]
     arrays: dict[str, NDArray[Any]]
     members: dict[str, Any] | None = None
@@ -51,18 +51,17 @@ class Draft:
     Attributes:
         root: The folder that `files` are relative to.
         classes: The names of all classes; labels are positions in this list. Empty if the objects have no labels.
-        mask_values: The number of each class in mask files, if there are any.
-        ignore_value: The number that marks ignored pixels in mask files, if there are any.
+        mask_table: What the values in mask files stand for, if there are any.
     """
 
     root: Path
     classes: Sequence[str] = ()
-    mask_values: Sequence[int] = ()
-    ignore_value: int = 255
+    mask_table: MaskTable = field(default_factory=MaskTable)
     files: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     mask_files: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    ignored: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     boxes: list[Sequence[float]] = field(default_factory=list)
@@ -71,12 +70,15 @@ class Draft:
     runs: list[bytes] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
-    def add_image(self, file: str, width: int, height: int, mask_file: str = "", url: str = "") -> int:
-        """Add an image, and return its position."""
+    def add_image(
+        self, file: str, width: int, height: int, mask_file: str = "", url: str = "", ignored: int = 0
+    ) -> int:
+        """Add an image, and return its position. `ignored` is the number of pixels that its mask file ignores."""
         self.files.append(file)
         self.sizes.append((width, height))
         self.mask_files.append(mask_file)
         self.urls.append(url)
+        self.ignored.append(ignored)
         return len(self.files) - 1
 
     def add_object(
@@ -101,12 +103,12 @@ class Draft:
 
     def subset(self, chosen: Sequence[bool]) -> Draft:
         """Return a draft of the chosen images with their objects, but without the problems."""
-        subset = Draft(self.root, self.classes, self.mask_values, self.ignore_value)
+        subset = Draft(self.root, self.classes, self.mask_table)
         new_position: dict[int, int] = {}
-        images = zip(self.files, self.sizes, self.mask_files, self.urls, chosen, strict=True)
-        for image, (file, size, mask_file, url, is_chosen) in enumerate(images):
+        images = zip(self.files, self.sizes, self.mask_files, self.urls, self.ignored, chosen, strict=True)
+        for image, (file, (width, height), mask_file, url, ignored, is_chosen) in enumerate(images):
             if is_chosen:
-                new_position[image] = subset.add_image(file, *size, mask_file, url)
+                new_position[image] = subset.add_image(file, width, height, mask_file, url, ignored)
         objects = zip(self.images, self.labels, self.boxes, self.areas, self.runs, self.crowds, strict=True)
         for image, *values in objects:
             if image in new_position:
@@ -119,6 +121,7 @@ class Draft:
         order = np.argsort(image, kind="stable")
         arrays: dict[str, NDArray[Any]] = {
             "size": np.asarray(self.sizes, dtype=np.int32).reshape(-1, 2),
+            "ignored": np.asarray(self.ignored, dtype=np.int64),
             "first": np.searchsorted(image[order], np.arange(len(self.files) + 1)).astype(np.int64),
             "image": image[order],
             "label": np.asarray(self.labels, dtype=np.int16)[order],
@@ -136,8 +139,7 @@ class Draft:
             parts = list(values)
             arrays[f"{name}.offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
             arrays[f"{name}.content"] = np.frombuffer(b"".join(parts), dtype=np.uint8)
-        classes, mask_values = list(self.classes), list(self.mask_values)
-        return Content(str(self.root), classes, mask_values, self.ignore_value, self.problems, arrays)
+        return Content(str(self.root), list(self.classes), self.mask_table, self.problems, arrays)
 
     def add_problem(self, where: object, what: str) -> None:
         """Record that a file or annotation is left out; see :class:`Problem`."""
@@ -150,12 +152,13 @@ class Catalog:
 
     Attributes:
         folder: The folder with the arrays.
-        root, classes, mask_values, ignore_value: See :class:`Draft`.
+        root, classes, mask_table: See :class:`Draft`.
         digest: SHA-256 of everything except `root`, URLs and problems; the same for the same content.
         problems: The files and annotations that were left out.
         files, mask_files: (m,) file names relative to `root`, as bytes in the file system's encoding.
         urls: (m,) the address of each image; empty if unknown.
         size: (m, 2) int32, width and height.
+        ignored: (m,) int64, number of pixels that the image's mask file ignores; 0 if there is none.
         first: (m + 1,) int64; image i has the objects first[i] to first[i + 1] - 1.
         image: (n,) int32, position of the object's image.
         label: (n,) int16, position in `classes`, or `UNLABELED`.
@@ -169,14 +172,14 @@ class Catalog:
     folder: Path
     root: Path
     classes: tuple[str, ...]
-    mask_values: tuple[int, ...]
-    ignore_value: int
+    mask_table: MaskTable
     digest: str
     problems: tuple[Problem, ...]
     files: Blobs
     mask_files: Blobs
     urls: Blobs
     size: NDArray[np.int32]
+    ignored: NDArray[np.int64]
     first: NDArray[np.int64]
     image: NDArray[np.int32]
     label: NDArray[np.int16]
@@ -215,21 +218,27 @@ def write_catalog(draft: Draft | Content, folder: Path) -> None:
     """Write a catalog to a new folder."""
     content = draft.content() if isinstance(draft, Draft) else draft
     folder.mkdir(parents=True)
-    digest = hashlib.sha256(json.dumps([content.classes, content.mask_values, content.ignore_value]).encode())
+    digest = hashlib.sha256(json.dumps([content.classes, *_described(content.mask_table)]).encode())
     for name, array in sorted(content.arrays.items()):
         write_array(array, folder / f"{name}.npy")
-        if not name.startswith("urls"):
+        if not name.startswith(("urls", "ignored")):
             digest.update(array.tobytes())
     header = {
         "classes": content.classes,
-        "mask_values": content.mask_values,
-        "ignore_value": content.ignore_value,
+        "mask_table": asdict(content.mask_table),
         "problems": content.problems,
         "root": content.root,
         "members": content.members,
         "digest": digest.hexdigest(),
     }
     (folder / "catalog.json").write_text(json.dumps(header))
+
+
+def _described(table: MaskTable) -> list[object]:
+    """Return what a digest has of a table. Tables that older versions had, too, keep their digest."""
+    values: list[object] = [table.classes, table.ignored]
+    further = [table.background, table.others, table.has_colors]
+    return values if further == [0, None, False] else values + further
 
 
 def write_array(array: NDArray[Any], path: Path) -> None:
@@ -257,14 +266,14 @@ def open_catalog(folder: Path) -> Catalog:
         folder=folder,
         root=Path(header["root"]),
         classes=tuple(header["classes"]),
-        mask_values=tuple(header["mask_values"]),
-        ignore_value=header["ignore_value"],
+        mask_table=MaskTable(**{**header["mask_table"], "classes": tuple(header["mask_table"]["classes"])}),
         digest=header["digest"],
-        problems=tuple(Problem(where, what, tuple(numbers)) for where, what, numbers in header["problems"]),
+        problems=tuple(Problem(where, what, tuple(values)) for where, what, values in header["problems"]),
         files=blobs("files"),
         mask_files=blobs("mask_files"),
         urls=blobs("urls"),
         size=array("size"),
+        ignored=array("ignored"),
         first=array("first"),
         image=array("image"),
         label=array("label"),

@@ -136,7 +136,9 @@ class Index:
         """
         catalog = self.catalog
         if mask_file := catalog.mask_files[image]:
-            return self._translate(read_mask(self.root / os.fsdecode(mask_file)))
+            table = catalog.mask_table
+            values_hw = read_mask(self.root / os.fsdecode(mask_file), table.has_colors)
+            return table.labels(values_hw, self.value_of, BACKGROUND, IGNORE)
         width, height = catalog.size[image].tolist()
         labels = np.full((height, width), BACKGROUND, dtype=np.uint8)
         objects = np.arange(catalog.first[image], catalog.first[image + 1])
@@ -152,13 +154,6 @@ class Index:
                 )
             labels[decode(runs, width, height)] = values[i] if layer[i] == 1 else IGNORE
         return labels
-
-    def _translate(self, numbers: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Convert the class numbers of a mask file to the values of a label map."""
-        table = np.full(2**16, BACKGROUND, dtype=np.uint8)
-        table[list(self.catalog.mask_values)] = self.value_of
-        table[self.catalog.ignore_value] = IGNORE
-        return table[numbers]
 
     def subset(self, images: NDArray[np.int32]) -> Index:
         """Return the index with only some of its images, given their positions in the catalog."""

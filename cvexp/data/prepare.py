@@ -35,7 +35,7 @@ Use = Literal["pretraining", "segmentation"]
 
 UNREADABLE = "it can't be read; check its permissions"
 
-VERSION = 2  # of the catalog format; increasing it rebuilds all catalogs
+VERSION = 3  # of the catalog format; increasing it rebuilds all catalogs
 
 
 class Recipe(NamedTuple):
@@ -94,7 +94,7 @@ def make_splits(config: DatasetConfig, recipes: Recipes) -> Splits:
 def _empty_recipe(config: DatasetConfig, val: Recipe) -> Recipe:
     """Return the recipe of an empty training split with the classes of the validation split."""
     catalog = make_catalog(config, "val", val)
-    draft = Draft(catalog.root, catalog.classes, catalog.mask_values, catalog.ignore_value)
+    draft = Draft(catalog.root, catalog.classes, catalog.mask_table)
     return Recipe([*val.settings, "nothing"], val.inputs, lambda: draft)
 
 

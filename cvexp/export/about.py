@@ -56,10 +56,11 @@ def describe(subject: Subject, run_id: str, checkpoint: str, fingerprints: Mappi
 
 def _of_segmenter(segmenter: Segmenter) -> About:
     size, classes = segmenter.size, list(segmenter.classes)
+    background = "background" if segmenter.model.has_background else None
     return {
         "kind": "segmenter",
         "classes": classes,
-        "labels": ["background", *classes],
+        "labels": [background, *classes],
         "colors": [color_of_label(label) for label in range(1 + len(classes))],
         "activation": segmenter.model.activation,
         "preprocessing": {

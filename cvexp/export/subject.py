@@ -36,8 +36,8 @@ class SegmenterGraph(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         scores, attention = self.network.scores(self.normalize(images))
-        probability = self.network.probability(scores)
-        outputs = {"scores": scores, "probability": probability, "labels": scores.argmax(dim=1)}
+        probability = self.network.probability(scores, self.network.has_background)
+        outputs = {"scores": scores, "probability": probability, "labels": self.network.to_labels(scores)}
         return outputs if attention is None else {**outputs, "attention": attention}
 
 
@@ -94,6 +94,11 @@ class Subject:
         if isinstance(self.network, Segmenter):
             return fit_image(pixels_hwc, self.size)
         return self.network.view.show(pixels_hwc)
+
+    def to_labels(self, scores: Tensor) -> Tensor:
+        """Convert the scores (b, k, h, w) of a segmenter to label maps."""
+        assert isinstance(self.network, Segmenter)
+        return self.network.model.to_labels(scores)
 
     @torch.inference_mode()
     def reference(self, images: Tensor) -> Outputs:

@@ -84,7 +84,7 @@ def compare(run: Run, subject: Subject, batches: Iterable[Tensor]) -> Agreement:
         if "labels" in expected:
             different += int((outputs["labels"] != expected["labels"]).sum())
             total += outputs["labels"].numel()
-            if not torch.equal(outputs["labels"], outputs["scores"].argmax(dim=1)):
+            if not torch.equal(outputs["labels"], subject.to_labels(outputs["scores"])):
                 agreement.mistakes.append("the labels are not those of the largest scores")
                 break
     agreement.different_labels = different / total if total else None

@@ -1,6 +1,7 @@
 """From what a network returns for squares to the segmentation of an image, with memory for a few rows of pixels.
 
-Shapes: q classes, k = 1 + q scores, g maps (k, or k + q with attention), s x s pixels of a square, h x w pixels.
+Shapes: q classes, k scores (1 + q, or q without background), g maps (k, or k + q with attention), s x s pixels of a
+square, h x w pixels.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Assembly:
         size: Height and width of the result.
         classes: Names of the q classes.
         numbers: Their numbers among all classes, counted from 0.
+        has_background: Whether the first score is that of the background, or of classes that were not queried.
         probability: Converts scores (1, k, m, w) to probabilities (1, q, m, w).
         maps: Whether the result keeps scores and attention maps.
     """
@@ -38,6 +40,7 @@ class Assembly:
     size: tuple[int, int]
     classes: Sequence[str]
     numbers: Sequence[int]
+    has_background: bool
     probability: Callable[[Tensor], Tensor]
     maps: bool
     num_added: int = 0
@@ -48,6 +51,7 @@ class Assembly:
     def __post_init__(self) -> None:
         self.blend = None if self.layout is None else Blend(self.layout)
         self.resizer = RowResizer(self.working, self.size)
+        self.label_of_score = [*([0] if self.has_background else []), *(1 + number for number in self.numbers)]
 
     @property
     def is_complete(self) -> bool:
@@ -58,7 +62,7 @@ class Assembly:
         """Add what the network returned for the next square."""
         self.num_added += 1
         for rows_gmw in self._complete_rows(maps_gss):
-            scores_kmw = rows_gmw[: 1 + len(self.classes)]
+            scores_kmw = rows_gmw[: len(self.label_of_score)]
             self._note_presence(scores_kmw)
             if self.maps:
                 self.kept.append(rows_gmw.cpu())
@@ -78,9 +82,9 @@ class Assembly:
         On a CPU, a pass for each class takes a tenth of the time of :func:`torch.argmax` over the first dimension.
         """
         best_mw = scores_kmw[0].clone()
-        labels_mw = torch.zeros_like(best_mw, dtype=torch.uint8)
-        for number, score_mw in zip(self.numbers, scores_kmw[1:], strict=True):
-            labels_mw.masked_fill_(score_mw > best_mw, 1 + number)
+        labels_mw = torch.full_like(best_mw, self.label_of_score[0], dtype=torch.uint8)
+        for label, score_mw in zip(self.label_of_score[1:], scores_kmw[1:], strict=True):
+            labels_mw.masked_fill_(score_mw > best_mw, label)
             torch.maximum(best_mw, score_mw, out=best_mw)
         return labels_mw
 
@@ -95,6 +99,7 @@ class Assembly:
             labels=torch.cat(self.labels).numpy().astype(np.uint8),
             presence=dict(zip(self.classes, self.presence.tolist(), strict=True)),
             num_tiles=self.num_tiles,
+            num_scores=len(self.label_of_score),
             maps=torch.cat(self.kept, dim=1) if self.maps else None,
             to_probability=self.probability,
         )

@@ -1,6 +1,7 @@
 """The segmentation of an image.
 
-Shapes: q classes, k = 1 + q, an image of h x w pixels, maps of h' x w' positions, m rows.
+Shapes: q classes, k scores (1 + q, or q if the data have no background and all classes were queried), an image of h x w
+pixels, maps of h' x w' positions, m rows.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ class Segmentation:
     """What a network predicts for an image.
 
     Attributes:
-        labels: Label map (h, w) uint8: 0 background, then the classes of the network, counted from 1.
+        labels: Label map (h, w) uint8: 0 background, then the classes of the network, counted from 1. If the network
+            was queried for some of its classes, 0 also stands for the others.
         presence: The probability that the image contains each class, by name: its maximum over all pixels.
         num_tiles: Number of tiles that the image was cut into; 1 if it was segmented as a whole.
+        num_scores: Number of scores, k.
         maps: Scores, and attention maps if there are any (k or k + q, h', w'), or None if they were not kept.
         to_probability: Converts scores (1, k, m, w) to probabilities (1, q, m, w).
     """
@@ -34,6 +37,7 @@ class Segmentation:
     labels: NDArray[np.uint8]
     presence: dict[str, float]
     num_tiles: int
+    num_scores: int = field(repr=False)
     maps: Tensor | None = field(repr=False)
     to_probability: Callable[[Tensor], Tensor] = field(repr=False)
 
@@ -45,7 +49,7 @@ class Segmentation:
     @property
     def has_attention(self) -> bool:
         """Whether there are attention maps."""
-        return self.maps is not None and len(self.maps) > 1 + len(self.classes)
+        return self.maps is not None and len(self.maps) > self.num_scores
 
     def probability(self, name: str | None = None) -> NDArray[np.float32]:
         """Return the probability of a class at each pixel (h, w), or of all classes (q, h, w), in their order.
@@ -53,7 +57,7 @@ class Segmentation:
         Raises:
             UserError: if there is no such class, or the scores were not kept.
         """
-        scores = self._maps()[: 1 + len(self.classes)]
+        scores = self._maps()[: self.num_scores]
         chosen = self._chosen(name)
         rows = [self.to_probability(part[None])[0][chosen] for part in resize_rows(scores, self.labels.shape)]
         return self._joined(rows, name)
@@ -69,7 +73,7 @@ class Segmentation:
         maps = self._maps()
         if not self.has_attention:
             raise UserError("attention: the network has none; a network of task=attention has")
-        weights = maps[1 + len(self.classes) :][self._chosen(name)]
+        weights = maps[self.num_scores :][self._chosen(name)]
         return self._joined(list(resize_rows(weights, self.labels.shape)), name)
 
     def mask_image(self) -> Image.Image:

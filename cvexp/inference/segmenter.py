@@ -1,7 +1,8 @@
 """Trained segmentation networks, for images of any size.
 
-Shapes: b images, q classes (all, or those that are queried), k = 1 + q, n attention heads, s x s pixels of the square
-that the network takes, h x w pixels of an image.
+Shapes: b images, q classes (all, or those that are queried), k scores (1 + q, or q if all classes are queried and the
+data have no background), n attention heads, s x s pixels of the square that the network takes, h x w pixels of an
+image.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class Segmenter:
             working = fit((height, width), round(max(height, width) * tiles))
             layout = arrange(*working, self.size)
             squares = layout.cut(resize_image(pixels_hwc, working))
+        has_background = self.model.has_background or (queried is not None and len(queried) < len(self.classes))
         assembly = Assembly(
             num_tiles=1 if layout is None else layout.num_tiles,
             layout=layout,
@@ -165,7 +167,8 @@ class Segmenter:
             size=(height, width) if own_size else working,
             classes=self.classes if queried is None else [self.classes[number] for number in queried],
             numbers=range(len(self.classes)) if queried is None else queried,
-            probability=self.model.probability,
+            has_background=has_background,
+            probability=partial(self.model.probability, has_background=has_background),
             maps=maps,
         )
         return assembly, squares or [fit_image(pixels_hwc, self.size)]

@@ -122,6 +122,7 @@ class Comparison:
         differences: Differences between groups of runs.
         confidence: Confidence level of their intervals.
         split: The split of the images, ``"test"``, or ``"val"`` if there was no test split.
+        has_background: Whether pixels may belong to no class.
     """
 
     classes: Sequence[str]
@@ -130,6 +131,7 @@ class Comparison:
     differences: Sequence[Difference]
     confidence: float
     split: str = "val"
+    has_background: bool = True
 
     @property
     def split_name(self) -> str:
@@ -144,13 +146,11 @@ class Comparison:
         return groups
 
     def constants(self) -> list[Constant]:
-        """Return two constant predictions: the class with the most labeled pixels, and the background."""
+        """Return constant predictions: the class with the most labeled pixels, and the background, if there is one."""
         counts = self.evaluated[0].counts
         largest = int(counts[:, 1:, 2].sum(axis=0).argmax())
-        return [
-            Constant(self.classes[largest], iou.count_constant(counts, 1 + largest)),
-            Constant("background", iou.count_constant(counts, 0)),
-        ]
+        constants = [Constant(self.classes[largest], iou.count_constant(counts, 1 + largest))]
+        return constants + ([Constant("background", iou.count_constant(counts, 0))] if self.has_background else [])
 
     def representatives(self) -> list[Evaluated]:
         """Return one run of each method for pictures: the first seed, from the start with the best mean mIoU.

@@ -126,13 +126,13 @@ def summarize(counts: Counts, classes: Sequence[str]) -> dict[str, float]:
     """Compute all scores of a data set by name, without those that are undefined.
 
     Args:
-        counts: (images, 1 + c, 3), the background first.
+        counts: (images, 1 + c, 3), the background first. It has no pixels if the data have no background.
         classes: The names of the c classes.
 
     Returns:
         `miou` (mean over the classes), `miou_all` (including the background), `pixel_accuracy`, `miou_image` (the
         course's formula), `presence_f1`, and `iou/NAME` for each class and the background, where NAME is the
-        `safe_name` of the class.
+        `safe_name` of the class. Without a background, `miou_all` equals `miou`.
     """
     total = counts.sum(axis=0)
     scores = {

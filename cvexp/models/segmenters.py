@@ -1,7 +1,8 @@
 """Two segmentation networks: one classifies every pixel, the other returns the mask of each class that is queried.
 
-Shapes: b images, q queried classes, c classes without the background, k = 1 + c, n attention heads, d channels of a
-feature map, h x w pixels of the images. A feature map has fewer positions; its size is written as h' x w'.
+Shapes: b images, q queried classes, c classes without the background, k scores (1 + c, or c if the data have no
+background), n attention heads, d channels of a feature map, h x w pixels of the images. A feature map has fewer
+positions; its size is written as h' x w'.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Scores(NamedTuple):
     """The output of a segmentation network before scores become labels and probabilities.
 
     Attributes:
-        scores: A score for the background and each class at each pixel (b, k, h, w). The largest one gives the label.
+        scores: A score for the background, if there is one, and each class at each pixel (b, k, h, w). The largest one
+            gives the label.
         attention: Attention weights (b, c, n, h', w'), or None if the network has no attention.
     """
 
@@ -57,12 +59,14 @@ class SegmentationNetwork(nn.Module):
         encoder: The encoder, which returns two feature maps.
         activation: How the scores of a pixel become probabilities. With ``"softmax"``, they sum to 1, with the
             background. With ``"sigmoid"``, each class has its own, and the score of the background is 0.
+        has_background: Whether the first score is that of the background. If not, every pixel gets a class.
         can_query: Whether :meth:`scores` can be limited to some of the classes.
     """
 
     encoder: Encoder
     activation: ClassVar[str] = "softmax"
     can_query: ClassVar[bool] = False
+    has_background: bool = True
 
     @abstractmethod
     def scores(self, images: Tensor) -> Scores:
@@ -70,50 +74,58 @@ class SegmentationNetwork(nn.Module):
 
     def label(self, images: Tensor) -> Tensor:
         """Map images (b, 3, h, w) to label maps (b, h, w)."""
-        return self.scores(images).scores.argmax(dim=1)
+        return self.to_labels(self.scores(images).scores)
 
     def predict(self, images: Tensor) -> Prediction:
         """Map images (b, 3, h, w) to label maps, masks, probabilities, and attention weights if there are any."""
         return self.to_prediction(*self.scores(images))
 
-    @classmethod
-    def to_prediction(cls, scores_bkhw: Tensor, attention_bcnhw: Tensor | None = None) -> Prediction:
-        """Convert scores to label maps, masks and probabilities."""
+    def to_labels(self, scores_bkhw: Tensor) -> Tensor:
+        """Convert scores to label maps (b, h, w): 0 background, then the classes."""
         labels_bhw = scores_bkhw.argmax(dim=1)
-        probability_bchw = cls.probability(scores_bkhw)
-        if cls.activation == "softmax":
-            numbers_c11 = torch.arange(1, scores_bkhw.shape[1], device=scores_bkhw.device)[:, None, None]
+        return labels_bhw if self.has_background else labels_bhw + 1
+
+    def to_prediction(self, scores_bkhw: Tensor, attention_bcnhw: Tensor | None = None) -> Prediction:
+        """Convert scores to label maps, masks and probabilities."""
+        labels_bhw = self.to_labels(scores_bkhw)
+        probability_bchw = self.probability(scores_bkhw, self.has_background)
+        if self.activation == "softmax":
+            numbers_c11 = torch.arange(1, 1 + probability_bchw.shape[1], device=scores_bkhw.device)[:, None, None]
             masks_bchw = labels_bhw[:, None] == numbers_c11
         else:
-            masks_bchw = scores_bkhw[:, 1:] > 0
+            masks_bchw = scores_bkhw[:, int(self.has_background) :] > 0
         presence_bc = probability_bchw.amax(dim=(2, 3))
         return Prediction(labels_bhw, masks_bchw, probability_bchw, presence_bc, attention_bcnhw)
 
     @classmethod
-    def probability(cls, scores_bkhw: Tensor) -> Tensor:
-        """Convert scores to the probability of each class at each pixel (b, c, h, w)."""
+    def probability(cls, scores_bkhw: Tensor, has_background: bool = True) -> Tensor:
+        """Convert scores, the first of which may be that of the background, to probabilities (b, c, h, w)."""
+        first = int(has_background)
         if cls.activation == "softmax":
-            return scores_bkhw.softmax(dim=1)[:, 1:]
-        return scores_bkhw[:, 1:].sigmoid()
+            return scores_bkhw.softmax(dim=1)[:, first:]
+        return scores_bkhw[:, first:].sigmoid()
 
 
 class MulticlassSegmenter(SegmentationNetwork):
-    """An encoder, a decoder, and a 1 x 1 convolution to logits of the background and each class.
+    """An encoder, a decoder, and a 1 x 1 convolution to logits of the background, if there is one, and each class.
 
     Args:
         encoder: Returns two feature maps.
         decoder: Maps these to one feature map with `decoder.channels` channels.
         num_classes: Number of classes without the background, c.
+        has_background: Whether pixels may belong to no class.
     """
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, num_classes: int) -> None:
+    def __init__(self, encoder: Encoder, decoder: nn.Module, num_classes: int, has_background: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.classifier = nn.Conv2d(decoder.channels, 1 + num_classes, kernel_size=1)  # type: ignore[arg-type]
+        self.has_background = has_background
+        num_scores = int(has_background) + num_classes
+        self.classifier = nn.Conv2d(decoder.channels, num_scores, kernel_size=1)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (b, 3, h, w) to logits (b, 1 + c, h, w)."""
+        """Map images (b, 3, h, w) to logits (b, k, h, w)."""
         return _upsample(self.classifier(self.decoder(*self.encoder(images))), images)
 
     def scores(self, images: Tensor) -> Scores:
@@ -134,15 +146,23 @@ class AttentionSegmenter(SegmentationNetwork):
         channels: Number of input channels of the layers that follow: the decoder's output with
             `placement="encoder"`, the attended map with `placement="decoder"`.
         placement: "encoder" or "decoder".
+        has_background: Whether pixels may belong to no class.
     """
 
     activation = "sigmoid"
     can_query = True
 
     def __init__(
-        self, encoder: Encoder, decoder: nn.Module, attention: ClassAttention, channels: int, placement: str
+        self,
+        encoder: Encoder,
+        decoder: nn.Module,
+        attention: ClassAttention,
+        channels: int,
+        placement: str,
+        has_background: bool = True,
     ) -> None:
         super().__init__()
+        self.has_background = has_background
         self.encoder = encoder
         self.decoder = decoder
         self.attention = attention
@@ -205,17 +225,18 @@ class AttentionSegmenter(SegmentationNetwork):
         return logits_bqhw, attention_bqnhw
 
     def scores(self, images: Tensor, classes: Sequence[int] | None = None) -> Scores:
-        """Return the logits of the masks of all or some classes, and a score of 0 for the background.
+        """Return the logits of the masks of all or some classes, after a score of 0 for the background.
 
-        A pixel thus gets the class with the largest logit, or the background if no probability exceeds one half.
+        A pixel thus gets the class with the largest logit, or the background if no probability exceeds one half. If the
+        data have no background, only the scores of some classes begin with 0, which then stands for all others.
         """
         logits_bqhw, attention_bqnhw = self.logits(images, classes)
-        return Scores(self.with_background(logits_bqhw), attention_bqnhw)
+        return Scores(self.to_scores(logits_bqhw), attention_bqnhw)
 
-    @staticmethod
-    def with_background(logits_bchw: Tensor) -> Tensor:
-        """Prepend the score of the background, 0, to the logits of the masks."""
-        return F.pad(logits_bchw, (0, 0, 0, 0, 1, 0))
+    def to_scores(self, logits_bqhw: Tensor) -> Tensor:
+        """Prepend the score of the background, 0, to the logits of masks, unless each pixel has one of the classes."""
+        is_complete = not self.has_background and logits_bqhw.shape[1] == self.attention.num_classes
+        return logits_bqhw if is_complete else F.pad(logits_bqhw, (0, 0, 0, 0, 1, 0))
 
 
 def _upsample(logits: Tensor, images: Tensor) -> Tensor:

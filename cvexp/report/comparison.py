@@ -172,6 +172,7 @@ def log_comparison(sink: Sink, comparison: Comparison) -> None:
     values: dict[str, Any] = {
         "classes": list(comparison.classes),
         "split": comparison.split,
+        "has_background": comparison.has_background,
         "runs": [_to_json(run, comparison.classes) for run in comparison.evaluated],
         "differences": [
             {
@@ -192,14 +193,15 @@ def log_comparison(sink: Sink, comparison: Comparison) -> None:
     }
     sink.log_json(values, "comparison/comparison.json")
     sink.log_text(markdown(comparison), "comparison/comparison.md")
+    labels = (["background"] if comparison.has_background else []) + [*comparison.classes]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counts.npz"
         np.savez_compressed(
             path,
-            counts=np.stack([run.counts for run in comparison.evaluated]),
+            counts=np.stack([run.counts[:, -len(labels) :] for run in comparison.evaluated]),
             run_ids=[run.run_id for run in comparison.evaluated],
             images=list(comparison.images),
-            classes=["background", *comparison.classes],
+            classes=labels,
             columns=["intersection", "predicted", "labeled"],
         )
         sink.log_file(path, "comparison")
@@ -223,7 +225,10 @@ def read_comparison(store: Store, run_id: str) -> Comparison:
 
 def _read_counts(path: Path) -> tuple[list[str], dict[str, iou.Counts]]:
     saved = read_arrays(path)
-    return saved["images"].tolist(), dict(zip(saved["run_ids"].tolist(), saved["counts"], strict=True))
+    counts = saved["counts"]
+    if saved["classes"][0] != "background":  # then the background has no pixels
+        counts = np.pad(counts, [(0, 0), (0, 0), (1, 0), (0, 0)])
+    return saved["images"].tolist(), dict(zip(saved["run_ids"].tolist(), counts, strict=True))
 
 
 def _read_comparison(images: list[str], counts: dict[str, iou.Counts], path: Path) -> Comparison:
@@ -251,4 +256,5 @@ def _read_comparison(images: list[str], counts: dict[str, iou.Counts], path: Pat
         ],
         confidence=saved["confidence"],
         split=saved.get("split", "val"),  # older comparisons know no other split
+        has_background=saved.get("has_background", True),  # all older ones have
     )

@@ -3,8 +3,8 @@
 `task=register` copies this file into the folder of the model, beside the ONNX file, and MLflow runs the copy. Therefore
 it imports neither cvexp nor PyTorch. Images come from strangers.
 
-Shapes: k scores (the background and each class), s x s pixels of the square that the network takes, h x w pixels of an
-image, h' x w' of them in the square.
+Shapes: k scores (the background, if there is one, and each class), s x s pixels of the square that the network takes,
+h x w pixels of an image, h' x w' of them in the square.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Network(PythonModel):
         square[0, :, :height, :width] = _channels_first(image.resize((width, height), BICUBIC))
         outputs = self.session.run(["scores", "probability"], {"images": square})
         scores, probability = (output[0, :, :height, :width] for output in outputs)
-        labels = label_map(scores, image.height, image.width)
+        labels = label_map(scores, image.height, image.width, first_label=len(self.about["labels"]) - len(scores))
         return {
             "mask": self._png(labels) if mask_format == "png" else self._run_lengths(labels),
             "width": image.width,
@@ -189,16 +189,20 @@ def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def label_map(scores_khw: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize scores (k, h', w') bilinearly, and return the label of the largest one at each pixel (h, w)."""
+def label_map(scores_khw: NDArray[np.float32], height: int, width: int, first_label: int = 0) -> NDArray[np.uint8]:
+    """Resize scores (k, h', w') bilinearly, and return the label of the largest one at each pixel (h, w).
+
+    The label of the first score is `first_label`, which is 1 if there is no background.
+    """
     upper_h, lower_h, y_h = _neighbors(scores_khw.shape[1], height)
     left_w, right_w, x_w = _neighbors(scores_khw.shape[2], width)
-    labels_hw = np.zeros((height, width), np.uint8)
+    labels_hw = np.full((height, width), first_label, np.uint8)
     num_rows = max(1, MAX_VALUES // width)
     for first in range(0, height, num_rows):
         part = slice(first, first + num_rows)
         best = np.float32(-np.inf)
-        for label, scores_hw in enumerate(scores_khw):  # a third of the time of argmax over the first dimension
+        # This takes a third of the time of argmax over the first dimension.
+        for label, scores_hw in enumerate(scores_khw, first_label):
             upper, lower = scores_hw[upper_h[part]], scores_hw[lower_h[part]]
             rows = upper + (lower - upper) * y_h[part, None]
             left, right = rows[:, left_w], rows[:, right_w]

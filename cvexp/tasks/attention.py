@@ -29,10 +29,8 @@ from cvexp.weights.start import Start
 
 @dataclass(kw_only=True)
 class Config(SegmentationConfig):
-    description: ClassVar[str] = (
-        "segments one class at a time; the masks are then merged by score, with background where no score reaches one "
-        "half"
-    )
+    description: ClassVar[str] = "segments one class at a time; the masks are then merged by score"
+    description_of_background: ClassVar[str] = ", with background where no score reaches one half"
 
     kind: str = MISSING
     normalization: str = MISSING
@@ -85,7 +83,12 @@ class Attention(SegmentationTraining):
         attention = ClassAttention(num_classes, channels, dim, task.heads, task.kind, task.normalization)
         decoder = make_decoder(task, encoder.low_channels, dim if on_encoder else encoder.high_channels)
         model = AttentionSegmenter(
-            encoder, decoder, attention, task.decoder_channels if on_encoder else dim, task.placement
+            encoder,
+            decoder,
+            attention,
+            task.decoder_channels if on_encoder else dim,
+            task.placement,
+            config.dataset.has_background,
         )
         fit_decoder(model, start, of_classes="attention")
         return model
@@ -107,7 +110,7 @@ class Attention(SegmentationTraining):
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Prediction, Tensor]:
         logits, attention = self.model.logits(images)
         losses, num_pixels = self.losses(logits, labels, self._all_classes(labels))
-        prediction = self.model.to_prediction(self.model.with_background(logits), attention)
+        prediction = self.model.to_prediction(self.model.to_scores(logits), attention)
         return prediction, losses / num_pixels.clamp(min=1)
 
     def losses(self, logits: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,7 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         differences=compared,
         confidence=task.confidence,
         split=scored.split,
+        has_background=settings.dataset.has_background,
     )
     report.print_comparison(comparison)
     report.log_comparison(run, comparison)

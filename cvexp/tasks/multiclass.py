@@ -43,14 +43,14 @@ def main(config: RunConfig, run: ReadOnlyRun) -> float:
 
 
 class Multiclass(SegmentationTraining):
-    """Cross-entropy over the background and the classes."""
+    """Cross-entropy over the classes and, if there is one, the background."""
 
     class_weights: Tensor
 
     def build(self, start: Start) -> None:
         super().build(start)
         assert isinstance(self.task, Config)
-        names = ("background", *self.classes)
+        names = ("background", *self.classes) if self.model.has_background else self.classes
         weights = self.task.class_weights or {}
         for name in weights:
             if name not in names:
@@ -63,14 +63,14 @@ class Multiclass(SegmentationTraining):
         assert isinstance(config.task, Config)
         encoder = make_encoder(config, start)
         decoder = make_decoder(config.task, encoder.low_channels, encoder.high_channels)
-        model = MulticlassSegmenter(encoder, decoder, num_classes)
+        model = MulticlassSegmenter(encoder, decoder, num_classes, config.dataset.has_background)
         fit_decoder(model, start, of_classes="classifier")
         return model
 
     def step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
         logits = self.model(images)
-        counts = iou.count_labels(logits.argmax(dim=1), labels, len(self.classes), IGNORE)
+        counts = iou.count_labels(self.model.to_labels(logits), labels, len(self.classes), IGNORE)
         losses, weights = self.losses(logits, labels)
         return losses.sum() / processes.mean(weights.sum()).clamp(min=1e-6), {"counts": counts.sum(dim=0)}
 
@@ -85,15 +85,18 @@ class Multiclass(SegmentationTraining):
         Both are 0 for an image whose pixels are all ignored.
 
         Args:
-            logits: (b, 1 + c, h, w).
-            labels: (b, h, w).
+            logits: (b, k, h, w), a score for the background, if there is one, and for each of c classes.
+            labels: (b, h, w), 0 background, then the classes.
 
         Returns:
             Two tensors (b,).
         """
         class_weights = self.class_weights.to(logits.dtype)
+        is_labeled = labels != IGNORE
+        if not self.model.has_background:  # then the first score is that of the first class, whose label is 1
+            labels = torch.where(is_labeled, labels - 1, IGNORE)
         losses = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORE, reduction="none")
-        weights = class_weights[labels.where(labels != IGNORE, 0)] * (labels != IGNORE)
+        weights = class_weights[labels.where(is_labeled, 0)] * is_labeled
         return losses.sum(dim=(1, 2)), weights.sum(dim=(1, 2))
 
 

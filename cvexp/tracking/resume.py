@@ -158,8 +158,10 @@ def complete(config: Any) -> dict[str, Any]:
         raise ValueError("it has no tracking.folder")
     saved = {str(key): value for key, value in config.items()}
     saved = {"run": None, "runs": None, "benchmark": False, **saved}
-    new_keys = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
+    new_keys: dict[str, Any] = {"keep": "auto", "fraction": 1.0, "fraction_seed": 0, "test_fraction": None}
     saved["tracking"] = {"upload_checkpoints": "end", "progress_seconds": 8.0, **saved["tracking"]}
+    if saved["dataset"].get("name") == "folder":
+        new_keys |= {"image_suffix": None, "background_value": 0}
     saved["dataset"] = {**new_keys, **NO_TEST.get(str(saved["dataset"].get("name")), {}), **saved["dataset"]}
     if isinstance(saved.get("trainer"), dict):
         saved["trainer"] = {"compile": False, "sync_batchnorm": False, "steps_per_epoch": None, **saved["trainer"]}

@@ -61,6 +61,11 @@ class SegmentationTraining(TrainingModule):
     def build(self, start: Start) -> None:
         self.classes = self.splits.train.classes
         self.model = self.build_model(self.config, len(self.classes), start)
+        if self.model.has_background and not self.config.dataset.has_background:
+            raise UserError(
+                f"task={self.task.name}: its network can label a pixel as background, but dataset.background_value is "
+                "null; choose another task, or name the value of the background"
+            )
         self._report_stride()
         if self.task.freeze_backbone:
             self.model.encoder.requires_grad_(False)

@@ -21,11 +21,13 @@ class SegmentationConfig(TaskConfig):
 
     Attributes:
         description: What the method does, to complete "The method NAME ..." in the report.
+        description_of_background: What to add to it if the data have a background.
         is_baseline: Whether the method is the baseline that others are compared with.
     """
 
     role: ClassVar[str] = "segmentation"
     description: ClassVar[str] = ""
+    description_of_background: ClassVar[str] = ""
     is_baseline: ClassVar[bool] = False
 
     output_stride: int | None = MISSING

@@ -32,8 +32,8 @@ def camvid(tmp_path: Path) -> Path:
 def test_problems_are_grouped_by_number() -> None:
     problems = [
         Problem("a.png", "it is broken"),
-        Problem("b.png", "the number {number}; add {number}", (11,)),
-        Problem("c.png", "the number {number}; add {number}", (11, 12)),
+        Problem("b.png", "the number {value}; add {value}", ("11",)),
+        Problem("c.png", "the number {value}; add {value}", ("11", "12")),
         Problem("d.png", "it is broken"),
     ]
     assert grouped(problems) == [

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from cvexp.models import segmenters
 from cvexp.models.attention import ClassAttention
 from cvexp.models.deeplab import DECODERS
-from cvexp.models.segmenters import AttentionSegmenter, MulticlassSegmenter, SegmentationNetwork
+from cvexp.models.segmenters import AttentionSegmenter, SegmentationNetwork
 from tests.models.test_models import NUM_CLASSES, make_attention_segmenter, make_multiclass_segmenter
 
 
@@ -80,7 +80,8 @@ def test_the_label_map_equals_that_of_the_prediction(method: str) -> None:
 
 def test_masks_are_merged_by_score_with_background_if_none_exceeds_one_half() -> None:
     logits = torch.tensor([[-1.0, 2.0, 0.1, -3.0], [-2.0, 1.0, 0.2, 5.0]]).view(1, 2, 1, 4)
-    prediction = AttentionSegmenter.to_prediction(AttentionSegmenter.with_background(logits))
+    model = make_attention_segmenter("decoder")
+    prediction = model.to_prediction(model.to_scores(logits))
     assert prediction.labels.flatten().tolist() == [0, 1, 2, 2]
     assert prediction.masks[0, :, 0].tolist() == [[False, True, True, False], [False, True, True, True]]
     torch.testing.assert_close(prediction.presence, torch.tensor([[2.0, 5.0]]).sigmoid())
@@ -88,7 +89,7 @@ def test_masks_are_merged_by_score_with_background_if_none_exceeds_one_half() ->
 
 def test_multiclass_predicts_the_most_probable_class() -> None:
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]]).view(1, 3, 1, 2)
-    prediction = MulticlassSegmenter.to_prediction(logits)
+    prediction = make_multiclass_segmenter("deeplabv3").to_prediction(logits)
     assert prediction.labels.flatten().tolist() == [0, 1]
     assert prediction.masks[0, :, 0].tolist() == [[False, True], [False, False]]
     torch.testing.assert_close(prediction.presence[0], logits.softmax(dim=1)[0, 1:].amax(dim=(1, 2)))

@@ -123,32 +123,72 @@ def cut(picture: Image.Image, box: Sequence[int], full_size: tuple[int, int], si
     return picture.resize(size, Image.Resampling.BICUBIC, box=scaled, reducing_gap=3.0)
 
 
-def read_mask(path: Path | str) -> NDArray[np.uint16]:
-    """Read the class numbers (h, w) of a mask file. In a palette image, these are the indexes of the colors.
+def read_mask(path: Path | str, has_colors: bool = False) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    """Read the values (h, w) of a mask file.
+
+    Args:
+        path: The file.
+        has_colors: Whether the values are colors, 65536 * red + 256 * green + blue. Otherwise they are the numbers of a
+            gray image, or the indexes of a palette image.
 
     Raises:
-        UserError: if the file is missing, is broken, or has colors instead of numbers. The message names the file.
+        UserError: if the file is missing, is broken, or has other values. The message names the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.mode not in ("1", "L", "P", "I", "I;16"):
-                raise UserError(
-                    f"{path}: a mask must have one number per pixel, but this is an image of mode {image.mode}; save "
-                    "the class numbers as a grayscale or palette PNG"
-                )
-            values = np.array(image)
+            return _colors(image) if has_colors else _numbers(image)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such mask; add it, or remove its image") from error
-    except UserError:
-        raise
+    except _WrongValuesError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:
         raise UserError(f"{path}: {explain(error)}") from error
+
+
+class _WrongValuesError(Exception):
+    """A mask has values that can't be used. The message says which, and what to do."""
+
+
+def _numbers(image: Image.Image) -> NDArray[np.uint16]:
+    """Return the numbers of a gray image, whatever its mode, or the indexes of a palette image."""
+    if image.mode in ("1", "L", "P", "I", "I;16"):
+        values = np.array(image)
+    elif image.mode in ("RGB", "RGBA") and _is_opaque(image):
+        channels = np.asarray(image)[..., :3]
+        if len(colored := channels[(channels != channels[..., :1]).any(axis=2)]):
+            raise _WrongValuesError(
+                f"a mask must have one number per pixel, but this one has colors, such as #{bytes(colored[0]).hex()}; "
+                "save the class numbers as a grayscale or palette PNG, or name the colors of the classes in "
+                "dataset.mask_values of dataset=folder"
+            )
+        values = channels[..., 0]
+    else:
+        raise _WrongValuesError(
+            f"a mask must have one number per pixel, but this is an image of mode {image.mode}; save the class numbers "
+            "as a grayscale or palette PNG"
+        )
     if values.min() < 0 or values.max() >= 2**16:
-        raise UserError(
-            f"{path}: the numbers in a mask must be from 0 to 65535, but these are from {values.min()} to "
-            f"{values.max()}; save the mask again"
+        raise _WrongValuesError(
+            f"the numbers in a mask must be from 0 to 65535, but these are from {values.min()} to {values.max()}; save "
+            "the mask again"
         )
     return values.astype(np.uint16)
+
+
+def _colors(image: Image.Image) -> NDArray[np.uint32]:
+    """Return the colors of an image with 8 bits per channel, as 65536 * red + 256 * green + blue."""
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA") or not _is_opaque(image):
+        raise _WrongValuesError(
+            f"dataset.mask_values lists colors, but this is an image of mode {image.mode}, or with transparent pixels; "
+            "save the mask as a PNG with 8 bits for each of red, green and blue"
+        )
+    channels = np.asarray(image.convert("RGB")).astype(np.uint32)
+    colors: NDArray[np.uint32] = channels @ np.array([65536, 256, 1], dtype=np.uint32)
+    return colors
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return image.mode != "RGBA" or image.getchannel("A").getextrema() == (255, 255)
 
 
 def leaves_folder(name: str) -> bool:

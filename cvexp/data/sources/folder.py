@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 from PIL import Image
 
-from cvexp.config import require
 from cvexp.data.catalog import UNLABELED, Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import FORMATS, SUFFIXES, explain, upright_size
 from cvexp.data.files.listing import walk
+from cvexp.data.mask_survey import propose_values
+from cvexp.data.mask_table import MaskTable, parse_table
 from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
@@ -31,23 +33,35 @@ class Config(SplitDataset):
     train_masks: str | None = MISSING
     val_masks: str | None = MISSING
     test_masks: str | None = MISSING
+    image_suffix: str | None = MISSING
     mask_suffix: str = MISSING
-    mask_values: dict[str, int] | None = MISSING
-    ignore_value: int = MISSING
+    mask_values: dict[str, Any] | None = MISSING
+    background_value: Any = MISSING
+    ignore_value: Any = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if _has_masks(self):
-            numbers = list((self.mask_values or {}).values())
-            fits = numbers and len({*numbers, 0, self.ignore_value}) == len(numbers) + 2
-            fits = fits and min(numbers) > 0 and max(*numbers, self.ignore_value) < 2**16
-            require(
-                bool(fits),
-                "dataset.mask_values",
-                self.mask_values,
-                "the number of each class in the masks, such as {cat: 1, dog: 2}: different numbers from 1 to 65535, "
-                "other than dataset.ignore_value",
+        values = self.mask_values or {}
+        if "background" in values:
+            raise UserError(
+                "dataset.mask_values: background is no class; leave it out, and set dataset.background_value="
+                f"{values['background']}"
             )
+        mask_table(self)
+
+    @property
+    def has_background(self) -> bool:
+        unchosen = set() if self.classes is None else set(self.mask_values or ()) - set(self.classes)
+        return mask_table(self).has_background or (bool(unchosen) and self.unlisted == "background")
+
+
+def mask_table(config: Config) -> MaskTable:
+    """Return the table of the values in the masks.
+
+    Raises:
+        UserError: if a value has a wrong form, or stands for two things.
+    """
+    return parse_table(config.mask_values or {}, config.background_value, config.ignore_value)
 
 
 def _has_masks(config: Config) -> bool:
@@ -78,13 +92,18 @@ def recipes(config: Config, use: Use) -> Recipes:
     for split in masks:
         key = f"dataset.{split}_images"
         folders[split] = os.path.relpath(root / getattr(config, f"{split}_images"), root)
-        files[split] = list_images(root, folders[split], key, masks[split], config.mask_suffix)
+        files[split] = list_images(
+            root, folders[split], key, masks[split], config.mask_suffix, config.image_suffix or ""
+        )
     if _has_masks(config):
         given = next(split for split in masks if masks[split] is not None)
         for split in masks:
             if masks[split] is None:
                 raise UserError(f"dataset.{split}_masks: got null, but dataset.{given}_masks is a folder; give both")
-        return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], folders[split]))
+        mask_files = {split: _mask_files(config, split, root, files[split], folders[split]) for split in masks}
+        if not config.mask_values:
+            raise UserError(propose_values([root / file for of_split in mask_files.values() for file in of_split]))
+        return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], mask_files[split]))
     names = {split: {name for file in files[split] if (name := label_of(file, folders[split]))} for split in files}
     classes = sorted(names.get("train", set()) | names.get("val", set()))
     classes_of = dict.fromkeys(files, classes)
@@ -93,7 +112,9 @@ def recipes(config: Config, use: Use) -> Recipes:
     return split_recipes(config, lambda split: tree_recipe(root, files[split], folders[split], classes_of[split]))
 
 
-def list_images(root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "") -> list[str]:
+def list_images(
+    root: Path, folder: str, key: str, masks: str | None = None, mask_suffix: str = "", image_suffix: str = ""
+) -> list[str]:
     """List the image files in and below a folder, relative to the root, in alphabetical order.
 
     Args:
@@ -103,6 +124,7 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
         masks: The folder of the masks, relative to the root. Masks are not listed, even if this folder is
             `folder` itself or lies below it.
         mask_suffix: The suffix of the masks.
+        image_suffix: The suffix of the images. Others are not listed.
 
     Raises:
         UserError: if the folder is missing or has no images.
@@ -118,12 +140,13 @@ def list_images(root: Path, folder: str, key: str, masks: str | None = None, mas
             folders.clear()
             continue
         for name in names:
-            if not (mask_start == folder and name.endswith(mask_suffix)):
+            if name.endswith(image_suffix) and not (mask_start == folder and name.endswith(mask_suffix)):
                 files.append(name if relative == "." else f"{relative}/{name}")
     if not files:
         but_masks = f" except those that end in {mask_suffix}, the masks" if mask_start == folder else ""
         raise UserError(
-            f"{key}: there are no images in {start}{but_masks}; the names of images end in {', '.join(SUFFIXES)}"
+            f"{key}: there are no images in {start}{but_masks}; the names of images end in "
+            f"{image_suffix or ', '.join(SUFFIXES)}"
         )
     return files
 
@@ -169,8 +192,8 @@ def _read_tree(root: Path, files: Sequence[str], folder: str, classes: Sequence[
     return draft
 
 
-def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str], images: str) -> Recipe:
-    """Return the recipe of images with masks.
+def _mask_files(config: Config, split: str, root: Path, files: Sequence[str], images: str) -> list[str]:
+    """Return the mask of each image of a split, relative to the root.
 
     Args:
         config: Specifies the masks.
@@ -180,24 +203,46 @@ def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str],
         images: The folder of the images, relative to the root.
 
     Raises:
-        UserError: if the folder of the masks is missing.
+        UserError: if the folder of the masks is missing, or none of the masks is there.
     """
-    masks = getattr(config, f"{split}_masks")
-    if not (root / masks).is_dir():
-        raise UserError(f"dataset.{split}_masks: there is no folder {root / masks}; check dataset.root=")
-    mask_files = [
-        (Path(masks) / Path(file).relative_to(images).with_suffix("")).as_posix() + config.mask_suffix for file in files
-    ]
+    key, folder = f"dataset.{split}_masks", Path(getattr(config, f"{split}_masks"))
+    if not (root / folder).is_dir():
+        raise UserError(f"{key}: there is no folder {root / folder}; check dataset.root=")
+    names = [file.removesuffix(config.image_suffix or Path(file).suffix) for file in files]
+    stems = [(folder / Path(name).relative_to(images)).as_posix() for name in names]
+    masks = [stem + config.mask_suffix for stem in stems]
+    if not any((root / mask).exists() for mask in masks):
+        raise UserError(
+            f"{key}: the images have no masks; for {files[0]}, there is no {root / masks[0]}; "
+            + _suffix_hint(root / stems[0], root / files[0])
+        )
+    return masks
+
+
+def _suffix_hint(stem: Path, image: Path) -> str:
+    """Say which suffix masks seem to have, from the files whose names start with `stem` and are not the image."""
+    candidates = sorted(stem.parent.glob(f"{escape(stem.name)}*")) if stem.parent.is_dir() else []
+    for candidate in candidates:
+        if candidate != image:
+            suffix = candidate.name.removeprefix(stem.name)
+            return f"but there is {candidate.name}, so set dataset.mask_suffix={suffix}"
+    return "a mask has its image's name, with dataset.mask_suffix instead of the suffix, and lies in the same subfolder"
+
+
+def _masked_recipe(config: Config, split: str, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Recipe:
+    """Return the recipe of images with masks, all relative to the root."""
+    table = mask_table(config)
+    settings = [str(root), list(config.mask_values or ()), asdict(table), list(files), list(mask_files)]
     inputs = [root / file for file in mask_files]
-    settings = [str(root), images, masks, config.mask_suffix, config.mask_values, config.ignore_value, list(files)]
     return Recipe(settings, inputs, partial(_read_masked, config, root, files, mask_files))
 
 
 def _read_masked(config: Config, root: Path, files: Sequence[str], mask_files: Sequence[str]) -> Draft:
     """Read images with masks."""
-    values = config.mask_values or {}
-    draft = Draft(root, list(values), list(values.values()), config.ignore_value)
-    add_masked_images(
-        draft, files, mask_files, "name its class in dataset.mask_values, or set dataset.ignore_value={number}"
-    )
+    table = mask_table(config)
+    draft = Draft(root, list(config.mask_values or ()), table)
+    this = "" if table.has_colors else "dataset.ignore_value={value}, or "
+    others = "dataset.ignore_value=others for all values that are not listed"
+    remedy = f"name its class in dataset.mask_values, or set {this}{others}"
+    add_masked_images(draft, files, mask_files, remedy)
     return draft

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from cvexp.config import DatasetConfig, require
 from cvexp.data.catalog import Content
 from cvexp.data.files.fetch import lock_folder
+from cvexp.data.mask_table import MaskTable
 from cvexp.data.members import File, Members, Place
 from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.shards.copies import check_file, check_size, fetch_address, fetch_file
@@ -152,6 +153,7 @@ def _content(
     box[:, 2], box[:, 3] = width, height
     columns: dict[str, NDArray[Any]] = {
         "size": np.stack([width, height], 1),
+        "ignored": np.zeros(num_samples, dtype=np.int64),
         "first": np.arange(num_samples + 1, dtype=np.int64),
         "image": np.arange(num_samples, dtype=np.int32),
         "label": arrays["label"],
@@ -166,7 +168,7 @@ def _content(
     columns["files.offsets"], columns["files.content"] = _names(arrays["shard"], part.shards)
     members = {"place": place, "shards": part.shards, "shuffle_shards": shuffle_shards}
     root = place.local if place.is_remote else place.root
-    return Content(root, list(classes), [], 255, [], columns, members)
+    return Content(root, list(classes), MaskTable(), [], columns, members)
 
 
 def _names(shard: NDArray[np.int32], shards: tuple[File, ...]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

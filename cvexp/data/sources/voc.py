@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from cvexp.data.catalog import Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import leaves_folder
+from cvexp.data.mask_table import MaskTable
 from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
@@ -70,7 +71,7 @@ def _read(root: Path, path: Path, names: Sequence[str], images: str, masks: str)
         names: The entries of the list.
         images, masks: The folders of the images and the masks.
     """
-    draft = Draft(root, CLASSES, mask_values=range(1, 21))
+    draft = Draft(root, CLASSES, MaskTable(tuple(range(1, 21))))
     valid_names: dict[str, None] = {}  # an ordered set
     for number, name in enumerate(names, 1):
         if leaves_folder(name):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cvexp.report import curves
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
@@ -52,10 +53,12 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
     runs = material.segmentations
     if not runs:
         return missing("There is no finished segmentation run.", COMMAND)
-    columns = ["run", "method", "initial weights", "seed", "best epoch", *SCORES.values()]
+    has_background = any(run.config.dataset.has_background for run in runs)
+    scores = {key: name for key, name in SCORES.items() if has_background or key != "miou_all"}
+    columns = ["run", "method", "initial weights", "seed", "best epoch", *scores.values()]
     blocks: Blocks = [
         Paragraph(_describe(runs)),
-        Table(columns, [_row(run) for run in runs], TABLE, wide=True),
+        Table(columns, [_row(run, scores) for run in runs], TABLE, wide=True),
         *_curves(runs),
         *_attention(runs),
     ]
@@ -66,16 +69,20 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
 
 
 def _describe(runs: Sequence[FinishedRun]) -> str:
-    descriptions = {run.task: run.config.task.description for run in runs}  # type: ignore[attr-defined]
+    descriptions = {}
+    for run in runs:
+        task: Any = run.config.task
+        of_background = task.description_of_background if run.config.dataset.has_background else ""
+        descriptions[run.task] = f"{task.description}{of_background}"
     return " ".join(f"The method {name} {description}." for name, description in descriptions.items() if description)
 
 
-def _row(run: FinishedRun) -> list[str]:
+def _row(run: FinishedRun, scores: Iterable[str]) -> list[str]:
     _, num_epochs = epochs(run.history("val/loss"))
     best = f"{run.metrics['best/epoch'] + 1:.0f} of {num_epochs}" if num_epochs else "none"
-    keys = [f"best/{name}" for name in SCORES]
-    scores = [f"{run.metrics[key]:.3f}" if key in run.metrics else "none" for key in keys]
-    return [run.id[:8], run.task, shorten(run.start), f"{run.seed}", best, *scores]
+    keys = [f"best/{name}" for name in scores]
+    values = [f"{run.metrics[key]:.3f}" if key in run.metrics else "none" for key in keys]
+    return [run.id[:8], run.task, shorten(run.start), f"{run.seed}", best, *values]
 
 
 def _curves(runs: Sequence[FinishedRun]) -> Blocks:

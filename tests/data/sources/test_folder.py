@@ -135,7 +135,6 @@ def test_images_without_any_object_are_used_unless_told_otherwise(tmp_path: Path
         ({"train_masks": "train", "mask_values": {"x": 0}}, "dataset.mask_values"),
         ({"train_masks": "train", "mask_values": {"x": 255}}, "dataset.mask_values"),
         ({"train_masks": "train", "mask_values": {"x": 1, "y": 1}}, "dataset.mask_values"),
-        ({"train_masks": "train", "mask_values": {}}, "dataset.mask_values"),
         ({"train_masks": "nowhere", "val_masks": "val", "mask_values": {"x": 1}}, "there is no folder"),
         ({"train_masks": "train", "mask_values": {"x": 1}}, "dataset.val_masks: got null"),
         ({"val_fraction": 1.0}, "dataset.val_fraction"),
