@@ -12,7 +12,6 @@ from typing import ClassVar
 from omegaconf import MISSING
 from PIL import Image
 
-from cvexp.config import require
 from cvexp.data.catalog import UNLABELED, Draft
 from cvexp.data.files.components import add_masked_images
 from cvexp.data.files.images import FORMATS, SUFFIXES, explain, upright_size
@@ -20,6 +19,7 @@ from cvexp.data.files.listing import walk
 from cvexp.data.prepare import Recipe, Recipes, Use
 from cvexp.data.split import SplitDataset, split_recipes
 from cvexp.errors import UserError
+from cvexp.keys import require
 
 
 @dataclass(kw_only=True)
