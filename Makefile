@@ -23,6 +23,9 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/ready
+	$(BIN)/python -m website.build
+
 # docs/configuration.md, from the YAML files, their comments, and the schema.
 reference: .venv/ready
 	$(BIN)/python -m website.reference

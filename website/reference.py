@@ -78,9 +78,9 @@ def _group(group: str) -> Iterator[str]:
     yield _table([f"`{group}=`", ""], [[_link(f"{group}={name}"), _first_sentence(read[name])] for name in read])
     for base in _shared([base for option in read.values() for base in option.bases]):
         using = [name for name in read if base in _all_bases(read[name])]
-        yield from _option(group, options.read(base), _keys(group, using[0]))
+        yield from _option(group, options.read(base), schema_keys(group, using[0]))
     for name in sorted(read, key=lambda name: f"{name}" if name in _included(read) else f"~{name}"):
-        yield from _option(group, read[name], _keys(group, name))
+        yield from _option(group, read[name], schema_keys(group, name))
 
 
 def _included(read: dict[str, Option]) -> set[str]:
@@ -102,7 +102,7 @@ def _all_bases(option: Option) -> set[str]:
     return bases.union(*(_all_bases(options.read(base)) for base in bases))
 
 
-def _keys(group: str, name: str) -> dict[str, Key]:
+def schema_keys(group: str, name: str) -> dict[str, Key]:
     """Return what the schema says about the keys of an option."""
     if group in ("task", "dataset"):
         return keys_of(plugins.load(group, name).Config)
