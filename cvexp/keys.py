@@ -35,7 +35,7 @@ def require_one_of(key: str, got: str, known: Iterable[str]) -> None:
 class Choice:
     """The words that a key may have, or each item of its list."""
 
-    words: Sequence[str] | Callable[[type], Sequence[str]]
+    words: Sequence[str] | Callable[[Any], Sequence[str]]
 
     def known(self, owner: type) -> list[str]:
         """List the words, which may depend on the class of the configuration."""
@@ -93,7 +93,7 @@ class Range:
 Allowed = Choice | Range
 
 
-def choice(*words: str, of: Callable[[type], Sequence[str]] | None = None) -> Any:
+def choice(*words: str, of: Callable[[Any], Sequence[str]] | None = None) -> Any:
     """Declare a key that is one of several words, or a list of some of them.
 
     Args:

@@ -38,7 +38,7 @@ class Example:
     jitter: list[float] = color_jitter()
     kind: str = choice("red", "green")
     kinds: list[str] | None = choice("red", "green")
-    own: str = choice(of=lambda owner: owner.words)  # type: ignore[attr-defined]
+    own: str = choice(of=lambda owner: owner.words)
     text: str = ""
 
 

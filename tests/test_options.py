@@ -80,7 +80,7 @@ def test_the_reference_has_each_key() -> None:
 
 def test_text_is_escaped() -> None:
     assert reference._text("a|b *c* `d|*` <e> docs/f.md https://g.org/h.") == (
-        r"a\|b \*c\* `d\|*` \<e\> [f.md](f.md) <https://g.org/h>."
+        r"a\|b \*c\* `d\|*` &lt;e> [f.md](f.md) <https://g.org/h>."
     )
 
 

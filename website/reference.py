@@ -189,9 +189,9 @@ def _link(title: str) -> str:
 def _text(text: str) -> str:
     """Return plain text with code in backticks as Markdown, with links to pages and addresses."""
     parts = re.split(r"(`[^`]*`|docs/\w+\.md|https?://[\w./-]*\w)", text)
-    return "".join(
-        _linked(part) if i % 2 else re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for i, part in enumerate(parts)
-    )
+    parts[::2] = [re.sub(r"([\\*_\[\]|])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    parts[1::2] = [_linked(part) for part in parts[1::2]]
+    return "".join(parts)
 
 
 def _linked(part: str) -> str:
