@@ -82,7 +82,7 @@ def test_values_at_the_bounds_are_allowed() -> None:
         ("scale", [0.5, 0.4], "a.scale: got [0.5, 0.4], but it must be two shares of the area"),
         ("jitter", [0, 0, 0, 0.6], "a.jitter: got [0, 0, 0, 0.6], but it must be brightness"),
         ("kind", "reed", "a.kind: there is no 'reed'; did you mean red"),
-        ("kinds", ["red", "grey"], "a.kinds: there is no 'grey'; did you mean green?"),
+        ("kinds", ["red", "grey"], "a.kinds: there is no 'grey'; did you mean green"),
         ("own", "red", "a.own: there is no 'red'; known: own"),
     ],
 )
