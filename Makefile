@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint ui lock clean
+.PHONY: demo test test-fast lint docs reference ui lock clean
 
 demo: .venv/ready
 	$(BIN)/python -m cvexp +experiment=demo
@@ -22,6 +22,13 @@ lint: .venv/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/ready
+	$(BIN)/python -m website.build
+
+# docs/configuration.md, from the YAML files, their comments, and the schema.
+reference: .venv/ready
+	$(BIN)/python -m website.reference
 
 ui: .venv/ready
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db

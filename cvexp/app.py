@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import NoReturn
 
-from cvexp import completion, processes
+from cvexp import completion, processes, schema
 from cvexp.command import execute
 from cvexp.errors import Interrupted, UserError
 from cvexp.redaction import for_terminal
@@ -27,6 +28,9 @@ def main() -> None:
         return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"  # which `execute` sets
     try:
+        if (group := schema.asked(sys.argv[1:])) is not None:
+            print(json.dumps(schema.make(group), indent=2, ensure_ascii=False))
+            return
         execute(sys.argv[1:])
     except UserError as error:
         if wants_traceback:

@@ -7,37 +7,14 @@ and each task adds its own keys in the `Config` of its module, so a new one take
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from cvexp.errors import UserError, nearest
-
-
-def require(condition: bool, key: str, got: object, needed: str) -> None:
-    """Raise a UserError that names the key unless the condition holds."""
-    if not condition:
-        raise UserError(f"{key}: got {got!r}, but it must be {needed}")
-
-
-def require_one_of(key: str, got: str, known: Iterable[str]) -> None:
-    """Raise a UserError with the nearest known value unless `got` is one of `known`."""
-    if got not in (known := list(known)):
-        raise UserError(f"{key}: there is no {got!r}; {nearest(got, known)}")
-
-
-def require_fraction(key: str, got: float) -> None:
-    """Raise a UserError unless a value is from 0 to 1."""
-    require(0 <= got <= 1, key, got, "from 0 to 1")
-
-
-def require_scale(key: str, got: list[float]) -> None:
-    """Raise a UserError unless a value is a range of shares of an area."""
-    fits = len(got) == 2 and 0 < got[0] <= got[1] <= 1
-    require(fits, key, got, "two shares of the area, 0 < smallest <= largest <= 1")
+from cvexp.errors import UserError
+from cvexp.keys import check_values, choice, number, numbers, require, share
 
 
 def require_equal_parts(batch_size: int, num_processes: int, num_samples: int | None = None) -> None:
@@ -62,17 +39,11 @@ def require_equal_parts(batch_size: int, num_processes: int, num_samples: int | 
     )
 
 
-def require_jitter(key: str, got: list[float]) -> None:
-    """Raise a UserError unless a value is the strength of a color jitter."""
-    fits = len(got) == 4 and min(got) >= 0 and got[3] <= 0.5
-    require(fits, key, got, "brightness, contrast, saturation >= 0, and hue from 0 to 0.5")
-
-
 @dataclass(kw_only=True)
 class BackboneConfig:
-    name: str = MISSING  # any timm model with feature maps
-    weights: str | None = MISSING  # see cvexp/weights/locate.py
-    args: dict[str, Any] = MISSING  # passed to timm.create_model
+    name: str = MISSING
+    weights: str | None = MISSING
+    args: dict[str, Any] = MISSING
 
 
 @dataclass(kw_only=True)
@@ -82,20 +53,20 @@ class DatasetConfig:
     name: str = MISSING  # the module in cvexp/data/sources
     root: str = MISSING
     cache: str = MISSING
-    keep: str = MISSING
+    keep: str = choice("auto", "none", "ram", "device")
     classes: list[str] | None = MISSING
-    unlisted: str = MISSING
+    unlisted: str = choice("background", "ignore")
     empty_images: bool = MISSING
-    limit: int | None = MISSING
-    limit_seed: int = MISSING
-    fraction: float = MISSING
-    fraction_seed: int = MISSING
-    test_fraction: float | None = MISSING
+    limit: int | None = number(1, unit="images")
+    limit_seed: int = number(0)
+    fraction: float = number(above=0, at_most=1)
+    fraction_seed: int = number(0)
+    test_fraction: float | None = number(above=0, below=1)
     strict: bool = MISSING
-    image_size: int = MISSING
-    min_crop_size: int = MISSING
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
+    image_size: int = number(2, unit="pixels")
+    min_crop_size: int = number(1, unit="pixels")
+    mean: list[float] = numbers(3, "three numbers (red, green, blue)")
+    std: list[float] = numbers(3, "three positive numbers (red, green, blue)", above=0)
 
     @property
     def has_background(self) -> bool:
@@ -106,18 +77,6 @@ class DatasetConfig:
         if self.classes is not None:
             require(len(self.classes) > 0, "dataset.classes", self.classes, "null, or a list of at least one class")
             require(len(set(self.classes)) == len(self.classes), "dataset.classes", self.classes, "free of repetitions")
-        require_one_of("dataset.keep", self.keep, ("auto", "none", "ram", "device"))
-        require_one_of("dataset.unlisted", self.unlisted, ("background", "ignore"))
-        require(self.limit is None or self.limit >= 1, "dataset.limit", self.limit, "null, or at least 1 (images)")
-        require(self.limit_seed >= 0, "dataset.limit_seed", self.limit_seed, "at least 0")
-        require(0 < self.fraction <= 1, "dataset.fraction", self.fraction, "greater than 0, and at most 1")
-        require(self.fraction_seed >= 0, "dataset.fraction_seed", self.fraction_seed, "at least 0")
-        fits = self.test_fraction is None or 0 < self.test_fraction < 1
-        require(fits, "dataset.test_fraction", self.test_fraction, "null, or between 0 and 1")
-        require(self.image_size >= 2, "dataset.image_size", self.image_size, "at least 2 (pixels)")
-        require(self.min_crop_size >= 1, "dataset.min_crop_size", self.min_crop_size, "at least 1 (pixels)")
-        require(len(self.mean) == 3, "dataset.mean", self.mean, "three numbers (red, green, blue)")
-        require(len(self.std) == 3 and min(self.std) > 0, "dataset.std", self.std, "three positive numbers")
 
 
 @dataclass(kw_only=True)
@@ -138,41 +97,30 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    name: str = MISSING  # a class of torch.optim
-    args: dict[str, Any] = MISSING  # passed to it
-    lr: float = MISSING
-    final_lr: float = MISSING
-    warmup: float = MISSING  # fraction of all steps
-    weight_decay: float = MISSING
-    final_weight_decay: float = MISSING
-    clip_norm: float | None = MISSING
-
-    def __post_init__(self) -> None:
-        for key in ("lr", "final_lr", "weight_decay", "final_weight_decay"):
-            value = getattr(self, key)
-            require(math.isfinite(value) and value >= 0, f"optimizer.{key}", value, "a finite number, at least 0")
-        require(0 <= self.warmup <= 1, "optimizer.warmup", self.warmup, "a fraction of all steps, from 0 to 1")
-        require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "positive or null")
+    name: str = MISSING
+    args: dict[str, Any] = MISSING
+    lr: float = number(0)
+    final_lr: float = number(0)
+    warmup: float = share()
+    weight_decay: float = number(0)
+    final_weight_decay: float = number(0)
+    clip_norm: float | None = number(above=0)
 
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    max_epochs: int = MISSING
-    max_steps: int | None = MISSING
-    steps_per_epoch: int | None = MISSING
+    max_epochs: int = number(1)
+    max_steps: int | None = number(1)
+    steps_per_epoch: int | None = number(1)
     accelerator: str = MISSING
-    devices: Any = MISSING  # 1, or a list with the number of a GPU; with several processes, torchrun decides
+    devices: Any = MISSING
     num_nodes: int = MISSING
     strategy: str = MISSING
-    precision: str = MISSING
+    precision: str = choice("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
     compile: bool = MISSING
     sync_batchnorm: bool = MISSING
 
     def __post_init__(self) -> None:
-        require(self.max_epochs >= 1, "trainer.max_epochs", self.max_epochs, "at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", self.max_steps, "positive or null")
-        steps = self.steps_per_epoch
-        require(steps is None or steps >= 1, "trainer.steps_per_epoch", steps, "positive or null")
         is_one = self.devices in ("auto", 1, "1") or (isinstance(self.devices, list) and len(self.devices) == 1)
         require(
             is_one and self.num_nodes == 1,
@@ -181,8 +129,6 @@ class TrainerConfig:
             "one device for each process; start several processes with: torchrun --nproc-per-node=2 -m cvexp "
             "trainer=ddp",
         )
-        known = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
-        require_one_of("trainer.precision", self.precision, known)
 
     def total_steps(self, steps_of_epoch: int) -> int:
         """Return the number of steps of a run, given that of an epoch."""
@@ -192,28 +138,18 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class LoaderConfig:
-    batch_size: int = MISSING  # of all processes together
-    num_workers: int = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "loader.batch_size", self.batch_size, "at least 1")
-        require(self.num_workers >= 0, "loader.num_workers", self.num_workers, "at least 0")
+    batch_size: int = number(1)
+    num_workers: int = number(0)
 
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    folder: str = MISSING  # run folders, generated data and, without a server, MLflow's store
-    experiment: str = MISSING  # MLflow's name for a group of runs
-    log_every_n_steps: int = MISSING
+    folder: str = MISSING
+    experiment: str = MISSING
+    log_every_n_steps: int = number(1)
     system_metrics: bool = MISSING
-    upload_checkpoints: str = MISSING
-    progress_seconds: float | None = MISSING
-
-    def __post_init__(self) -> None:
-        require_one_of("tracking.upload_checkpoints", self.upload_checkpoints, ("end", "epoch"))
-        require(self.log_every_n_steps >= 1, "tracking.log_every_n_steps", self.log_every_n_steps, "at least 1")
-        seconds = self.progress_seconds
-        require(seconds is None or seconds > 0, "tracking.progress_seconds", seconds, "positive or null")
+    upload_checkpoints: str = choice("end", "epoch")
+    progress_seconds: float | None = number(above=0, unit="seconds")
 
 
 @dataclass(kw_only=True)
@@ -225,7 +161,7 @@ class RunConfig:
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     loader: LoaderConfig = MISSING
-    seed: int = MISSING
+    seed: int = number(0, at_most=2**32 - 1)
     name: str | None = MISSING
     resume: str | None = MISSING
     benchmark: bool = MISSING
@@ -233,7 +169,10 @@ class RunConfig:
     runs: list[str] | None = MISSING
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
+        check_values(self)
+        for group in fields(self):
+            if is_dataclass(own := getattr(self, group.name)):
+                check_values(own, f"{group.name}.")
         for key in ("run", "runs"):
             is_used = self.task.works_on == key or (key == "run" and self.continues)
             if getattr(self, key) is not None and not is_used:

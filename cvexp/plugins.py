@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -60,14 +61,24 @@ def load(group: str, name: str) -> ModuleType:
     return loaders[name]()
 
 
+def folders() -> list[Path]:
+    """List the folders of other packages that have configuration files."""
+    return [folder for _, folder in _named_folders()]
+
+
+def _named_folders() -> Iterator[tuple[str, Path]]:
+    for entry_point in entry_points(group="cvexp.searchpath"):
+        spec = find_spec(entry_point.value)
+        for folder in (spec and spec.submodule_search_locations) or ():  # pkg:// would need an __init__.py
+            yield entry_point.name, Path(folder)
+
+
 class SearchPath(SearchPathPlugin):
     """Lets Hydra find the configuration files of other packages."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for entry_point in entry_points(group="cvexp.searchpath"):
-            spec = find_spec(entry_point.value)
-            for folder in (spec and spec.submodule_search_locations) or ():  # pkg:// would need an __init__.py
-                search_path.append(provider=entry_point.name, path=f"file://{folder}")
+        for name, folder in _named_folders():
+            search_path.append(provider=name, path=f"file://{folder}")
 
 
 Plugins.instance().register(SearchPath)

@@ -9,13 +9,13 @@ from functools import cache, partial
 from typing import ClassVar
 
 import numpy as np
-from omegaconf import MISSING
 
-from cvexp.config import DatasetConfig, require
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Content, Draft
 from cvexp.data.draw import name_fraction
 from cvexp.data.prepare import Recipe, Recipes
 from cvexp.errors import UserError
+from cvexp.keys import number, require
 
 
 @dataclass(kw_only=True)
@@ -28,11 +28,10 @@ class SplitDataset(DatasetConfig):
     """
 
     split_keys: ClassVar[tuple[str, str, str]]
-    val_fraction: float = MISSING
+    val_fraction: float = number(above=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.val_fraction < 1, "dataset.val_fraction", self.val_fraction, "between 0 and 1")
         train, val, test = self.split_keys
         if getattr(self, train) is None and getattr(self, val) is None:
             raise UserError(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from cvexp.config import require, require_one_of
 from cvexp.errors import UserError
+from cvexp.keys import require, require_one_of
 from cvexp.metrics import selection
 from cvexp.redaction import hide_secrets
 from cvexp.sweeps.outcome import Job

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import MISSING
 from torch import Tensor
 
 from cvexp import processes
-from cvexp.config import RunConfig, require, require_fraction, require_one_of
+from cvexp.config import RunConfig
 from cvexp.data.index import IGNORE
+from cvexp.keys import choice, number, require, share
 from cvexp.metrics import iou
 from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.models.segmenters import AttentionSegmenter, Prediction
@@ -32,25 +32,14 @@ class Config(SegmentationConfig):
     description: ClassVar[str] = "segments one class at a time; the masks are then merged by score"
     description_of_background: ClassVar[str] = ", with background where no score reaches one half"
 
-    kind: str = MISSING
-    normalization: str = MISSING
-    placement: str = MISSING
-    heads: int = MISSING
-    dim: int | None = MISSING
-    asked_classes: int = MISSING
-    present_probability: float = MISSING
-    foreground_weight: float = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_one_of("task.kind", self.kind, SCORES)
-        require_one_of("task.normalization", self.normalization, NORMALIZATIONS)
-        require_one_of("task.placement", self.placement, ("encoder", "decoder"))
-        for key in ("heads", "asked_classes"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require(self.dim is None or self.dim >= 1, "task.dim", self.dim, "at least 1, or null")
-        require_fraction("task.present_probability", self.present_probability)
-        require(self.foreground_weight > 0, "task.foreground_weight", self.foreground_weight, "positive")
+    kind: str = choice(*SCORES)
+    normalization: str = choice(*NORMALIZATIONS)
+    placement: str = choice("encoder", "decoder")
+    heads: int = number(1)
+    dim: int | None = number(1)
+    asked_classes: int = number(1)
+    present_probability: float = share()
+    foreground_weight: float = number(above=0)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> float:

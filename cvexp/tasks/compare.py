@@ -9,10 +9,9 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
-from omegaconf import MISSING
 
 from cvexp import data, progress
-from cvexp.config import RunConfig, TaskConfig, flatten, require
+from cvexp.config import RunConfig, TaskConfig, flatten
 from cvexp.console import print_line
 from cvexp.data.disjoint import NAMES
 from cvexp.data.index import Index
@@ -20,6 +19,7 @@ from cvexp.data.masks import LabeledSquares, evaluated_areas
 from cvexp.errors import UserError
 from cvexp.inference.networks import choose_device, load_segmenter
 from cvexp.inference.segmenter import Segmenter
+from cvexp.keys import number
 from cvexp.metrics import iou
 from cvexp.metrics.comparison import Comparison, Evaluated, differences
 from cvexp.metrics.ranking import best_median_worst
@@ -45,16 +45,10 @@ MAY_DIFFER = (
 class Config(TaskConfig):
     works_on: ClassVar[str | None] = "runs"
 
-    samples: int = MISSING
-    confidence: float = MISSING
-    timed_images: int = MISSING
-    pictured_images: int = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
-        require(0 < self.confidence < 1, "task.confidence", self.confidence, "between 0 and 1")
-        require(self.timed_images >= 1, "task.timed_images", self.timed_images, "at least 1")
-        require(self.pictured_images >= 1, "task.pictured_images", self.pictured_images, "at least 1")
+    samples: int = number(100)
+    confidence: float = number(above=0, below=1)
+    timed_images: int = number(1)
+    pictured_images: int = number(1)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

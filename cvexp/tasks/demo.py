@@ -11,12 +11,13 @@ from omegaconf import MISSING
 from PIL import Image
 
 from cvexp import data
-from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.data.examples import choose_images
 from cvexp.errors import UserError
 from cvexp.inference.loading import load_recorded
 from cvexp.inference.networks import choose_device
 from cvexp.inference.segmenter import Segmenter
+from cvexp.keys import number, require
 from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.store import Store
 from cvexp.weights.locate import source_run
@@ -33,12 +34,11 @@ class Config(TaskConfig):
 
     model: str | None = MISSING
     host: str = MISSING
-    port: int = MISSING
+    port: int = number(1, at_most=65535)
 
     def __post_init__(self) -> None:
         is_registered = self.model is None or self.model.startswith("models:/")
         require(is_registered, "task.model", self.model, "null or models:/NAME@ALIAS; run=ID names a run")
-        require(1 <= self.port <= 65535, "task.port", self.port, "from 1 to 65535")
 
 
 def main(config: RunConfig, store: Store) -> None:

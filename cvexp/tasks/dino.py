@@ -10,10 +10,11 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
+from cvexp.config import RunConfig
 from cvexp.console import print_line
 from cvexp.data.augment.views import BatchView, View
 from cvexp.errors import UserError
+from cvexp.keys import area_scale, color_jitter, number, numbers, require, share
 from cvexp.metrics import collapse
 from cvexp.models.dino import DINOHead, DINOLoss, DINONetwork, make_teacher, update_teacher
 from cvexp.models.schedules import cosine, warmup_constant
@@ -21,64 +22,45 @@ from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.pretraining import Pretraining, PretrainingConfig, pretrain
 from cvexp.training.strategy import in_processes, normalized_together
 
+OF_VIEWS = "three probabilities: first global, other global, local views"
+
 
 @dataclass(kw_only=True)
 class Config(PretrainingConfig):
     measures: ClassVar[tuple[str, ...]] = (*PretrainingConfig.measures, "teacher_entropy", "teacher_kl")
 
-    global_crops: int = MISSING
-    global_size: int = MISSING
-    global_scale: list[float] = MISSING
-    local_crops: int = MISSING
-    local_size: int | None = MISSING
-    local_scale: list[float] = MISSING
-    flip: float = MISSING
-    jitter: list[float] = MISSING
-    jitter_probability: float = MISSING
-    gray: float = MISSING
-    blur: list[float] = MISSING
-    solarize: list[float] = MISSING
-    hidden_dim: int = MISSING
-    bottleneck_dim: int = MISSING
-    out_dim: int = MISSING
+    global_crops: int = number(1)
+    global_size: int = number(2, unit="pixels")
+    global_scale: list[float] = area_scale()
+    local_crops: int = number(0)
+    local_size: int | None = number(2, unit="pixels")
+    local_scale: list[float] = area_scale()
+    flip: float = share()
+    jitter: list[float] = color_jitter()
+    jitter_probability: float = share()
+    gray: float = share()
+    blur: list[float] = numbers(3, OF_VIEWS, at_least=0, at_most=1)
+    solarize: list[float] = numbers(3, OF_VIEWS, at_least=0, at_most=1)
+    hidden_dim: int = number(1)
+    bottleneck_dim: int = number(1)
+    out_dim: int = number(2)
     batch_norm: bool = MISSING
-    freeze_last_layer: float = MISSING
-    student_temperature: float = MISSING
-    warmup_teacher_temperature: float = MISSING
-    teacher_temperature: float = MISSING
-    teacher_temperature_warmup: float = MISSING
-    center_momentum: float = MISSING
-    teacher_momentum: float = MISSING
-    final_teacher_momentum: float = MISSING
+    freeze_last_layer: float = share()
+    student_temperature: float = number(above=0)
+    warmup_teacher_temperature: float = number(above=0)
+    teacher_temperature: float = number(above=0)
+    teacher_temperature_warmup: float = share()
+    center_momentum: float = share()
+    teacher_momentum: float = share()
+    final_teacher_momentum: float = share()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.global_crops >= 1, "task.global_crops", self.global_crops, "at least 1")
         require(
-            self.global_crops + self.local_crops >= 2 and self.local_crops >= 0,
+            self.global_crops + self.local_crops >= 2,
             "task.local_crops",
             self.local_crops,
-            "0 or more, with at least two views in total, global and local",
+            "large enough for at least two views in total, global and local",
         )
-        require(self.global_size >= 2, "task.global_size", self.global_size, "at least 2 (pixels)")
-        size = self.local_size
-        require(size is None or size >= 2, "task.local_size", size, "at least 2 (pixels), or null")
-        for key in ("hidden_dim", "bottleneck_dim"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require(self.out_dim >= 2, "task.out_dim", self.out_dim, "at least 2")
-        for key in ("global_scale", "local_scale"):
-            require_scale(f"task.{key}", getattr(self, key))
-        for key in ("flip", "jitter_probability", "gray", "freeze_last_layer", "teacher_temperature_warmup"):
-            require_fraction(f"task.{key}", getattr(self, key))
-        for key in ("center_momentum", "teacher_momentum", "final_teacher_momentum"):
-            require_fraction(f"task.{key}", getattr(self, key))
-        for key in ("student_temperature", "warmup_teacher_temperature", "teacher_temperature"):
-            require(getattr(self, key) > 0, f"task.{key}", getattr(self, key), "positive")
-        for key in ("blur", "solarize"):
-            probabilities = getattr(self, key)
-            fits = len(probabilities) == 3 and all(0 <= p <= 1 for p in probabilities)
-            require(fits, f"task.{key}", probabilities, "three probabilities: first global, other global, local views")
-        require_jitter("task.jitter", self.jitter)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 
 from cvexp import progress
-from cvexp.config import LoaderConfig, RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import LoaderConfig, RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.files.listing import as_text, list_images
 from cvexp.errors import UserError, opening
@@ -22,6 +22,7 @@ from cvexp.inference.embedder import Embedder
 from cvexp.inference.feature_table import copy_table, new_table
 from cvexp.inference.networks import choose_device, load_embedder
 from cvexp.inference.reading import read_pictures
+from cvexp.keys import choice, number, require
 from cvexp.report.image_explorer import ImageExplorer
 from cvexp.report.left_out import LeftOut
 from cvexp.tracking.finished import FinishedRun, find_trained_run
@@ -36,16 +37,13 @@ class Config(TaskConfig):
 
     images: list[str] = MISSING
     out: str | None = MISSING
-    checkpoint: str = MISSING
-    batch_size: int = MISSING
-    max_explorer: int = MISSING
+    checkpoint: str = choice("best", "last")
+    batch_size: int = number(1)
+    max_explorer: int = number(0)
 
     def __post_init__(self) -> None:
         fits = self.out is None or Path(self.out).suffix in (".parquet", ".npz")
         require(fits, "task.out", self.out, "null, or the name of a file that ends in .parquet or .npz")
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
-        require(self.batch_size >= 1, "task.batch_size", self.batch_size, "at least 1")
-        require(self.max_explorer >= 0, "task.max_explorer", self.max_explorer, "at least 0")
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

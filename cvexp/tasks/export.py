@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cvexp import data, progress
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
@@ -32,6 +32,7 @@ from cvexp.export.verification import Agreement, summarize
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.loading import make_network
 from cvexp.inference.segmenter import Segmenter
+from cvexp.keys import choice, number, require
 from cvexp.tasks.neighbors import read_picture
 from cvexp.tracking.finished import FinishedRun, find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
@@ -46,19 +47,15 @@ NUM_IMAGES = 8  # validation images on which files are verified
 class Config(TaskConfig):
     works_on: ClassVar[str | None] = "run"
 
-    formats: list[str] | None = MISSING
-    checkpoint: str = MISSING
+    formats: list[str] | None = choice(*FORMATS)
+    checkpoint: str = choice(*CHECKPOINTS)
     out: str | None = MISSING
     images: list[str] = MISSING
-    tolerance: float = MISSING
+    tolerance: float = number(above=0)
     verify: str | None = MISSING
 
     def __post_init__(self) -> None:
         require(self.formats != [], "task.formats", self.formats, f"null, or some of {', '.join(FORMATS)}")
-        for name in self.formats or ():
-            require_one_of("task.formats", name, FORMATS)
-        require_one_of("task.checkpoint", self.checkpoint, CHECKPOINTS)
-        require(self.tolerance > 0, "task.tolerance", self.tolerance, "positive")
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 from PIL import Image, ImageOps
 
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.files.images import SUFFIXES
 from cvexp.errors import UserError
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.networks import choose_device, load_embedder
+from cvexp.keys import choice, number
 from cvexp.metrics.components import Components, Scale, align, fit_scale, main_components
 from cvexp.models.backbone import one_line
 from cvexp.models.dense import Dense, DenseView, choose_view, compute_dense
@@ -38,12 +39,8 @@ class Config(TaskConfig):
     works_on: ClassVar[str | None] = "run"
 
     images: list[str] = MISSING
-    size: int | None = MISSING
-    checkpoint: str = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.size is None or self.size >= 2, "task.size", self.size, "null, or at least 2 (pixels)")
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
+    size: int | None = number(2, unit="pixels")
+    checkpoint: str = choice("best", "last")
 
 
 class Viewed(NamedTuple):

@@ -11,9 +11,10 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from cvexp import processes
-from cvexp.config import RunConfig, require
+from cvexp.config import RunConfig
 from cvexp.data.index import IGNORE
 from cvexp.errors import UserError, nearest
+from cvexp.keys import require
 from cvexp.metrics import iou
 from cvexp.models.segmenters import MulticlassSegmenter, Prediction
 from cvexp.tracking.run import ReadOnlyRun
@@ -32,7 +33,6 @@ class Config(SegmentationConfig):
     class_weights: dict[str, float] | None = MISSING
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, weight in (self.class_weights or {}).items():
             require(weight >= 0, f"task.class_weights.{name}", weight, "at least 0")
 

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from PIL import Image, ImageOps
 
 from cvexp import data
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.crops import Crops
 from cvexp.data.examples import sample
@@ -20,6 +20,7 @@ from cvexp.data.files.images import read_image
 from cvexp.data.index import Index
 from cvexp.errors import UserError
 from cvexp.inference.networks import choose_device, load_embedder
+from cvexp.keys import number, require, require_one_of
 from cvexp.metrics.knn import worse_than_untrained
 from cvexp.metrics.neighbors import Neighbors, nearest_neighbors, precision_at_k
 from cvexp.report import neighbors as report
@@ -33,15 +34,11 @@ from cvexp.tracking.run import ReadOnlyRun
 class Config(TaskConfig):
     works_on: ClassVar[str | None] = "run"
 
-    k: int = MISSING
+    k: int = number(1)
     queries: list[int] | None = MISSING
-    queries_per_class: int = MISSING
+    queries_per_class: int = number(0)
     images: list[str] = MISSING
     epoch: int | None = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.k >= 1, "task.k", self.k, "at least 1")
-        require(self.queries_per_class >= 0, "task.queries_per_class", self.queries_per_class, "at least 0")
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from omegaconf import MISSING
 
 from cvexp import progress
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.files.listing import as_text, list_images
 from cvexp.data.files.parallel import Background
@@ -30,6 +30,7 @@ from cvexp.inference.pictures import Picture
 from cvexp.inference.reading import read_pictures
 from cvexp.inference.segmentation import Segmentation
 from cvexp.inference.segmenter import Segmenter
+from cvexp.keys import choice, number, require
 from cvexp.report.left_out import LeftOut
 from cvexp.report.predictions import THUMBNAIL, VIEWED, SheetRow, contact_sheet, heat, overlay, thumbnail
 from cvexp.tracking.finished import find_trained_run
@@ -47,21 +48,17 @@ class Config(TaskConfig):
     images: list[str] = MISSING
     out: str | None = MISSING
     model: str | None = MISSING
-    checkpoint: str = MISSING
+    checkpoint: str = choice("best", "last")
     classes: list[str] | None = MISSING
-    tiles: float | None = MISSING
+    tiles: float | None = number(above=0)
     overlays: bool = MISSING
     attention: bool = MISSING
-    batch_size: int = MISSING
-    sheet: int = MISSING
+    batch_size: int = number(1)
+    sheet: int = number(0)
 
     def __post_init__(self) -> None:
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
-        require(self.tiles is None or self.tiles > 0, "task.tiles", self.tiles, "null, or a positive scale, such as 1")
         is_registered = self.model is None or self.model.startswith("models:/")
         require(is_registered, "task.model", self.model, "null or models:/NAME@ALIAS; run=ID names a run")
-        require(self.batch_size >= 1, "task.batch_size", self.batch_size, "at least 1")
-        require(self.sheet >= 0, "task.sheet", self.sheet, "at least 0")
 
 
 @dataclass

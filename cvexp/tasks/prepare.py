@@ -14,11 +14,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from cvexp import data
-from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data import packing
 from cvexp.data.split import null_training_key
 from cvexp.errors import UserError, opening
+from cvexp.keys import number
 from cvexp.report.data import describe, print_data
 from cvexp.tracking.run import ReadOnlyRun
 
@@ -26,12 +27,8 @@ from cvexp.tracking.run import ReadOnlyRun
 @dataclass(kw_only=True)
 class Config(TaskConfig):
     shards: str | None = MISSING
-    shard_mb: float = MISSING
-    quality: int | None = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.shard_mb > 0, "task.shard_mb", self.shard_mb, "positive (MB)")
-        require(self.quality is None or 1 <= self.quality <= 95, "task.quality", self.quality, "null, or from 1 to 95")
+    shard_mb: float = number(above=0, unit="MB")
+    quality: int | None = number(1, at_most=95)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from omegaconf import MISSING
 
 from cvexp import progress
-from cvexp.config import DatasetConfig, RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import DatasetConfig, RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
 from cvexp.inference.networks import choose_device
+from cvexp.keys import choice, number
 from cvexp.metrics.probe_results import Contrast, Probed, ProbeResults, constant_scores, score
 from cvexp.metrics.probing import NonFiniteError, Predictions, ProbeSettings, probe
 from cvexp.probing.dataset import choose_dataset, load
@@ -34,25 +34,14 @@ from cvexp.tracking.store import Store
 class Config(TaskConfig):
     works_on: ClassVar[str | None] = "runs"
 
-    checkpoint: str = MISSING
-    eval_size: int | None = MISSING
-    knn_k: int = MISSING
-    knn_bank: int = MISSING
-    tuning_samples: int = MISSING
-    controls: list[str] = MISSING
-    samples: int = MISSING
-    confidence: float = MISSING
-
-    def __post_init__(self) -> None:
-        require_one_of("task.checkpoint", self.checkpoint, ("best", "last"))
-        require(self.eval_size is None or self.eval_size >= 2, "task.eval_size", self.eval_size, "null, or at least 2")
-        for key in ("knn_k", "knn_bank"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require(self.tuning_samples >= 10, "task.tuning_samples", self.tuning_samples, "at least 10")
-        for control in self.controls:
-            require_one_of("task.controls", control, CONTROLS)
-        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
-        require(0 < self.confidence < 1, "task.confidence", self.confidence, "between 0 and 1")
+    checkpoint: str = choice("best", "last")
+    eval_size: int | None = number(2, unit="pixels")
+    knn_k: int = number(1)
+    knn_bank: int = number(1)
+    tuning_samples: int = number(10)
+    controls: list[str] = choice(*CONTROLS)
+    samples: int = number(100)
+    confidence: float = number(above=0, below=1)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from omegaconf import MISSING
 
-from cvexp.config import RunConfig, TaskConfig, require
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.files.listing import list_images
 from cvexp.errors import UserError
@@ -22,6 +22,7 @@ from cvexp.export.onnx_format import Onnx
 from cvexp.export.subject import Subject
 from cvexp.export.verification import summarize
 from cvexp.inference.loading import make_network
+from cvexp.keys import number, require
 from cvexp.promotion import Contest, Rules, compare
 from cvexp.tasks.compare import obstacle
 from cvexp.tasks.export import NUM_IMAGES, fingerprints, prepare, validation_pictures
@@ -44,11 +45,11 @@ class Config(TaskConfig):
     alias: str | None = MISSING
     force: bool = MISSING
     images: list[str] = MISSING
-    tolerance: float = MISSING
-    samples: int = MISSING
-    confidence: float = MISSING
-    knn_k: int = MISSING
-    knn_bank: int = MISSING
+    tolerance: float = number(above=0)
+    samples: int = number(100)
+    confidence: float = number(above=0, below=1)
+    knn_k: int = number(1)
+    knn_bank: int = number(1)
 
     def __post_init__(self) -> None:
         if self.model is not None:  # what MLflow refuses, and what it could not find by models:/NAME@ALIAS
@@ -58,11 +59,6 @@ class Config(TaskConfig):
             is_alias = re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", self.alias, re.IGNORECASE) is not None
             needed = "null, or letters, digits, - and _, such as champion, but neither latest nor a version such as v1"
             require(is_alias, "task.alias", self.alias, needed)
-        require(self.tolerance > 0, "task.tolerance", self.tolerance, "positive")
-        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
-        require(0 < self.confidence < 1, "task.confidence", self.confidence, "between 0 and 1")
-        for key in ("knn_k", "knn_bank"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:

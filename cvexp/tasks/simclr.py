@@ -9,9 +9,10 @@ from typing import ClassVar
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from cvexp.config import RunConfig, require, require_fraction, require_jitter, require_scale
+from cvexp.config import RunConfig
 from cvexp.data.augment.views import BatchView, View
 from cvexp.errors import UserError
+from cvexp.keys import area_scale, color_jitter, number, share
 from cvexp.models.backbone import forward_crops
 from cvexp.models.simclr import NTXentLoss, ProjectionHead, alignment, pair_potential
 from cvexp.tracking.run import ReadOnlyRun
@@ -23,28 +24,17 @@ from cvexp.training.strategy import in_processes, normalized_together
 class Config(PretrainingConfig):
     measures: ClassVar[tuple[str, ...]] = (*PretrainingConfig.measures, "alignment", "uniformity")
 
-    size: int = MISSING
-    scale: list[float] = MISSING
-    flip: float = MISSING
-    jitter: list[float] = MISSING
-    jitter_probability: float = MISSING
-    gray: float = MISSING
-    blur: float = MISSING
-    hidden_dim: int = MISSING
-    out_dim: int = MISSING
+    size: int = number(2, unit="pixels")
+    scale: list[float] = area_scale()
+    flip: float = share()
+    jitter: list[float] = color_jitter()
+    jitter_probability: float = share()
+    gray: float = share()
+    blur: float = share()
+    hidden_dim: int = number(1)
+    out_dim: int = number(1)
     batch_norm: bool = MISSING
-    temperature: float = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.size >= 2, "task.size", self.size, "at least 2 (pixels)")
-        for key in ("hidden_dim", "out_dim"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require_scale("task.scale", self.scale)
-        for key in ("flip", "jitter_probability", "gray", "blur"):
-            require_fraction(f"task.{key}", getattr(self, key))
-        require_jitter("task.jitter", self.jitter)
-        require(self.temperature > 0, "task.temperature", self.temperature, "positive")
+    temperature: float = number(above=0)
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> float:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from cvexp import plugins
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.errors import UserError
+from cvexp.keys import choice, number, require, require_one_of
 from cvexp.tracking.run import ReadOnlyRun
 
 PROBE = "probe"  # the method where there are no masks
@@ -25,43 +26,29 @@ LENGTHS = ("steps", "time")
 @dataclass(kw_only=True)
 class Config(TaskConfig):
     starts: list[str] = MISSING
-    methods: list[str] | None = MISSING
-    fractions: list[float] = MISSING
-    seeds: list[int] = MISSING
-    hours: float | None = MISSING
-    equal: str = MISSING
-    steps: int | None = MISSING
-    pretraining_steps: int | None = MISSING
-    validations: int = MISSING
-    at_once: int = MISSING
+    methods: list[str] | None = choice(of=lambda owner: [*methods(), PROBE])
+    fractions: list[float] = number(above=0, at_most=1)
+    seeds: list[int] = number(0)
+    hours: float | None = number(above=0)
+    equal: str = choice(*LENGTHS)
+    steps: int | None = number(1)
+    pretraining_steps: int | None = number(1)
+    validations: int = number(1)
+    at_once: int = number(1)
     stop: bool = MISSING
     overrides: dict[str, list[str]] | None = MISSING
-    samples: int = MISSING
-    confidence: float = MISSING
+    samples: int = number(100)
+    confidence: float = number(0.5, below=1)
 
     def __post_init__(self) -> None:
         for key in ("starts", "fractions", "seeds"):
             values = getattr(self, key)
             require(len(values) > 0, f"task.{key}", values, "a list of at least one")
             require(len(set(values)) == len(values), f"task.{key}", values, "free of repetitions")
-        fits = all(0 < fraction <= 1 for fraction in self.fractions)
-        require(fits, "task.fractions", self.fractions, "shares of the labeled images, above 0 and at most 1")
-        require(min(self.seeds) >= 0, "task.seeds", self.seeds, "whole numbers from 0")
-        for method in self.methods or ():
-            require_one_of("task.methods", method, [*methods(), PROBE])
         is_mixed = self.methods is not None and PROBE in self.methods and len(self.methods) > 1
         require(not is_mixed, "task.methods", self.methods, "either probe or segmentation methods")
         for task in self.overrides or ():
             require_one_of("task.overrides", task, [*pretrainings(), *methods(), PROBE, ALL])
-        require(self.hours is None or self.hours > 0, "task.hours", self.hours, "positive, or null")
-        require_one_of("task.equal", self.equal, LENGTHS)
-        for key in ("steps", "pretraining_steps"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"task.{key}", value, "positive, or null")
-        for key in ("validations", "at_once"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        require(self.samples >= 100, "task.samples", self.samples, "at least 100")
-        require(0.5 <= self.confidence < 1, "task.confidence", self.confidence, "from 0.5 to below 1")
 
 
 def pretrainings() -> list[str]:

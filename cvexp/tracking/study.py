@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from cvexp.config import require_one_of
 from cvexp.errors import UserError
+from cvexp.keys import require_one_of
 from cvexp.tracking.description import JOB_VARIABLE, STUDY_VARIABLE
 
 if TYPE_CHECKING:

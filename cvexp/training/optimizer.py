@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from cvexp.config import OptimizerConfig, require_one_of
+from cvexp.config import OptimizerConfig
 from cvexp.errors import UserError
+from cvexp.keys import require_one_of
 
 FUSED = ("Adam", "AdamW", "SGD")  # can update all parameters in one kernel, on a CPU and on GPUs
 VARIANTS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that exclude each other

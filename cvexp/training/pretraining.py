@@ -9,12 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cvexp import data, processes, progress
-from cvexp.config import RunConfig, TaskConfig, require, require_one_of
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.data.augment.views import BatchView, CenterView
 from cvexp.data.batches import PendingViews
@@ -25,6 +24,7 @@ from cvexp.data.kept import Source
 from cvexp.data.loaders import make_loader
 from cvexp.data.order import Groups, group_by_shard
 from cvexp.errors import UserError
+from cvexp.keys import choice, number
 from cvexp.metrics import collapse, selection
 from cvexp.metrics.knn import knn_top1
 from cvexp.models.arguments import Needs
@@ -51,22 +51,13 @@ class PretrainingConfig(TaskConfig):
     role: ClassVar[str] = "pretraining"
     measures: ClassVar[tuple[str, ...]] = ("knn_top1", "feature_std", "feature_rank")
 
-    eval_size: int = MISSING
-    knn_k: int = MISSING
-    knn_bank: int = MISSING
-    embed_every_n_epochs: int = MISSING
-    embed_crops: int = MISSING
-    dense_images: int = MISSING
-    monitor: str = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.eval_size >= 2, "task.eval_size", self.eval_size, "at least 2 (pixels)")
-        for key in ("knn_k", "knn_bank", "embed_crops", "embed_every_n_epochs"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        fits = 0 <= self.dense_images <= MAX_IMAGES
-        require(fits, "task.dense_images", self.dense_images, f"from 0 (no pictures) to {MAX_IMAGES}")
-        metrics = [f"val/{name}" for name in ("loss", *self.measures)]
-        require_one_of("task.monitor", self.monitor, [selection.LAST, *metrics])
+    eval_size: int = number(2, unit="pixels")
+    knn_k: int = number(1)
+    knn_bank: int = number(1)
+    embed_every_n_epochs: int = number(1)
+    embed_crops: int = number(1)
+    dense_images: int = number(0, at_most=MAX_IMAGES, unit="pictures")
+    monitor: str = choice(of=lambda owner: [selection.LAST, *(f"val/{name}" for name in ("loss", *owner.measures))])
 
 
 class Backbone(NamedTuple):

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from cvexp.config import RunConfig, TaskConfig, require, require_fraction, require_jitter, require_one_of, require_scale
+from cvexp.config import RunConfig, TaskConfig
 from cvexp.errors import UserError
+from cvexp.keys import area_scale, choice, color_jitter, number, numbers, share
 from cvexp.models.deeplab import DECODERS
 from cvexp.training.strategy import in_processes, normalized_together
 
@@ -30,36 +31,20 @@ class SegmentationConfig(TaskConfig):
     description_of_background: ClassVar[str] = ""
     is_baseline: ClassVar[bool] = False
 
-    output_stride: int | None = MISSING
+    output_stride: int | None = number(1)
     freeze_backbone: bool = MISSING
-    backbone_lr_factor: float = MISSING
-    decoder: str = MISSING
-    decoder_channels: int = MISSING
-    atrous_rates: list[int] = MISSING
-    dropout: float = MISSING
-    crop_scale: list[float] = MISSING
-    flip: float = MISSING
-    jitter: list[float] = MISSING
-    jitter_probability: float = MISSING
-    pictured_images: int = MISSING
-    picture_every_n_epochs: int = MISSING
-    monitor: str = MISSING
-
-    def __post_init__(self) -> None:
-        stride = self.output_stride
-        require(stride is None or stride >= 1, "task.output_stride", stride, "at least 1, or null")
-        for key in ("decoder_channels", "picture_every_n_epochs"):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "at least 1")
-        for key in ("flip", "jitter_probability", "dropout"):
-            require_fraction(f"task.{key}", getattr(self, key))
-        require_one_of("task.decoder", self.decoder, DECODERS)
-        rates = self.atrous_rates
-        require(len(rates) == 3 and min(rates) >= 1, "task.atrous_rates", rates, "three whole numbers, at least 1")
-        require_scale("task.crop_scale", self.crop_scale)
-        require_jitter("task.jitter", self.jitter)
-        require(self.backbone_lr_factor >= 0, "task.backbone_lr_factor", self.backbone_lr_factor, "at least 0")
-        require(self.pictured_images >= 0, "task.pictured_images", self.pictured_images, "at least 0")
-        require_one_of("task.monitor", self.monitor, [f"val/{name}" for name in ("loss", *MEASURES)])
+    backbone_lr_factor: float = number(0)
+    decoder: str = choice(*DECODERS)
+    decoder_channels: int = number(1)
+    atrous_rates: list[int] = numbers(3, "three whole numbers, at least 1", at_least=1)
+    dropout: float = share()
+    crop_scale: list[float] = area_scale()
+    flip: float = share()
+    jitter: list[float] = color_jitter()
+    jitter_probability: float = share()
+    pictured_images: int = number(0)
+    picture_every_n_epochs: int = number(1)
+    monitor: str = choice(*(f"val/{name}" for name in ("loss", *MEASURES)))
 
 
 def require_large_batch(config: RunConfig, num_images: int) -> None:

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cvexp.config import require
 from cvexp.data.files.images import SUFFIXES
 from cvexp.errors import UserError, opening
+from cvexp.keys import require
 
 
 def list_images(names: Sequence[str], key: str) -> list[Path]:

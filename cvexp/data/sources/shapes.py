@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from omegaconf import MISSING
 from PIL import Image
 
 from cvexp import progress
-from cvexp.config import DatasetConfig, require, require_one_of
+from cvexp.config import DatasetConfig
 from cvexp.data.prepare import Recipes, Use
 from cvexp.data.sources import coco
+from cvexp.keys import choice, number, require
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -34,25 +34,22 @@ Mask = NDArray[np.bool_]
 VERSION = 2  # increased whenever the same settings give different bytes
 SUPERSAMPLING = 2  # for antialiasing
 NUM_SEEDS = 2**16
+CLASSES = ("disk", "square", "triangle", "star", "cross")  # in the order of `SHAPES`
 
 
 @dataclass(kw_only=True)
 class Config(DatasetConfig):
-    train_images: int = MISSING
-    val_images: int = MISSING
-    test_images: int = MISSING
-    generator_seed: int = MISSING
+    classes: list[str] | None = choice(*CLASSES)
+    image_size: int = number(32, unit="pixels")
+    train_images: int = number(1)
+    val_images: int = number(1)
+    test_images: int = number(0)
+    generator_seed: int = number(0, at_most=NUM_SEEDS - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.classes or ():
-            require_one_of("dataset.classes", name, CLASSES)
-        for key, least in (("train_images", 1), ("val_images", 1), ("test_images", 0)):
-            require(getattr(self, key) >= least, f"dataset.{key}", getattr(self, key), f"at least {least}")
         is_one = self.test_fraction is None or not self.test_images
         require(is_one, "dataset.test_fraction", self.test_fraction, "null unless dataset.test_images=0")
-        require(self.image_size >= 32, "dataset.image_size", self.image_size, "at least 32 (pixels)")
-        require(0 <= self.generator_seed < NUM_SEEDS, "dataset.generator_seed", self.generator_seed, "from 0 to 65535")
 
 
 def recipes(config: Config, use: Use) -> Recipes:
@@ -294,7 +291,6 @@ def _zigzag(u: Array, v: Array, random: np.random.RandomState) -> Mask:
     return _alternate((v * frequency + 2 * wave) * 1.2 + random.random_sample())
 
 
-CLASSES = ("disk", "square", "triangle", "star", "cross")
 SHAPES: tuple[Callable[[Array, Array], Mask], ...] = (_disk, _square, _triangle, _star, _cross)
 Texture = Callable[[Array, Array, np.random.RandomState], Mask]
 TEXTURES: tuple[Texture, ...] = (_stripes, _checks, _dots, _rings, _zigzag)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import MISSING
 
-from cvexp.config import DatasetConfig, require
+from cvexp.config import DatasetConfig
 from cvexp.data.catalog import Content
 from cvexp.data.files.fetch import lock_folder
 from cvexp.data.mask_table import MaskTable
@@ -31,21 +31,20 @@ from cvexp.data.shards.format import (
     read_listing,
 )
 from cvexp.errors import UserError, opening
+from cvexp.keys import number, require
 from cvexp.redaction import HIDDEN, hide_secrets
 
 
 @dataclass(kw_only=True)
 class Config(DatasetConfig):
     local: str = MISSING
-    local_gb: float = MISSING
-    shuffle_shards: int = MISSING
+    local_gb: float = number(above=0, unit="GB")
+    shuffle_shards: int = number(1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.local_gb > 0, "dataset.local_gb", self.local_gb, "positive (GB)")
         needed = "null, because the shards of each split are written before; give it to task=prepare task.shards=FOLDER"
         require(self.test_fraction is None, "dataset.test_fraction", self.test_fraction, needed)
-        require(self.shuffle_shards >= 1, "dataset.shuffle_shards", self.shuffle_shards, "at least 1")
         if "://" in self.root:
             hidden = re.sub(r"[?#].*", f"?{HIDDEN}", hide_secrets(self.root))
             is_known = re.fullmatch(r"(https?://[^/?#\s]+[^?#\s]*|s3://[^/?#\s]+[^?#\s]*)", self.root) is not None
