@@ -7,8 +7,8 @@ It trains the networks of `make demo`, and two pretraining runs that collapse. A
 trains only what is missing, and makes all pictures again. --quick trains for one epoch on a few images, to see whether
 the script works. Pictures of pages need Chromium and `pip install 'cvexp[dev]'`. The page of a study is
 experiments/voc6_study.html, because a study takes hours.
-Expected: ten pictures in docs/, each smaller than 200 kB, and the measures of the pretraining runs; six minutes of
-processor time.
+Expected: ten pictures in docs/, each smaller than 200 kB, and the measures of the pretraining runs; about seven minutes
+of processor time.
 """
 
 from __future__ import annotations
