@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint docs reference ui lock clean
+.PHONY: demo pictures test test-fast lint docs reference ui lock clean
 
 demo: .venv/ready
 	$(BIN)/python -m cvexp +experiment=demo
@@ -10,6 +10,10 @@ demo: .venv/ready
 	$(BIN)/python -m cvexp -m +experiment=demo_segmentation task=multiclass,attention backbone.weights=latest:dino
 	$(BIN)/python -m cvexp task=compare
 	$(BIN)/python -m cvexp task=report
+
+# The pictures of README.md and docs/; needs Chromium.
+pictures: .venv/ready
+	$(BIN)/python experiments/pictures.py
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal

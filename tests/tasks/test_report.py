@@ -61,7 +61,7 @@ def test_the_whole_story(cvexp: Callable[..., Outcome]) -> None:
     (row,) = (row for row in cells(page()) if row and row[0] == attention.info.run_id[:8])
     assert row[-4] == "0.777"
     if shutil.which("chromium"):  # else the next test tells
-        check_in_browser(Path("outputs/report.html"))
+        assert check_in_browser(Path("outputs/report.html")) == 0
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt install chromium")
@@ -80,7 +80,7 @@ def test_nothing_sticks_out_of_a_page(tmp_path: Path) -> None:
     ]
     path = tmp_path / "page.html"
     path.write_text(html(Document("A title", ["In short."], [Section("Section", blocks)])))
-    check_in_browser(path)
+    assert check_in_browser(path) == 1  # the table of twelve columns
 
 
 def check_numbers() -> None:
@@ -148,8 +148,12 @@ def test_a_segmenter_may_start_from_another(cvexp: Callable[..., Outcome]) -> No
         assert command in said
 
 
-def check_in_browser(path: Path) -> None:
-    """Nothing is missing, nothing sticks out, and nothing is asked of a network."""
+def check_in_browser(path: Path) -> int:
+    """Nothing is missing, nothing sticks out, and nothing is asked of a network.
+
+    Returns:
+        How many tables and figures must be scrolled in a window of 1300 px.
+    """
     wrong: list[str] = []
 
     def check_request(request: Request) -> None:
@@ -162,7 +166,7 @@ def check_in_browser(path: Path) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for width in (360, 1280):
+        for width in (360, 1300):
             tab = browser.new_page(viewport={"width": width, "height": 800})
             tab.on("request", check_request)
             tab.on("console", check_message)
@@ -170,8 +174,22 @@ def check_in_browser(path: Path) -> None:
             tab.goto(path.absolute().as_uri())
             assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            num_cut = sum(whole > visible for visible, whole in tab.evaluate(BOXES))
+            assert num_cut or width > 360
+            assert {tuple(pair) for pair in tab.evaluate(SCROLLED)} == {(0, 0)}
         browser.close()
     assert wrong == []
+    return num_cut
+
+
+# The visible and the whole width of each table and figure.
+BOXES = "[...document.querySelectorAll('.scroll')].map(box => [box.clientWidth, box.scrollWidth])"
+# After each table has been scrolled to its end: by how much it misses the end, and its first column the left edge.
+SCROLLED = """[...document.querySelectorAll('.scroll:has(table)')].map(box => {
+    box.scrollLeft = 10000;
+    const first = box.querySelector('td').getBoundingClientRect().left - box.getBoundingClientRect().left;
+    return [Math.round(box.scrollWidth - box.clientWidth - box.scrollLeft), Math.round(first)];
+})"""
 
 
 def in_turn(values: list[float]) -> Callable[..., float]:
