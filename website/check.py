@@ -144,7 +144,8 @@ def _refusal(command: str) -> str | None:
 
 def _first(word: str) -> str:
     """Return an override with the first of the values that it sweeps over; empty if they are a range."""
-    if word.partition("=")[2] in EXAMPLES:
+    key, _, value = word.partition("=")
+    if value in EXAMPLES and "." not in key:
         return ""
     override = OverridesParser.create().parse_override(word)
     if not override.is_sweep_override():

@@ -174,7 +174,7 @@ def check_in_browser(path: Path) -> int:
             tab.goto(path.absolute().as_uri())
             assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            num_cut = sum(whole > visible for visible, whole in tab.evaluate(BOXES))
+            num_cut = sum(bool(whole > visible) for visible, whole in tab.evaluate(BOXES))
             assert num_cut or width > 360
             assert {tuple(pair) for pair in tab.evaluate(SCROLLED)} == {(0, 0)}
         browser.close()
