@@ -76,5 +76,5 @@ def targets(node: Any) -> list[str]:
         return [target for value in node for target in targets(value)]
     if not isinstance(node, dict):
         return []
-    own = [str(node[key]) for key in ("_target_", "()") if key in node]
+    own = [str(node[key]) for key in ("_target_", "()", "class") if key in node]
     return own + [target for value in node.values() for target in targets(value)]
