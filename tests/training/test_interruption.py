@@ -63,7 +63,7 @@ def test_killed_twice_it_ends_bit_equal() -> None:
 
 def test_killed_while_the_store_is_created_it_starts_again() -> None:
     process = start(*TINY, "trainer.max_steps=1")
-    wait_for_file(Path("outputs"), "mlflow.unfinished", process)
+    wait_for_file(Path("outputs"), "mlflow.unfinished-*", process)
     process.kill()
     process.communicate()
     assert not Path("outputs/mlflow.db").exists()
