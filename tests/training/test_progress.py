@@ -43,8 +43,11 @@ def test_the_first_line_says_what_is_trained_and_the_second_run_for_how_long(
     )
     assert re.fullmatch(pattern, first), first
     assert sum(line.startswith("measured: ") for line in lines) == 1
-    assert any(re.match(r"validating the untrained network: \d+/\d+ batches, ", line) for line in lines), lines
-    assert any(re.match(r"epoch 1/\d: \d+/\d+ steps, .*\d+ images/s, \d:\d\d:\d\d left", line) for line in lines), lines
+    if task == "dino":  # whose steps last long enough
+        assert any(re.match(r"validating the untrained network: \d+/\d+ batches, ", line) for line in lines), lines
+        assert any(re.match(r"epoch 1/\d: \d+/\d+ steps, .*\d+ images/s, \d:\d\d:\d\d left", line) for line in lines), (
+            lines
+        )
     assert any(re.match(r"epoch 1/\d  loss .* \d+ images/s  \d:\d\d:\d\d left", line) for line in lines), lines
     assert any(re.fullmatch(r"all runs   http://.*/runs\?viewStateShareKey=cvexp", line) for line in lines), lines
     assert lines[-1].startswith("next: python -m cvexp task=")
