@@ -50,5 +50,5 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
             return
         try:
             console.print(self.format(record))
-        except Exception:  # as every handler does: what can't be logged does not end the run
+        except Exception:  # as in `StreamHandler.emit`: a record that can't be printed does not end the run
             self.handleError(record)

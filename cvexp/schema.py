@@ -118,7 +118,7 @@ def _object(properties: Schema) -> Schema:
 
 
 def _merged(schemas: Sequence[Schema], also: Sequence[str] = ()) -> Schema:
-    """Return a schema with the keys of all schemas, of which each key fits one."""
+    """Return a schema that allows the keys of all schemas; a key that several of them have must fit one of these."""
     names = dict.fromkeys(name for schema in schemas for name in schema["properties"])
     properties: Schema = dict.fromkeys(also, True)
     for name in names:

@@ -26,7 +26,7 @@ from cvexp.tracking.store import FAILURES, Store, few_retries
 MAX_CANDIDATES = 20  # runs among which one is sought that can be compared
 MAX_PROBED = 10  # runs in one command
 
-# Further settings of a method, but for those of several processes, of which the command starts one.
+# Settings of a method that the next command repeats; not those for several processes, because it starts only one.
 _METHOD = re.compile(r"(task\.(?!name$)|optimizer\.|trainer\.(?!strategy$|sync_batchnorm$)|loader\.).*")
 
 
