@@ -1,4 +1,4 @@
-"""The whole story with class names of any characters and three seeds: nothing fails, and every name is shown."""
+"""The whole story with class names of any characters and two seeds: nothing fails, and every name is shown."""
 
 import html
 import json
@@ -35,16 +35,16 @@ def write_data(root: Path) -> Path:
     return root
 
 
-def test_the_whole_story_with_odd_names_and_three_seeds(cvexp: Callable[..., Outcome]) -> None:
+def test_the_whole_story_with_odd_names_and_two_seeds(cvexp: Callable[..., Outcome]) -> None:
     data = ["dataset=coco", f"dataset.root={write_data(Path('data'))}", "dataset.image_size=64"]
     tiny = [argument for argument in TINY if not argument.startswith(NO_DATA)]
     tiny_segmentation = [argument for argument in TINY_SEGMENTATION if not argument.startswith(NO_DATA)]
     assert cvexp(*tiny, *data, "trainer.max_epochs=1").code == 0
-    sweep = ["-m", "task=multiclass,attention", "backbone.weights=latest:dino", "seed=0,1,2"]
+    sweep = ["-m", "task=multiclass,attention", "backbone.weights=latest:dino", "seed=0,1"]
     outcome = cvexp(*sweep, *tiny_segmentation, *data, "trainer.max_steps=2")
     assert outcome.code == 0, outcome.message
     segmenters = [run for run in runs() if run.data.tags["task"] in ("multiclass", "attention")]
-    assert len(segmenters) == 6
+    assert len(segmenters) == 4
     for run in segmenters:
         assert {f"val/iou/{safe_name(name)}" for name in NAMES} <= run.data.metrics.keys()
         assert {f"best/iou/{safe_name(name)}" for name in NAMES} <= run.data.metrics.keys()

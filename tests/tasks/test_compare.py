@@ -17,13 +17,14 @@ from tests.helpers import TINY_SEGMENTATION, Outcome, runs, store
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
 
-QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
+QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1", "dataset.val_images=6"]
 COMPARE = ["task=compare", "task.samples=200", "task.timed_images=2", "task.pictured_images=1"]
 
 
 def train(cvexp: Callable[..., Outcome], *settings: str) -> mlflow.entities.Run:
     names = {setting.partition("=")[0] for setting in settings}
-    tiny = [setting for setting in (*TINY_SEGMENTATION, *QUICK) if setting.partition("=")[0] not in names]
+    given = {setting.partition("=")[0]: setting for setting in (*TINY_SEGMENTATION, *QUICK)}
+    tiny = [setting for name, setting in given.items() if name not in names]
     outcome = cvexp(*tiny, *settings)
     assert outcome.code == 0, outcome.message
     return runs()[0]
