@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from cvexp import plugins, progress
+from cvexp.arguments import setting
+from cvexp.composition import compose_yaml
 from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
 from cvexp.errors import opening
@@ -82,7 +85,17 @@ def find(run: ReadOnlyRun, config: RunConfig) -> Material:
     ]
     probe = _newest_probe(store, config, pretrainings)
     study = newest_with(store, config, "study", STUDY)
-    return Material(comparison_run, compared, segmentations, pretrainings, next(iter(neighbors), None), probe, study)
+    return Material(
+        comparison_run, compared, segmentations, pretrainings, next(iter(neighbors), None), probe, study, _place(config)
+    )
+
+
+def _place(config: RunConfig) -> str:
+    """Return the overrides that name the store in a shell, after a space each; empty if it is the default one."""
+    usual = compose_yaml([]).tracking
+    named = {name: getattr(config.tracking, name) for name in ("folder", "experiment")}
+    words = [setting(f"tracking.{name}", value) for name, value in named.items() if value != usual[name]]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _newest_probe(store: Store, config: RunConfig, pretrainings: Sequence[FinishedRun]) -> FinishedRun | None:

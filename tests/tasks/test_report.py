@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow  # most of these tests train, or start servers or 
 
 
 QUICK = ["trainer.max_epochs=1", "trainer.max_steps=1"]
-SMALL = [setting for setting in TINY_SEGMENTATION if not setting.startswith("trainer.max")]
+SMALL = [setting for setting in TINY_SEGMENTATION if not setting.startswith(("trainer.max", "dataset.val"))]
+SMALL += ["dataset.val_images=6"]
 
 
 def page() -> str:
@@ -133,6 +134,12 @@ def test_what_is_missing_is_named_with_its_command(cvexp: Callable[..., Outcome]
     run_id = runs()[0].info.run_id
     assert cvexp("task=report").code == 0
     assert f"python -m cvexp task=neighbors run={run_id}" in text(page())
+
+
+def test_commands_name_the_store(cvexp: Callable[..., Outcome]) -> None:
+    assert cvexp("task=report", 'tracking.folder="my runs"', "tracking.experiment=mine").code == 0
+    page = Path("my runs/report.html").read_text()
+    assert "python -m cvexp task=compare 'tracking.folder=\"my runs\"' tracking.experiment=mine" in text(page)
 
 
 def test_a_segmenter_may_start_from_another(cvexp: Callable[..., Outcome]) -> None:

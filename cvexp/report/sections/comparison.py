@@ -6,7 +6,7 @@ from cvexp.metrics.bootstrap import MIN_IMAGES, Interval
 from cvexp.metrics.comparison import Comparison
 from cvexp.report import comparison as compared
 from cvexp.report.document import Paragraph, Picture, Table, read_png
-from cvexp.report.sections.material import Blocks, Material, missing
+from cvexp.report.sections.material import Blocks, Material
 from cvexp.report.style import shorten
 from cvexp.tracking.finished import FinishedRun
 
@@ -14,7 +14,7 @@ from cvexp.tracking.finished import FinishedRun
 def comparison_section(material: Material) -> Blocks:
     """Show the scores, their differences and some images of the comparison."""
     if material.comparison is None or material.comparison_run is None:
-        return missing(
+        return material.missing(
             "No methods have been compared. A comparison needs at least two segmentation runs.",
             "python -m cvexp task=compare",
         )

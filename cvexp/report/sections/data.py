@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cvexp.report.document import Paragraph, Table
-from cvexp.report.sections.material import Blocks, Material, count, missing
+from cvexp.report.sections.material import Blocks, Material, count
 from cvexp.report.style import shorten
 from cvexp.tracking.finished import FinishedRun, RecordedData
 
@@ -16,7 +16,7 @@ def data_section(material: Material) -> Blocks:
     """Show which images and objects the runs used."""
     runs = [*material.pretrainings, *material.segmentations]
     if not runs:
-        return missing("There is no finished run.", "python -m cvexp task=dino")
+        return material.missing("There is no finished run.", "python -m cvexp task=dino")
     unrecorded = [run.id[:8] for run in runs if not run.data]
     blocks: Blocks = []
     if rows := _rows(runs):

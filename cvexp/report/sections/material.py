@@ -26,6 +26,7 @@ class Material:
         neighbors: The run that computed the nearest neighbors for the first pretraining run.
         probe: The newest run that probed one of the pretraining runs; without any, the newest that probed something.
         study: The newest study with results.
+        place: The overrides that name the store of these runs in a shell, after a space each; empty by default.
     """
 
     comparison_run: FinishedRun | None
@@ -35,11 +36,11 @@ class Material:
     neighbors: FinishedRun | None
     probe: FinishedRun | None
     study: FinishedRun | None
+    place: str
 
-
-def missing(what: str, command: str) -> Blocks:
-    """Return a sentence about what is missing, and the command that creates it."""
-    return [Paragraph(f"{what} Run this command:"), Paragraph(command, code=True)]
+    def missing(self, what: str, command: str) -> Blocks:
+        """Return a sentence about what is missing, and the command that creates it."""
+        return [Paragraph(f"{what} Run this command:"), Paragraph(f"{command}{self.place}", code=True)]
 
 
 def count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from cvexp.metrics import selection
 from cvexp.report import curves, embedding
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
 from cvexp.report.sections.dense import dense_blocks
-from cvexp.report.sections.material import Blocks, Material, count, epochs, missing, worse_features
+from cvexp.report.sections.material import Blocks, Material, count, epochs, worse_features
 from cvexp.report.style import shorten, state_of
 from cvexp.tracking.finished import FinishedRun, embedded_epochs
 
@@ -25,7 +25,7 @@ MEASURES = {  # descriptions; other measures appear under their own names
 def pretraining_section(material: Material) -> Blocks:
     """Describe the pretraining run that most segmentation runs start from, or the newest one."""
     if not material.pretrainings:
-        return missing("There is no finished pretraining run.", "python -m cvexp task=dino")
+        return material.missing("There is no finished pretraining run.", "python -m cvexp task=dino")
     run = material.pretrainings[0]
     losses = run.history("val/loss")
     steps, num_epochs = epochs(losses)
@@ -37,7 +37,7 @@ def pretraining_section(material: Material) -> Blocks:
     if warning := run.tags.get("warning", "").removesuffix(worse or "").removesuffix("; "):
         blocks.append(Paragraph(f"The run warned: {warning}."))
     blocks.append(_measures(run, num_epochs))
-    blocks += _precision(run, material.neighbors)
+    blocks += _precision(run, material)
     blocks.append(_curves(run, losses, steps, num_epochs))
     return [*blocks, *_embeddings(run), *dense_blocks(run), *_neighbors(material.neighbors)]
 
@@ -114,9 +114,12 @@ def _embeddings(run: FinishedRun) -> Blocks:
     return [Picture(png(embedding.draw_epochs(embeddings, run.classes)), alt, caption, wide=True)]
 
 
-def _precision(run: FinishedRun, neighbors: FinishedRun | None) -> Blocks:
+def _precision(run: FinishedRun, material: Material) -> Blocks:
+    neighbors = material.neighbors
     if neighbors is None:
-        return missing("The nearest neighbors were not computed.", f"python -m cvexp task=neighbors run={run.id}")
+        return material.missing(
+            "The nearest neighbors were not computed.", f"python -m cvexp task=neighbors run={run.id}"
+        )
     precision = neighbors.read("neighbors/precision.json", lambda path: json.loads(path.read_text()))
     if precision is None:  # the data have no labels
         return []

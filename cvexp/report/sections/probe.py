@@ -5,7 +5,7 @@ from __future__ import annotations
 from cvexp.metrics.probe_results import ProbeResults
 from cvexp.report import probe as probed
 from cvexp.report.document import Paragraph, Picture, Table, read_png
-from cvexp.report.sections.material import Blocks, Material, missing
+from cvexp.report.sections.material import Blocks, Material
 from cvexp.tracking.finished import FinishedRun
 
 
@@ -15,7 +15,7 @@ def probe_section(material: Material) -> Blocks:
     if run is None:
         runs = ",".join(pretraining.id for pretraining in material.pretrainings)
         command = f"python -m cvexp task=probe 'runs=[{runs}]'" if runs else "python -m cvexp task=probe"
-        return missing("No features have been probed.", command)
+        return material.missing("No features have been probed.", command)
     results = probed.read_results(run.store, run.id)
     sentences = [*probed.sentences(results), *results.notes]
     return [_table(results, run), *map(Paragraph, sentences), *_picture(results, run)]

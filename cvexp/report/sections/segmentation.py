@@ -7,7 +7,7 @@ from typing import Any
 
 from cvexp.report import curves
 from cvexp.report.document import Paragraph, Picture, Table, png, read_png
-from cvexp.report.sections.material import Blocks, Material, epochs, missing
+from cvexp.report.sections.material import Blocks, Material, epochs
 from cvexp.report.style import shorten
 from cvexp.tracking.finished import FinishedRun
 
@@ -52,7 +52,7 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
     """
     runs = material.segmentations
     if not runs:
-        return missing("There is no finished segmentation run.", COMMAND)
+        return material.missing("There is no finished segmentation run.", COMMAND)
     has_background = any(run.config.dataset.has_background for run in runs)
     scores = {key: name for key, name in SCORES.items() if has_background or key != "miou_all"}
     columns = ["run", "method", "initial weights", "seed", "best epoch", *scores.values()]
@@ -64,7 +64,9 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
     ]
     for method in methods:
         if method not in {run.task for run in runs}:
-            blocks += missing(f"There is no finished run of the method {method}.", f"python -m cvexp task={method}")
+            blocks += material.missing(
+                f"There is no finished run of the method {method}.", f"python -m cvexp task={method}"
+            )
     return blocks
 
 
