@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     import torch
 
     from cvexp.config import RunConfig
+    from cvexp.errors import UserError
     from cvexp.inference.embedder import Embedder
     from cvexp.inference.segmentation import Segmentation
     from cvexp.inference.segmenter import Segmenter
 
-__all__ = ["Embedder", "Result", "Segmentation", "Segmenter", "compose", "load", "run"]
+__all__ = ["Embedder", "Result", "Segmentation", "Segmenter", "UserError", "compose", "load", "run"]
 __version__ = "0.1.0"
 
 _CLASSES = {
     "Embedder": "cvexp.inference.embedder",
     "Segmentation": "cvexp.inference.segmentation",
     "Segmenter": "cvexp.inference.segmenter",
+    "UserError": "cvexp.errors",
 }
 
 

@@ -22,6 +22,7 @@ COMMANDS = [
 ]
 MASKS = {  # the values in the masks of each folder
     "lakes": [0, 1, 2, 255],
+    "ponds": [0, 1, 2, 255],
     "camvid": [0, 1, 3, 11],
     "streets": [(128, 128, 128), (128, 64, 128), (64, 0, 128), (0, 0, 0)],
     "cityscapes": [0, 7, 24, 26],

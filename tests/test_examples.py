@@ -8,6 +8,13 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
+QUICK = {
+    "first_steps": "PHOTOS, EPOCHS, COUNT = None, 1, 40",
+    "own_data": "EPOCHS, COUNT = 1, 16",
+    "study": "SEEDS, FRACTIONS, STEPS, PRETRAINING_STEPS = [0, 1], [1.0], 2, 2",
+    "whole_story": "PRETRAINING_EPOCHS, EPOCHS, FEWER = 1, 1, ['dataset.limit=40']",
+}
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # they train
 
 
@@ -16,7 +23,7 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source = "PRETRAINING_EPOCHS, EPOCHS, FEWER = 1, 1, ['dataset.limit=60']"
+    parameters.source = QUICK[path.stem]
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
     for cell in notebook.cells:
         draws = any(line.startswith(("show(", "Image(")) for line in cell.source.splitlines())
