@@ -88,7 +88,7 @@ def make_photographs(has_masks: bool) -> None:
         for i in range(16):
             save_image(Path(f"PATH/{split}/ä & {i}.jpg"), size=(48, 40))
             if has_masks:
-                save_mask(Path(f"PATH/{split}_masks/ä & {i}.png"), i % 3, 1, 0, 2)
+                save_mask(Path(f"PATH/masks/{split}/ä & {i}.png"), i % 3, 1, 0, 2)
     for i in range(24):
         save_image(Path(f"photos/{'cat' if i % 2 else 'a <dog>'}/{i}.jpg"), size=(64, 48))
     save_image(Path("mine.jpg"))

@@ -45,7 +45,7 @@ def test_its_commands_run_one_after_another(cvexp: Callable[..., Outcome]) -> No
     for split, count in (("train", 8), ("val", 4)):
         for i in range(count):
             save_image(Path(f"MASKED/{split}/{i}.jpg"))
-            save_mask(Path(f"MASKED/{split}/{i}.png"), 0, 1, 2, 1)
+            save_mask(Path(f"MASKED/masks/{split}/{i}.png"), 0, 1, 2, 1)
     pretrained = ""
     trained = []
     for command in commands():

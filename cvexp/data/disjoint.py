@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,8 @@ from cvexp.data.catalog import Catalog
 from cvexp.data.index import Index, Splits
 from cvexp.data.problems import Problem
 from cvexp.errors import UserError
+
+log = logging.getLogger("cvexp")
 
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))  # in the first of two splits, an image is not allowed
@@ -35,7 +38,7 @@ def check_paths(catalogs: Mapping[str, Catalog]) -> None:
             )
 
 
-def without_copies(splits: Splits, strict: bool) -> Splits:
+def without_copies(splits: Splits, strict: bool, are_drawn: Callable[[str, str], bool]) -> Splits:
     """Return the splits without images that have the same bytes as an image of another split.
 
     Copies of validation and test images are left out of training, and copies of test images out of validation. Shards
@@ -44,9 +47,10 @@ def without_copies(splits: Splits, strict: bool) -> Splits:
     Args:
         splits: The checked splits.
         strict: Whether copies are refused rather than left out.
+        are_drawn: Whether two splits were drawn from the same images. Then copies are no mistake, and are left out.
 
     Raises:
-        UserError: if there are copies and `strict` is set. It names two of the images.
+        UserError: if there are copies, `strict` is set, and the splits were not drawn. It names two of the images.
     """
     if splits.train.catalog.members is not None:
         return splits
@@ -55,8 +59,14 @@ def without_copies(splits: Splits, strict: bool) -> Splits:
     for first, second in PAIRS:
         if second not in indexes or not (copies := _copies(indexes[first], indexes[second])):
             continue
+        image, original = next(iter(copies.items()))
+        if are_drawn(first, second):
+            remaining[first] = _without(remaining[first], copies)
+            message = "data: the %s split is without %d copies of %s images, such as %s, which is a copy of %s"
+            paths = indexes[first].path(image), indexes[second].path(original)
+            log.warning(message, first, len(copies), NAMES[second], *paths)
+            continue
         if strict:
-            image, original = next(iter(copies.items()))
             raise UserError(
                 f"dataset: {len(copies)} {NAMES[first]} images have the same bytes as {NAMES[second]} images, such as "
                 f"{indexes[first].path(image)} and {indexes[second].path(original)}; remove them from one split, "
@@ -94,4 +104,8 @@ def _left_out(index: Index, copies: Mapping[int, int], other: Index) -> Index:
         )
         for image in copied
     )
-    return replace(index.subset(np.setdiff1d(index.images, copied)), problems=(*index.problems, *problems))
+    return replace(_without(index, copies), problems=(*index.problems, *problems))
+
+
+def _without(index: Index, copies: Mapping[int, int]) -> Index:
+    return index.subset(np.setdiff1d(index.images, list(copies)))

@@ -46,12 +46,14 @@ class Recipe(NamedTuple):
         inputs: The files that the catalog depends on.
         make_draft: Makes the content of the catalog.
         fetches: Whether missing images are fetched from their URLs.
+        pool: What the images were drawn from, the same object for all splits of a draw; None if nothing was drawn.
     """
 
     settings: Sequence[object]
     inputs: Sequence[Path]
     make_draft: Callable[[], Draft | Content]
     fetches: bool = False
+    pool: object = None
 
 
 class Recipes(NamedTuple):
@@ -88,7 +90,10 @@ def make_splits(config: DatasetConfig, recipes: Recipes) -> Splits:
     )
     if config.strict:
         _refuse([problem for index in splits for problem in index.problems])
-    return without_copies(splits, config.strict)
+    pools = {split: recipe.pool for split, recipe in recipe_of.items()}
+    return without_copies(
+        splits, config.strict, lambda one, other: pools[one] is not None and pools[one] is pools[other]
+    )
 
 
 def _empty_recipe(config: DatasetConfig, val: Recipe) -> Recipe:

@@ -97,7 +97,11 @@ def _divide(recipe: Recipe, key: str, fraction: float, prefix: str = "") -> tupl
     make_draft = cache(recipe.make_draft)  # shared by both parts
     settings = [*recipe.settings, key, fraction]
     rest, held_out = (
-        recipe._replace(settings=settings, make_draft=partial(_part, make_draft, fraction, prefix, is_held_out))
+        recipe._replace(
+            settings=settings,
+            make_draft=partial(_part, make_draft, fraction, prefix, is_held_out),
+            pool=recipe.pool or make_draft,
+        )
         for is_held_out in (False, True)
     )
     return rest, held_out

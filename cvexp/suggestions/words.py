@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from cvexp.arguments import for_hydra, setting
-from cvexp.composition import CONF, compose, compose_yaml
+from cvexp.composition import CONF, compose_yaml
 from cvexp.config import RunConfig, without_passwords
 
 # What a run keeps of another one: always; if it trains on the same data; if it also has the same initial weights.
@@ -51,9 +51,7 @@ def repeating(
     complete = list(words)
     for find in (_first, _options, _differing):  # the later ones depend on what the earlier ones set
         complete += find(composed(complete), wanted)
-    if len(complete) == len(words):
-        return complete
-    final = leaves(without_passwords(asdict(compose(*complete))))
+    final = leaves(composed(complete))
     return complete if all(final[key] == value for key, value in wanted.items() if key in final) else None
 
 

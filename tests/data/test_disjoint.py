@@ -47,6 +47,27 @@ def test_copies_and_links_are_refused_or_left_out(root: Path, link: Any, first: 
     assert "copy.png: it has the same bytes as" in str(problem)
 
 
+@pytest.mark.parametrize("drawn", [{"val_fraction": 0.4}, {"val_fraction": 0.2, "test_fraction": 0.3}])
+def test_copies_of_drawn_images_are_left_out(
+    tmp_path: Path, drawn: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(20):
+        save_image(tmp_path / f"IMG_{i}.png", seed=i % 10)
+    keys = {"train_images": ".", "val_images": None, **drawn}
+    splits = load(dataset("folder", tmp_path, **keys), "pretraining")
+    contents = [{index.read_bytes(image) for image in index.images.tolist()} for index in splits]
+    assert all(contents)
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 10
+    assert not any(index.problems for index in splits)
+    assert "data: the train split is without" in caplog.text
+
+
+def test_copies_are_refused_next_to_drawn_images(root: Path) -> None:
+    (root / "train" / "copy.png").write_bytes((root / "test" / "1.png").read_bytes())
+    with pytest.raises(UserError, match="1 training images have the same bytes as test images"):
+        load(settings(root, val_images=None, val_fraction=0.3), "pretraining")
+
+
 def test_an_image_in_all_splits_stays_in_the_test_split_only(root: Path) -> None:
     for split in ("train", "val"):
         (root / split / "copy.png").write_bytes((root / "test" / "1.png").read_bytes())
