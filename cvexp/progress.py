@@ -61,9 +61,10 @@ class Step:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long it will probably take; None if that is unknown."""
+        """How long it will probably take; None if that is unknown, or it takes longer than expected."""
         if self._end is not None:
-            return max(self._end - time.monotonic(), 0.0)
+            left = self._end - time.monotonic()
+            return left if left > 0 else None
         newly_done = self.done - self._first_done
         if self.total is None or newly_done <= 0:
             return None

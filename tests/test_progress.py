@@ -32,6 +32,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.005)
 
 
+def test_what_takes_longer_than_expected_says_how_long_it_has_taken() -> None:
+    step = progress.Step("training", 10, unit="steps")
+    step.expect(100)
+    assert step.describe() == "0/10 steps, 0:01:40 left"
+    step.expect(-1)
+    assert step.describe() == "0/10 steps, 0:00:00 so far"
+
+
 class Screen(io.StringIO):
     """What a terminal receives."""
 

@@ -75,7 +75,7 @@ def _line(pixels: Pixels, table: MaskTable) -> str:
     if table.background not in pixels:
         settings.append("dataset.background_value=null")
     by_default = [
-        f"{table.name(value)} is {meaning} unless you name it and set dataset.{key}=null"
+        f"{table.name(value)} is {meaning} unless you name it and set dataset.{key} to another value or to null"
         for value, meaning, key in (
             (table.background, "the background", "background_value"),
             (table.ignored, "ignored", "ignore_value"),

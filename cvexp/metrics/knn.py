@@ -6,6 +6,7 @@ Shapes: n features in the bank, m queries, d dimensions, k neighbors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -48,17 +49,29 @@ def knn_top1(
     return (predicted_m == query_labels_m).float().mean().item()
 
 
-def worse_than_untrained(untrained: float | None, trained: Mapping[str, float]) -> str | None:
+def worse_than_untrained(
+    untrained: float | None, trained: Mapping[str, float], num_crops: int | None = None
+) -> str | None:
     """Return a warning if pretraining lowered the kNN accuracy, or None if it did not.
+
+    Of few crops, a lower share may be chance. So the difference must exceed two standard errors of the difference
+    between two independent shares, which is larger than that between two shares of the same crops.
 
     Args:
         untrained: The accuracy before the first step; None if the data have no labels.
         trained: Accuracies after training, by the time of measurement, such as "at the last epoch". Of equal
             accuracies, the last one is stated.
+        num_crops: The number of crops on which they were measured; None if it is unknown, and any decrease counts.
     """
     if untrained is None:
         return None
-    worse = {accuracy: when for when, accuracy in trained.items() if accuracy < untrained}  # of equal ones, the last
+    before = untrained
+
+    def is_worse(accuracy: float) -> bool:
+        variance = before * (1 - before) + accuracy * (1 - accuracy)
+        return before - accuracy > (0.0 if num_crops is None else 2 * math.sqrt(variance / max(num_crops, 1)))
+
+    worse = {accuracy: when for when, accuracy in trained.items() if is_worse(accuracy)}  # of equal ones, the last
     if not worse:
         return None
     digits = 3 if all(round(accuracy, 3) < round(untrained, 3) for accuracy in worse) else 6

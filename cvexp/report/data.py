@@ -127,6 +127,13 @@ def print_data(config: DatasetConfig, splits: Splits) -> None:
             parts.append(f"{width} px wide, {height} px high")
         if summary["crowds"]:
             parts.append(f"{summary['crowds']} crowd regions are ignored")
+        instances = sum(of_class["instances"] for of_class in summary["classes"].values())
+        if instances > summary["crops"]:
+            size = config.min_crop_size
+            parts.append(
+                f"{instances - summary['crops']} of {instances} objects are less than {size} px wide or high, so they "
+                "are not cropped for pretraining (dataset.min_crop_size)"
+            )
         print_line("; ".join(parts))
     problems = grouped([problem for index in splits for problem in index.problems])
     for problem in problems[:MAX_PROBLEMS]:

@@ -45,7 +45,8 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Record a table, pictures and the precision of the neighbors in `run`.
 
     Raises:
-        UserError: if there is no finished pretraining run, it has no such epoch or query, or its data have changed.
+        UserError: if there is no finished pretraining run, it has no such epoch or query, a single validation crop, or
+            its data have changed.
     """
     task = config.task
     assert isinstance(task, Config)
@@ -61,6 +62,11 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
         raise UserError(f"task.images: only the network of the last epoch, {epochs[-1]}, is kept; leave out task.epoch")
     pictures = [read_picture(name) for name in task.images]
     embedding, untrained = (read_embedding(run.store, finished.id, number) for number in (epoch, epochs[0]))
+    if len(embedding.features) < 2:
+        raise UserError(
+            f"run: the run {finished.id} has a single validation crop, which has no neighbors; pretrain with more "
+            "validation images, for example with a larger dataset.val_fraction"
+        )
     index = validation_data(finished)
     positions = sample(index, finished.config.task.embed_crops)  # type: ignore[attr-defined]
     if index.classes:
@@ -115,7 +121,7 @@ def worse_features(finished: FinishedRun, epoch: int, is_last: bool) -> str | No
         return None
     used = "at the last epoch" if is_last else f"after epoch {epoch}"
     trained = {"at the selected epoch": finished.metrics["best/knn_top1"], used: accuracies[epoch][1]}
-    return worse_than_untrained(dict(accuracies).get(0), trained)
+    return worse_than_untrained(dict(accuracies).get(0), trained, finished.num_validation_crops)
 
 
 def read_picture(name: str) -> Image.Image:

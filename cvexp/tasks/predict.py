@@ -81,7 +81,7 @@ class Predicted:
 
 
 def main(config: RunConfig, run: ReadOnlyRun) -> None:
-    """Write masks, pictures and `predictions.json` into a folder, and record the latter and a contact sheet in `run`.
+    """Write masks, pictures, `predictions.json` and a contact sheet into a folder, and record the last two in `run`.
 
     Raises:
         UserError: if there is no such run or image, or the results can't be written.
@@ -114,10 +114,10 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     report(run, coco, time.perf_counter() - started)
     run.log_file(out / "predictions.json", "predictions")
     if rows:
-        run.log_figure(
-            contact_sheet(rows, segmenter.classes, f"predictions of {segmenter.config.task.name}"),
-            "predictions/sheet.png",
-        )
+        sheet = contact_sheet(rows, segmenter.classes, f"predictions of {segmenter.config.task.name}")
+        run.log_figure(sheet, "predictions/sheet.png")
+        with opening("task.out"):
+            sheet.savefig(out / "sheet.png")
     print_line(f"masks and pictures: {out}")
     left_out.finish(run, len(paths), "predictions")
 

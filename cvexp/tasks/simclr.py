@@ -121,7 +121,8 @@ class SimCLR(Pretraining):
             return []
         return [
             f"all images have nearly the same projection (uniformity {measures['uniformity']:.3f}; 0 is a complete "
-            "collapse); lower optimizer.lr, or use a larger loader.batch_size"
+            "collapse); lower optimizer.lr, or use a larger loader.batch_size, or with few images a smaller one, which "
+            "makes more steps"
         ]
 
     def describe_collapse(self) -> str:

@@ -99,6 +99,11 @@ class FinishedRun:
         """The class names of the run's data, in order; empty if the data have no labels or were not recorded."""
         return list(self.data["val"].classes) if "val" in self.data else []
 
+    @property
+    def num_validation_crops(self) -> int | None:
+        """The number of the validation objects, which pretraining crops; None if it was not recorded."""
+        return self.data["val"].num_objects if "val" in self.data else None
+
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return all (step, value) pairs of a metric, sorted by step; empty if the run has no such metric."""
         return self.store.history(self.id, name) if name in self.metrics else []

@@ -21,6 +21,8 @@ from cvexp.tracking.store import FAILURES, few_retries
 from cvexp.training.module import TrainingModule
 
 DEVICE = "device"  # tag of a training run
+FEW_STEPS, ENOUGH_STEPS = 4, 5  # of an epoch
+SMALLEST_BATCH = 8  # that is suggested
 # Runs that agree in these settings, and in all sizes of images, are about equally fast.
 _SPEED_SETTINGS = ("task.name", "backbone.name", "dataset.name", "loader.batch_size", "trainer.compile")
 
@@ -61,6 +63,26 @@ def announce(trainer: pl.Trainer, module: TrainingModule, run: ReadOnlyRun) -> N
         f"about {clock(estimate.seconds)}, as the run {estimate.run_id}" if estimate else "time: after the first steps",
     ]
     print_line("; ".join(parts), style="bold")
+    print_line(f"if it is interrupted, go on with: {run.resume_command}")
+    advice = batch_advice(module.batches.batch_size, module.num_samples, steps_per_epoch)
+    if advice and config.trainer.steps_per_epoch is None:
+        print_line(advice, style="bold yellow")
+
+
+def batch_advice(batch_size: int, num_samples: int, steps_per_epoch: int) -> str | None:
+    """Suggest smaller batches if there are so few images that an epoch is hardly a training; None if it is one."""
+    if steps_per_epoch >= FEW_STEPS or num_samples < 4 * SMALLEST_BATCH:
+        return None
+    size = SMALLEST_BATCH
+    while 2 * size * ENOUGH_STEPS <= num_samples:
+        size *= 2
+    if size >= batch_size:
+        return None
+    steps = f"{steps_per_epoch} step{'s' * (steps_per_epoch > 1)}"
+    return (
+        f"an epoch is only {steps}, because loader.batch_size={batch_size} of {num_samples:,}; with "
+        f"loader.batch_size={size}, the network learns more from each epoch"
+    )
 
 
 def estimate_duration(module: TrainingModule, run: ReadOnlyRun, device: str) -> Estimate | None:

@@ -67,7 +67,7 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
     if trainer.is_global_zero:
         selected = selection.describe(monitor, checkpoints.best["epoch"], module.epochs_done)
         with progress.step("drawing the curves"):
-            _summarize(run, checkpoints.best, selected, len(module.batches))
+            _summarize(run, checkpoints.best, selected, len(module.batches), len(module.splits.val))
     return checkpoints.best[selection.objective(monitor)]
 
 
@@ -138,7 +138,7 @@ def make_trainer(module: TrainingModule, callbacks: list[pl.Callback], **args: A
     )
 
 
-def _summarize(run: ReadOnlyRun, best: Mapping[str, float], selected: str, steps_per_epoch: int) -> None:
+def _summarize(run: ReadOnlyRun, best: Mapping[str, float], selected: str, steps_per_epoch: int, num_val: int) -> None:
     recorded = run.metrics()
     panels = {}
     for words, name in PANELS.items():
@@ -148,21 +148,20 @@ def _summarize(run: ReadOnlyRun, best: Mapping[str, float], selected: str, steps
             panels[words] = [curve]
     run.log_figure(curves.compare(panels), "curves/curves.png")
     untrained = {name: run.history(name)[0][1] for name in best if name.startswith("val/")}
-    print_summary(run, best, selected, untrained, _record_worse_features(run, best))
+    _record_worse_features(run, best, num_val)
+    print_summary(run, best, selected, untrained, run.tags().get("warning"))
 
 
-def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float]) -> str | None:
-    """Return a warning if pretraining lowered the kNN accuracy, and add it to the tag `warning`."""
+def _record_worse_features(run: ReadOnlyRun, best: Mapping[str, float], num_val: int) -> None:
+    """Add a warning to the tag `warning` if pretraining lowered the kNN accuracy on the validation crops."""
     if "val/knn_top1" not in best:
-        return None
+        return
     accuracies = run.history("val/knn_top1")
     trained = {"at the selected epoch": best["val/knn_top1"], "at the last epoch": accuracies[-1][1]}
-    warning = worse_than_untrained(dict(accuracies).get(0), trained)
-    if warning:
+    if warning := worse_than_untrained(dict(accuracies).get(0), trained, num_val):
         earlier = run.tags().get("warning", "")
         if warning not in earlier:  # a run that was resumed at its very end may already have recorded it
             run.set_tag("warning", f"{earlier}; {warning}" if earlier else warning)
-    return warning
 
 
 def _precision(config: TrainerConfig) -> str:

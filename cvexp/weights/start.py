@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cvexp.config import RunConfig
+from cvexp.console import print_line
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.tracking.sink import Sink
 from cvexp.weights.locate import locate
@@ -82,6 +83,8 @@ def open_start(config: RunConfig, run: ReadOnlyRun) -> Start:
 def _link(run: ReadOnlyRun, source: str) -> None:
     """Record the run that the weights come from, also as the parent in MLflow unless a sweep is the parent."""
     run.set_tag("weights_from", source)
+    if warning := run.store.run(source, "backbone.weights").data.tags.get("warning"):
+        print_line(f"the run {source}, from whose weights this one starts, warned: {warning}", style="bold yellow")
     if "mlflow.parentRunId" not in run.tags():
         run.set_tag("mlflow.parentRunId", source)
 

@@ -49,6 +49,12 @@ def test_there_is_no_warning_for_equal_features_or_without_labels() -> None:
     assert worse_than_untrained(None, {"at the selected epoch": 0.1}) is None
 
 
+@pytest.mark.parametrize(("num_crops", "is_told"), [(28, False), (100, True), (None, True)])
+def test_what_may_be_chance_is_no_warning(num_crops: int | None, is_told: bool) -> None:
+    """Two standard errors are 0.22 for 28 crops, and 0.12 for 100."""
+    assert bool(worse_than_untrained(0.357, {"at the last epoch": 0.143}, num_crops)) == is_told
+
+
 def test_small_differences_of_accuracies_remain_visible() -> None:
     warning = worse_than_untrained(0.61404, {"at the selected epoch": 0.61396})
     assert warning is not None

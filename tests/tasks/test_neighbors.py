@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from tests.helpers import TINY, Outcome, runs, store
+from tests.helpers import TINY, Outcome, runs, save_image, store
 
 pytestmark = pytest.mark.slow  # most of these tests train, or start servers or processes
 
@@ -51,6 +51,17 @@ def test_neighbors_and_their_precision_follow_from_the_recorded_embedding(
     assert runs()[0].data.metrics["precision"] == pytest.approx(share.mean())
     assert said["all"]["untrained"] != said["all"]["precision"]
     assert artifact("neighbors/grid.png").stat().st_size > 10_000
+
+
+def test_a_single_crop_has_no_neighbors(cvexp: Callable[..., Outcome]) -> None:
+    for i in range(6):
+        save_image(Path(f"photos/{i}.jpg"))
+    data = ["dataset=folder", "dataset.root=photos", "dataset.train_images=.", "dataset.val_images=null"]
+    tiny = [word for word in TINY if not word.startswith("dataset.")]
+    assert cvexp(*tiny, *data, "dataset.val_fraction=0.01", "trainer.max_steps=1", "loader.batch_size=4").code == 0
+    outcome = cvexp("task=neighbors")
+    assert outcome.code == 1
+    assert "has a single validation crop, which has no neighbors; pretrain with more validation" in outcome.message
 
 
 def test_a_picture_of_ones_own_is_nearest_to_itself(cvexp: Callable[..., Outcome], pretrained: str) -> None:

@@ -211,7 +211,7 @@ WORSE = "Pretraining made the features worse: kNN accuracy"
 @pytest.mark.parametrize(
     ("accuracies", "said"),
     [
-        ([0.614, 0.5, 0.455], f"{WORSE} 0.500 at the selected epoch and 0.455 at the last epoch, 0.614 untrained."),
+        ([1.0, 0.25, 0.125], f"{WORSE} 0.250 at the selected epoch and 0.125 at the last epoch, 1.000 untrained."),
         ([0.614, 0.614, 0.614], ""),
     ],
 )
@@ -244,12 +244,16 @@ def test_worse_features_are_stated_first_by_the_run_neighbors_and_the_report(
 def test_worse_features_are_stated_beside_a_collapse(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cvexp.training.pretraining.knn_top1", in_turn([0.5, 0.25]))
+    monkeypatch.setattr("cvexp.training.pretraining.knn_top1", in_turn([1.0, 0.25]))
     monkeypatch.setattr("cvexp.metrics.collapse.teacher_warnings", lambda *_: [])
     monkeypatch.setattr("cvexp.metrics.collapse.feature_warnings", lambda *_: ["all is one"])
-    assert cvexp(*TINY, "trainer.max_steps=2").code == 0
-    worse = f"{WORSE} 0.250 at the last epoch, 0.500 untrained."
-    assert runs()[0].data.tags["warning"] == f"step 2: collapse: all is one; {worse}"
+    outcome = cvexp(*TINY, "trainer.max_steps=2")
+    worse = f"{WORSE} 0.250 at the last epoch, 1.000 untrained."
+    warning = runs()[0].data.tags["warning"]
+    assert warning == f"step 2: collapse: all is one; {worse}"
+    assert f"{warning}\nrun {runs()[0].info.run_id}\n" in outcome.message  # at the end, too
+    outcome = cvexp("task=multiclass", *SMALL, *QUICK, "backbone.weights=latest:dino")
+    assert f"from whose weights this one starts, warned: {warning}\n" in outcome.message
     assert cvexp("task=report").code == 0
     assert "The run warned: step 2: collapse: all is one." in text(page())
     assert text(page()).count(worse.removesuffix(".")) == 2  # in the summary and in its section

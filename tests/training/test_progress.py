@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cvexp.training import progress as training_progress
+from cvexp.training.announcement import batch_advice
 from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,16 @@ TASKS = {
     "multiclass": TINY_SEGMENTATION,
     "attention": TINY_SEGMENTATION,
 }
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_samples", "suggested"),
+    [(64, 82, 16), (64, 210, 32), (64, 256, None), (8, 26, None), (32, 40, 8), (4000, 9000, 1024)],
+)
+def test_smaller_batches_are_suggested_for_few_images(batch_size: int, num_samples: int, suggested: int | None) -> None:
+    advice = batch_advice(batch_size, num_samples, num_samples // batch_size)
+    assert (advice is None) == (suggested is None)
+    assert advice is None or f"with loader.batch_size={suggested}, " in advice
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -42,6 +53,7 @@ def test_the_first_line_says_what_is_trained_and_the_second_run_for_how_long(
         rf"cpu, \d+ threads?, 32-true; \d+ steps of \d {samples}, in epochs of \d; time: after the first steps"
     )
     assert re.fullmatch(pattern, first), first
+    assert f"if it is interrupted, go on with: python -m cvexp resume={runs()[0].info.run_id}" in lines
     assert sum(line.startswith("measured: ") for line in lines) == 1
     if task == "dino":  # whose steps last long enough
         assert any(re.match(r"validating the untrained network: \d+/\d+ batches, ", line) for line in lines), lines

@@ -33,6 +33,7 @@ class Config(SplitDataset):
     train_masks: str | None = MISSING
     val_masks: str | None = MISSING
     test_masks: str | None = MISSING
+    folder_classes: bool = True  # also of runs from before this key
     image_suffix: str | None = MISSING
     mask_suffix: str = MISSING
     mask_values: dict[str, Any] | None = MISSING
@@ -104,7 +105,9 @@ def recipes(config: Config, use: Use) -> Recipes:
         if not config.mask_values:
             raise UserError(propose_values([root / file for of_split in mask_files.values() for file in of_split]))
         return split_recipes(config, lambda split: _masked_recipe(config, split, root, files[split], mask_files[split]))
-    names = {split: {name for file in files[split] if (name := label_of(file, folders[split]))} for split in files}
+    names: dict[str, set[str]] = {split: set() for split in files}
+    if config.folder_classes:
+        names = {split: {name for file in files[split] if (name := label_of(file, folders[split]))} for split in files}
     classes = sorted(names.get("train", set()) | names.get("val", set()))
     classes_of = dict.fromkeys(files, classes)
     if classes and "test" in files:  # which has no influence on the labels of the classes

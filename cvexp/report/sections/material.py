@@ -60,4 +60,4 @@ def worse_features(pretraining: FinishedRun) -> str | None:
     if not accuracies:
         return None
     trained = {"at the selected epoch": pretraining.metrics["best/knn_top1"], "at the last epoch": accuracies[-1][1]}
-    return worse_than_untrained(dict(accuracies).get(0), trained)
+    return worse_than_untrained(dict(accuracies).get(0), trained, pretraining.num_validation_crops)

@@ -55,7 +55,7 @@ def _text(material: Material, run: FinishedRun, num_epochs: int) -> str:
     if len(material.pretrainings) > 1:
         text += f" The run is one of {len(material.pretrainings)} from which the segmentation runs start."
     elif material.segmentations and not any("weights_from" in other.tags for other in material.segmentations):
-        text += " No segmentation run starts from it."
+        text += " None of the segmentation runs below starts from it."
     return f"{text} A low loss alone proves little, so the table also shows measures that would reveal a collapse."
 
 

@@ -21,6 +21,15 @@ def test_subfolders_are_the_classes(tmp_path: Path) -> None:
     assert load(dataset("folder", tmp_path, classes=["cat"]), "pretraining").train.counts() == {"cat": 1}
 
 
+def test_subfolders_may_mean_nothing(tmp_path: Path) -> None:
+    for file in ("2019/a.jpg", "2020 & later/deep/b.jpg", "c.jpg"):
+        save_image(tmp_path / "train" / file)
+        save_image(tmp_path / "val" / file, seed=len(file))
+    for index in load(dataset("folder", tmp_path, folder_classes=False), "pretraining"):
+        assert index.classes == ()
+        assert index.label.tolist() == [-1] * 3
+
+
 def test_a_plain_folder_has_no_labels_and_is_split_by_name(tmp_path: Path) -> None:
     for i in range(60):
         save_image(tmp_path / f"{i}.png", seed=i)
