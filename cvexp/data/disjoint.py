@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +38,7 @@ def check_paths(catalogs: Mapping[str, Catalog]) -> None:
             )
 
 
-def without_copies(splits: Splits, strict: bool, are_drawn: Callable[[str, str], bool]) -> Splits:
+def without_copies(splits: Splits, strict: bool, pools: Mapping[str, object]) -> Splits:
     """Return the splits without images that have the same bytes as an image of another split.
 
     Copies of validation and test images are left out of training, and copies of test images out of validation. Shards
@@ -47,10 +47,11 @@ def without_copies(splits: Splits, strict: bool, are_drawn: Callable[[str, str],
     Args:
         splits: The checked splits.
         strict: Whether copies are refused rather than left out.
-        are_drawn: Whether two splits were drawn from the same images. Then copies are no mistake, and are left out.
+        pools: What the images of each split were drawn from; None if they were not drawn. Between splits from the same
+            pool, copies are no mistake, and are left out.
 
     Raises:
-        UserError: if there are copies, `strict` is set, and the splits were not drawn. It names two of the images.
+        UserError: if there are copies, and `strict` is set. It names two of the images.
     """
     if splits.train.catalog.members is not None:
         return splits
@@ -60,7 +61,7 @@ def without_copies(splits: Splits, strict: bool, are_drawn: Callable[[str, str],
         if second not in indexes or not (copies := _copies(indexes[first], indexes[second])):
             continue
         image, original = next(iter(copies.items()))
-        if are_drawn(first, second):
+        if pools[first] is not None and pools[first] is pools[second]:
             remaining[first] = _without(remaining[first], copies)
             message = "data: the %s split is without %d copies of %s images, such as %s, which is a copy of %s"
             paths = indexes[first].path(image), indexes[second].path(original)

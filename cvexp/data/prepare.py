@@ -90,10 +90,7 @@ def make_splits(config: DatasetConfig, recipes: Recipes) -> Splits:
     )
     if config.strict:
         _refuse([problem for index in splits for problem in index.problems])
-    pools = {split: recipe.pool for split, recipe in recipe_of.items()}
-    return without_copies(
-        splits, config.strict, lambda one, other: pools[one] is not None and pools[one] is pools[other]
-    )
+    return without_copies(splits, config.strict, {split: recipe.pool for split, recipe in recipe_of.items()})
 
 
 def _empty_recipe(config: DatasetConfig, val: Recipe) -> Recipe:
