@@ -51,9 +51,9 @@ def fit(module: TrainingModule, run: ReadOnlyRun, monitor: str) -> float:
             Schedule(module.config),
             Speed(),
             checkpoints,
+            Progress(run),  # which prints the line of an epoch before an interruption ends the run
             Interruption(checkpoints),
             Pruning(run, selection.objective(monitor)),
-            Progress(run),
             *[Continuation(run)] * module.config.continues,
         ],
         plugins=[CheckpointFiles(run)],

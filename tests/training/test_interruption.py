@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -72,8 +73,9 @@ def test_killed_while_the_store_is_created_it_starts_again() -> None:
     assert not list(Path("outputs").glob("mlflow.unfinished*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [2, 4, 5])  # of 4 a epoch: inside an epoch, at its end, after it
+@pytest.mark.parametrize(  # in steps inside an epoch, at its end, and after it, of 4 steps each
+    ("step", "number"), [(2, signal.SIGINT), (2, signal.SIGTERM), (4, signal.SIGINT), (5, signal.SIGTERM)]
+)
 def test_interrupted_at_a_step_it_ends_bit_equal(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
 ) -> None:
@@ -81,9 +83,13 @@ def test_interrupted_at_a_step_it_ends_bit_equal(
 
     arguments = [*TINY, "dataset.root=data"]
     assert cvexp(*arguments, "tracking.folder=undisturbed").code == 0
+    lines: list[str] = []
+    monkeypatch.setattr("cvexp.training.progress.print_line", lambda text, **_: lines.append(text))
     interrupted_at(step, number, DINO, cvexp, monkeypatch, arguments)
     assert cvexp("tracking.folder=interrupted", f"resume={runs(Path('interrupted'))[0].info.run_id}").code == 0
     assert_equal_runs(Path("undisturbed"), Path("interrupted"))
+    of_epochs = [line.partition("  ")[0] for line in lines if re.match(r"epoch \d/\d  ", line)]
+    assert of_epochs == ["epoch 1/2", "epoch 2/2"]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "attention"])
