@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, runs, save_image, save_mask
+from tests.helpers import TINY_SEGMENTATION, Outcome, runs, save_image, save_mask
+from tests.tasks.test_simclr import TINY as TINY_SIMCLR
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,9 +22,10 @@ def commands() -> list[str]:
 def small(words: list[str]) -> list[str]:
     """Return settings that make a run of one epoch small, except for those that the command itself gives."""
     segments = any(word.startswith("task=multiclass") for word in words)
-    keys = TINY_SEGMENTATION if segments else TINY
+    keys = TINY_SEGMENTATION if segments else TINY_SIMCLR
     given = {word.partition("=")[0] for word in words} - {"trainer.max_epochs"}
-    own = [word for word in keys if not word.startswith(("dataset.train", "dataset.val", "dataset.test"))]
+    left_out = ("dataset.train", "dataset.val", "dataset.test", "backbone.name")
+    own = [word for word in keys if not word.startswith(left_out)]
     return [*(word for word in own if word.partition("=")[0] not in given), "trainer.max_epochs=1"]
 
 
@@ -57,7 +59,7 @@ def test_its_commands_run_one_after_another(cvexp: Callable[..., Outcome]) -> No
         assert outcome.code == 0, f"{command}: {outcome.message}"
         pretrained = pretrained or runs()[0].info.run_id
         trained += [word for word in words if word.startswith("task=")]
-    assert trained == ["task=neighbors", "task=multiclass,attention", "task=compare", "task=report"]
+    assert trained == ["task=simclr", "task=neighbors", "task=multiclass,attention", "task=compare", "task=report"]
     assert Path("outputs/report.html").exists()
     starts = {run.data.tags["weights_from"] for run in runs() if run.data.tags["task"] in ("multiclass", "attention")}
     assert starts == {pretrained}

@@ -166,8 +166,7 @@ def _show(ax: Axes, picture: Image.Image, label: int, caption: str) -> None:
 
 
 def _caption(text: str, classes: Sequence[str], label: int) -> str:
-    # Names of wide letters would overlap those beside them.
-    return f"{drawable(_name(classes, label), NARROW - 2)}\n{text}".strip()
+    return f"{drawable(_name(classes, label), NARROW)}\n{text}".strip()
 
 
 def _name(classes: Sequence[str], label: int) -> str:

@@ -236,7 +236,7 @@ def test_without_test_images_and_with_few_images_the_alias_stays(
         assert outcome.code == 0, outcome.message
     text = " ".join(outcome.message.split())
     assert "warning: there is no test split, so the networks are compared on the validation images" in text
-    assert re.search(r"on [56] validation images; at least 20 are needed; task.force=true moves it anyway", text)
+    assert re.search(r"on \d validation images; at least 20 are needed; task.force=true moves it anyway", text)
     assert champion() == 1
 
 
