@@ -42,6 +42,10 @@ class Sink:
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag, replacing an older one with the same key."""
 
+    def tags(self) -> dict[str, str]:
+        """Return all tags."""
+        return {}
+
 
 class Memory(Sink):
     """Keeps the metrics in memory, for tests and notebooks.

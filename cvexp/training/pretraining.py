@@ -231,6 +231,8 @@ class Pretraining(TrainingModule):
             warnings = [*self.collapse_warnings(measures), *collapse.feature_warnings(measures, features.shape[1])]
             if warnings:
                 self.warn(f"collapse: {'; '.join(warnings)}")
+            elif processes.rank() == 0 and self.sink.tags().get("warning"):  # it has recovered
+                self.sink.set_tag("warning", "")
 
     def _sum_means(self) -> dict[str, Tensor]:
         """Sum the weighted means of the batches of all processes, in the order in which one process would do it."""

@@ -38,6 +38,19 @@ def test_a_run_that_collapses_warns(name: str, cvexp: Callable[..., Outcome]) ->
 
 
 @pytest.mark.slow
+def test_the_warning_of_a_run_that_recovers_does_not_stay(
+    cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remaining = iter([["all is one"], []])
+    monkeypatch.setattr("cvexp.metrics.collapse.feature_warnings", lambda *_: next(remaining))
+    monkeypatch.setattr("cvexp.metrics.collapse.teacher_warnings", lambda *_: [])
+    outcome = cvexp(*TINY)
+    assert outcome.code == 0
+    assert outcome.message.count("all is one") == 1
+    assert runs()[0].data.tags["warning"] == ""
+
+
+@pytest.mark.slow
 def test_a_run_that_does_not_collapse_does_not_warn(cvexp: Callable[..., Outcome]) -> None:
     outcome = cvexp(*TINY, *LONGER)
     assert outcome.code == 0

@@ -43,9 +43,8 @@ def wait_for_file(folder: Path, pattern: str, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
-def test_killed_twice_it_ends_bit_equal() -> None:
-    undisturbed = start(*SETTINGS, "tracking.folder=undisturbed", "dataset.root=data")
-    finish(undisturbed)
+def test_killed_twice_it_ends_bit_equal(cvexp: Callable[..., Outcome]) -> None:
+    assert cvexp(*SETTINGS, "tracking.folder=undisturbed", "dataset.root=data").code == 0
     generator = random.Random(time.time_ns())
     folder = Path("killed")
     arguments = [*SETTINGS, "tracking.folder=killed", "dataset.root=data"]
@@ -58,7 +57,7 @@ def test_killed_twice_it_ends_bit_equal() -> None:
         process.communicate()
         assert runs(folder)[0].info.status == "RUNNING"  # nobody was left to say otherwise
         arguments = ["tracking.folder=killed", f"resume={runs(folder)[0].info.run_id}"]
-    finish(start(*arguments))
+    assert cvexp(*arguments).code == 0
     assert_equal_runs(Path("undisturbed"), folder)
 
 
