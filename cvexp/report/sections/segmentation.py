@@ -11,7 +11,7 @@ from cvexp.report.sections.material import Blocks, Material, epochs
 from cvexp.report.style import shorten
 from cvexp.tracking.finished import FinishedRun
 
-COMMAND = "python -m cvexp -m task=multiclass,attention backbone.weights=null,latest:dino"
+COMMAND = "python -m cvexp -m task=multiclass,attention backbone.weights=null,latest:{method}"
 
 SCORES = {
     "miou": "mIoU",
@@ -52,7 +52,8 @@ def segmentation_section(material: Material, methods: Sequence[str]) -> Blocks:
     """
     runs = material.segmentations
     if not runs:
-        return material.missing("There is no finished segmentation run.", COMMAND)
+        method = material.pretrainings[0].task if material.pretrainings else "dino"
+        return material.missing("There is no finished segmentation run.", COMMAND.format(method=method))
     has_background = any(run.config.dataset.has_background for run in runs)
     scores = {key: name for key, name in SCORES.items() if has_background or key != "miou_all"}
     columns = ["run", "method", "initial weights", "seed", "best epoch", *scores.values()]
