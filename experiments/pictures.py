@@ -43,6 +43,13 @@ PICTURES = (
 LARGEST = 200_000  # bytes of a picture
 WIDEST = 1300  # pixels
 
+# Whether all pictures that a selector finds, and what contains them, are opaque.
+IS_OPAQUE = """selector => [...document.querySelectorAll(selector)].every(picture => {
+    for (let element = picture; element; element = element.parentElement)
+        if (getComputedStyle(element).opacity < 1) return false;
+    return true;
+})"""
+
 DEMO = "+experiment=demo"
 QUICK = ["trainer.max_epochs=1", "dataset.limit=60"]
 UNPICTURED = ["task.embed_every_n_epochs=12", "task.dense_images=0"]
@@ -196,6 +203,7 @@ def photograph_demo(runs: Runs, browser: Browser, out: Path) -> None:
         tab.locator("#choice input").click()
         tab.get_by_role("option", name="star", exact=True).click()
         tab.locator("#attention img").wait_for()
+        tab.wait_for_function(IS_OPAQUE, arg="#photo img, #attention img")  # the page fades its pictures in
         shoot(tab, out / "demo.png")
 
 
