@@ -5,9 +5,9 @@
 The model is that of `task=attention` with ResNet-18 and the default configuration. Weights and images are random, which
 does not affect the time. Any key can be set, such as `task.placement=encoder`.
 
-Expected (two cores, ResNet-18, 128 px, five classes): one class takes 22 ms, five queries of one encoding take
-1.4 times as long, and five encodings 5.1 times as long. With task.placement=encoder, five queries of one encoding take
-2.5 times as long as one class. All logits agree within 1e-7.
+Expected (two cores, ResNet-18, 128 px, five classes): one class takes 23 to 27 ms, five queries of one encoding
+take 1.2 times as long, and five encodings 5.1 times as long. With task.placement=encoder, five queries of one encoding
+take 2.5 times as long as one class. All logits agree within 1e-7.
 """
 
 from __future__ import annotations
