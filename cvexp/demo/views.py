@@ -11,7 +11,7 @@ from PIL import Image
 
 from cvexp.colors import color
 from cvexp.inference.segmenter import Segmenter
-from cvexp.report.predictions import heat, overlay
+from cvexp.report.overlays import heat, overlay
 from cvexp.report.style import shorten
 
 PRESENT = 0.5  # probability below which a class is shown faintly

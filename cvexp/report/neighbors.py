@@ -20,7 +20,7 @@ from cvexp.console import console
 from cvexp.metrics.names import safe_name
 from cvexp.metrics.neighbors import Neighbors
 from cvexp.report.embedding import Embedding
-from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, drawable, shorten, state_of
+from cvexp.report.style import PAGE, SMALL, STYLE, fitting, shorten, state_of
 from cvexp.tracking.sink import Sink
 
 SIDE = (0.5, 0.62)  # inches, the smallest and largest side of a crop
@@ -145,10 +145,10 @@ def draw(
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
         axes = figure.subplots(len(queries), columns, squeeze=False)
         for row, query, indices, cosines in zip(axes, queries, neighbors.indices, neighbors.cosines, strict=True):
-            _show(row[0], query.picture, query.label, _caption(drawable(query.name, NARROW), classes, query.label))
+            _show(row[0], query.picture, query.label, _caption([_name(classes, query.label), query.name], side - 0.04))
             for ax, i, cosine in zip(row[1:], indices, cosines, strict=True):
                 label = int(labels[i])
-                _show(ax, crops[int(i)], label, _caption(f"{1 - cosine:.3f}", classes, label))
+                _show(ax, crops[int(i)], label, _caption([_name(classes, label), f"{1 - cosine:.3f}"], side - 0.04))
         axes[0, 0].set_title("query", fontweight="bold")
         for rank, ax in enumerate(axes[0, 1:], start=1):
             ax.set_title(f"{rank}")
@@ -165,8 +165,8 @@ def _show(ax: Axes, picture: Image.Image, label: int, caption: str) -> None:
         spine.set(visible=True, color=color(label) if label >= 0 else "#888888", linewidth=1.5)
 
 
-def _caption(text: str, classes: Sequence[str], label: int) -> str:
-    return f"{drawable(_name(classes, label), NARROW)}\n{text}".strip()
+def _caption(lines: Sequence[str], inches: float) -> str:
+    return "\n".join(fitting(line, inches) for line in lines if line)
 
 
 def _name(classes: Sequence[str], label: int) -> str:

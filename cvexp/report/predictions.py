@@ -9,16 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvexp.colors import palette
 from cvexp.report.segmentation import Captioned, grid
-from cvexp.report.style import NARROW, drawable
 
-OPACITY = 0.55  # of the colors over the image
 VIEWED, THUMBNAIL = 1280, 256  # pixels, the longer side of pictures to look at, and on the contact sheet
 MAX_RATIO = 3  # of the longer side to the shorter one on the contact sheet; what is beyond is cut off
 
@@ -39,30 +35,6 @@ class SheetRow(NamedTuple):
     labels: NDArray[np.uint8]
     attention: NDArray[np.float32] | None
     query: str
-
-
-def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Image.Image:
-    """Lay the colors of the classes over an image (h, w, 3) where its label map (h, w) is not background."""
-    picture, colors = Image.fromarray(image), Image.fromarray(labels)
-    is_class = colors.point([0] + [255] * 255)
-    colors.putpalette(palette())
-    return Image.composite(Image.blend(picture, colors.convert("RGB"), OPACITY), picture, is_class)
-
-
-def heat(
-    image: NDArray[np.uint8], values: NDArray[np.float32], limits: tuple[float, float] | None = None
-) -> Image.Image:
-    """Lay a map (h, w) over a gray image (h, w, 3).
-
-    Args:
-        image: The image.
-        values: The values of the map, such as attention weights.
-        limits: The values of the darkest and the brightest color; by default, the smallest and the largest value.
-    """
-    low, high = limits or (float(values.min()), float(values.max()))
-    colors = colormaps["inferno"]((values - low) / (high - low + 1e-12), bytes=True)[..., :3]
-    gray = image.mean(axis=2, keepdims=True) * 0.6 + 0.4 * 255
-    return Image.fromarray((0.25 * gray + 0.75 * colors).astype(np.uint8))
 
 
 def thumbnail(array: NDArray[Any], longest: int) -> NDArray[Any]:
@@ -92,10 +64,10 @@ def contact_sheet(rows: Sequence[SheetRow], classes: Sequence[str], title: str) 
         inside = np.s_[top : len(row.labels) - top, left : row.labels.shape[1] - left]
         image = row.image[inside].astype(np.float32) / 255
         pictures: dict[str, Any] = {
-            "image": Captioned(image, drawable(row.name, NARROW)),
+            "image": Captioned(image, row.name),
             "prediction": row.labels[inside],
         }
         if row.attention is not None:
-            pictures["attention"] = Captioned((image, row.attention[inside]), f"query: {drawable(row.query, NARROW)}")
+            pictures["attention"] = Captioned((image, row.attention[inside]), f"query:\n{row.query}")
         drawn.append((None, pictures))
     return grid(drawn, classes, title)

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import colors, rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cvexp.colors import color, color_of_label
+from cvexp.colors import color
 from cvexp.data.augment.labeled import fit
 from cvexp.data.index import BACKGROUND, IGNORE, Index
-from cvexp.report.style import NARROW, PAGE, SMALL, STYLE, add_legend, drawable
+from cvexp.report.overlays import heat, label_colors
+from cvexp.report.style import DPI, drawable
+from cvexp.report.tiles import Tile, draw_tiles
 
 if TYPE_CHECKING:
     from cvexp.models.segmenters import Prediction
 
-SIDE = (0.55, 0.78)  # inches, the smallest and largest side of a picture
+SIDES = (0.55, 0.78)  # inches, the smallest and largest side of a picture
 MAX_QUERIES = 8  # classes in one figure
 
 
@@ -95,44 +95,46 @@ def make_example(
 
 
 class Captioned(NamedTuple):
-    """A picture of `grid` with a line of text below it."""
+    """A picture of `grid` with a text below it."""
 
     picture: Any
     caption: str
+    is_important: bool = True
 
 
-def predictions(examples: Sequence[Example], classes: Sequence[str], state: str) -> Figure:
+def predictions(examples: Sequence[Example], classes: Sequence[str], state: str, dpi: int = DPI) -> Figure:
     """Draw image, label and prediction, with a row for each example.
 
     Args:
         examples: The examples.
         classes: Class names.
         state: The state of training, for the title.
+        dpi: Resolution of the figure.
     """
     rows = [(None, {"image": e.image, "label": e.labels, "prediction": e.predicted}) for e in examples]
-    return grid(rows, classes, f"validation images, {state}")
+    return grid(rows, classes, f"validation images, {state}", dpi)
 
 
-def attention(examples: Sequence[Example], classes: Sequence[str], state: str) -> Figure:
+def attention(examples: Sequence[Example], classes: Sequence[str], state: str, dpi: int = DPI) -> Figure:
     """Draw the attention map of each class, averaged over the heads, with a row for each example.
 
-    The title of a map says whether the image contains the class, and shows the predicted probability p that it does.
+    The text below a map says whether the image contains the class, and the predicted probability p that it does.
 
     Args:
         examples: The examples.
         classes: Class names.
         state: The state of training, for the title.
+        dpi: Resolution of the figure.
     """
-    with rc_context(STYLE):
-        figure, axes = _subplots([e.image for e in examples], 1 + len(classes), text_above=0.4)
-        for row, e in zip(axes, examples, strict=True):
-            _show(row[0], e.image)
-            for i, name in enumerate(classes):
-                _show_attention(row[1 + i], e.image, e.attention_of(i))
-                title = f"{drawable(name, NARROW)}\n{_presence(e, i)}\np = {e.presence[i]:.2f}"
-                row[1 + i].set_title(title, fontsize=SMALL, color="black" if e.is_present(i) else "gray")
-        figure.suptitle(f"attention, mean of the heads, {state}; brighter is more")
-    return figure
+    rows = []
+    for e in examples:
+        maps = [
+            Captioned((e.image, e.attention_of(i)), f"{_presence(e, i)}\np = {e.presence[i]:.2f}", e.is_present(i))
+            for i in range(len(classes))
+        ]
+        rows.append([_tile(e.image), *map(_tile, maps)])
+    title = f"attention, mean of the heads, {state}; brighter is more"
+    return draw_tiles(rows, ["image", *classes], title, dpi, sides=SIDES)
 
 
 def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], title: str) -> Figure:
@@ -157,7 +159,7 @@ def heads(captioned: Sequence[tuple[str, Example]], classes: Sequence[str], titl
                 if label is None:
                     row[column] = Captioned(e.image, "all present" if has_present else "none present")
                 else:
-                    row[column] = Captioned((e.image, e.attention_of(label, head)), drawable(classes[label], NARROW))
+                    row[column] = Captioned((e.image, e.attention_of(label, head)), classes[label])
         rows.append((caption, row))
     return grid(rows, classes, title)
 
@@ -174,59 +176,61 @@ def one_after_another(e: Example, classes: Sequence[str], title: str) -> Figure:
         title: Title of the figure.
     """
     shown = sorted(sorted(range(len(classes)), key=lambda i: not e.is_present(i))[:MAX_QUERIES])
-    with rc_context(STYLE):
-        figure, axes = _subplots([e.image] * 3, 1 + len(shown), text_beside=0.3)
-        rows: dict[str, NDArray[Any]] = {"image": e.image, "label": e.labels, "prediction": e.predicted}
-        for ax, (name, picture) in zip(axes[:, 0], rows.items(), strict=True):
-            _show(ax, picture)
-            ax.set_ylabel(name, fontsize=SMALL)
-        for column, i in zip(axes.T[1:], shown, strict=True):
-            _show_attention(column[0], e.image, e.attention_of(i))
-            _show(column[1], np.repeat(e.probability[i][..., None], 3, axis=-1))
-            _show(column[2], np.where(e.probability[i] > 0.5, i + 1, BACKGROUND).astype(np.uint8))
-            column[0].set_title(f"{drawable(classes[i], NARROW)}\n{_presence(e, i)}", fontsize=7)
-            column[2].set_xlabel(f"p = {e.presence[i]:.2f}", fontsize=SMALL)
-        for ax, name in zip(axes[:, 1], ("attention", "probability", "mask"), strict=True):
-            ax.set_ylabel(name, fontsize=SMALL)
-        figure.suptitle(title)
-    return figure
+    rows = [[Captioned(e.image, "image")], [Captioned(e.labels, "label")], [Captioned(e.predicted, "prediction")]]
+    for i in shown:
+        mask = np.where(e.probability[i] > 0.5, i + 1, BACKGROUND).astype(np.uint8)
+        rows[0].append(Captioned((e.image, e.attention_of(i)), "attention"))
+        rows[1].append(Captioned(np.repeat(e.probability[i][..., None], 3, axis=-1), "probability"))
+        rows[2].append(Captioned(mask, f"mask\np = {e.presence[i]:.2f}"))
+    columns = ["", *(f"{classes[i]}\n{_presence(e, i)}" for i in shown)]
+    return draw_tiles([list(map(_tile, row)) for row in rows], columns, title, sides=SIDES)
 
 
-def grid(rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence[str], title: str) -> Figure:
+def grid(
+    rows: Sequence[tuple[str | None, Mapping[str, Any]]], classes: Sequence[str], title: str, dpi: int = DPI
+) -> Figure:
     """Draw rows of pictures with the same named columns, above a legend of the classes.
 
     Args:
-        rows: A caption or None, and the pictures by column. A picture is an image (h, w, 3), a label map (h, w) uint8,
-            a pair of an image and an attention map (h, w), or one of these in a `Captioned`. Each row starts with
-            an image.
+        rows: A caption or None, and the pictures by column. A picture is an image (h, w, 3) from 0 to 1, a label map
+            (h, w) uint8, a pair of an image and an attention map (h, w), or one of these in a `Captioned`.
         classes: Class names.
         title: Title of the figure.
+        dpi: Resolution of the figure.
     """
-    columns = list(rows[0][1])
-    has_captions = any(isinstance(picture, Captioned) for picture in rows[0][1].values())
-    with rc_context(STYLE):
-        images = [_bare(pictures[columns[0]]) for _, pictures in rows]
-        figure, axes = _subplots(images, len(columns), text_above=0.12 if has_captions else 0, text_beside=0.15)
-        for (caption, pictures), row in zip(rows, axes, strict=True):
-            for name, ax in zip(columns, row, strict=True):
-                picture = pictures[name]
-                if isinstance(picture, Captioned):
-                    ax.set_xlabel(picture.caption, fontsize=SMALL, labelpad=1.5)
-                picture = _bare(picture)
-                if isinstance(picture, tuple):
-                    _show_attention(ax, *picture)
-                else:
-                    _show(ax, picture)
-            if caption:
-                row[0].set_ylabel(caption, fontsize=7)
-        for name, ax in zip(columns, axes[0], strict=True):
-            ax.set_title(name, fontsize=7)
-        figure.suptitle(title)
-        handles = [Patch(color=color(i), label=drawable(name)) for i, name in enumerate(classes)]
-        if any(_has_ignored(_bare(picture)) for _, pictures in rows for picture in pictures.values()):
-            handles.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
-        add_legend(figure, handles, fontsize=7, handlelength=1.4, handletextpad=0.5, columnspacing=1.2)
-    return figure
+    shown = [picture for _, pictures in rows for picture in pictures.values()]
+    legend = [Patch(color=color(i), label=drawable(name)) for i, name in enumerate(classes)]
+    if any(_has_ignored(_bare(picture)) for picture in shown):
+        legend.append(Patch(facecolor="white", edgecolor="gray", hatch="////", label="ignored"))
+    return draw_tiles(
+        [list(map(_tile, pictures.values())) for _, pictures in rows],
+        list(rows[0][1]),
+        title,
+        dpi,
+        sides=SIDES,
+        names=[caption or "" for caption, _ in rows],
+        legend=legend,
+    )
+
+
+def _tile(picture: Any) -> Tile:
+    """Return a picture of `grid` as a tile."""
+    bare = _bare(picture)
+    if isinstance(bare, tuple):
+        image, weights = bare
+        tile = Tile(np.asarray(heat(_pixels(image), weights)))
+    elif bare.ndim == 3:
+        tile = Tile(_pixels(bare))
+    else:
+        tile = Tile(label_colors(bare), is_smooth=False)
+    if isinstance(picture, Captioned):
+        tile = tile._replace(caption=picture.caption, color="black" if picture.is_important else "gray")
+    return tile
+
+
+def _pixels(image: NDArray[Any]) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _bare(picture: Any) -> Any:
@@ -241,45 +245,3 @@ def _has_ignored(picture: Any) -> bool:
 
 def _presence(e: Example, label: int) -> str:
     return "present" if e.is_present(label) else "absent"
-
-
-def _show_attention(ax: Axes, image: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-    """Show an attention map over a gray image, with colors from its smallest to its largest weight."""
-    _show(ax, np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1) * 0.6 + 0.4)
-    ax.imshow(weights, cmap="inferno", alpha=0.75, vmin=float(weights.min()), vmax=float(weights.max()) + 1e-12)
-
-
-def _subplots(
-    images: Sequence[NDArray[Any]], num_columns: int, text_above: float = 0, text_beside: float = 0
-) -> tuple[Figure, NDArray[Any]]:
-    """Create a figure with a row of equal plots for each image.
-
-    Args:
-        images: (h, w, 3) each; a row has the aspect ratio of its image.
-        num_columns: Number of plots in a row.
-        text_above: Height in inches of the text above each row.
-        text_beside: Width in inches of the text beside the rows.
-    """
-    side = min(max((PAGE - text_beside) / num_columns, SIDE[0]), SIDE[1])
-    heights = [side * image.shape[0] / image.shape[1] + text_above for image in images]
-    figure = Figure(figsize=(side * num_columns + text_beside, sum(heights) + 0.4), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]
-    return figure, figure.subplots(len(images), num_columns, squeeze=False, height_ratios=heights)
-
-
-def _show(ax: Axes, picture: NDArray[Any]) -> None:
-    """Show an image, or a label map in the colors of the classes: background light gray, ignored pixels hatched."""
-    ax.set(xticks=[], yticks=[])
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    if picture.ndim == 3:
-        ax.imshow(picture)
-        return
-    shown = np.ones((*picture.shape, 3))
-    for value in np.unique(picture[picture != IGNORE]):
-        shown[picture == value] = colors.to_rgb(color_of_label(int(value)))
-    ax.imshow(shown, interpolation="nearest")
-    is_ignored = picture == IGNORE
-    if is_ignored.any():
-        ax.contourf(is_ignored.astype(float), levels=[0.5, 1.5], colors="none", hatches=["/////"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.textpath import TextPath
 
 from cvexp.colors import COLORS
 
@@ -19,8 +20,8 @@ MARKERS = ("o", "s", "^", "*", "P", "D", "v", "X")
 # Figures are drawn at their size in print, one or two columns wide, so that their text is readable there.
 COLUMN, PAGE = 3.3, 6.9  # inches
 DPI = 220
+SCREEN_DPI = 110  # of the pictures of each epoch in MLflow, which take time and space
 SMALL = 6.5  # points, the font size of the text next to a picture
-NARROW = 12  # characters of that size that fit next to a picture in a grid
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -60,6 +61,17 @@ def drawable(name: str, max_length: int = 24) -> str:
     return "".join(c if ord(c) in available else "□" for c in shorten(name, max_length))
 
 
+@lru_cache(maxsize=1024)
+def fitting(name: str, inches: float) -> str:
+    """Return a name for a figure, shortened until it fits a width in the font size `SMALL`."""
+    texts = (drawable(name, length) for length in range(24, 3, -1))
+    return next((text for text in texts if not text or _inches(text) <= inches), drawable(name, 3))
+
+
+def _inches(text: str) -> float:
+    return float(TextPath((0, 0), text, size=SMALL).get_extents().width) / 72
+
+
 def state_of(epoch: int) -> str:
     """Return the state of training, for a title: ``untrained`` for epoch 0, else ``after epoch N``."""
     return "untrained" if epoch == 0 else f"after epoch {epoch}"
@@ -70,7 +82,7 @@ def _font_characters() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def add_legend(figure: Figure, handles: Sequence[Artist], **kwargs: Any) -> None:
+def add_legend(figure: Figure, handles: Sequence[Artist], loc: str = "outside lower center", **kwargs: Any) -> None:
     """Add a legend below a figure. The figure grows by its height; labels wider than the figure are shortened."""
     width, handle_width, letter_width = figure.get_figwidth(), 0.4, 0.065  # inches
     labels = [shorten(str(handle.get_label()), int((width - handle_width) / letter_width)) for handle in handles]
@@ -78,4 +90,4 @@ def add_legend(figure: Figure, handles: Sequence[Artist], **kwargs: Any) -> None
         handle.set_label(label)
     num_columns = max(1, min(len(handles), int(width / (handle_width + letter_width * max(map(len, labels))))))
     figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(handles) // num_columns))
-    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, **kwargs)
+    figure.legend(handles=handles, loc=loc, ncols=num_columns, **kwargs)  # type: ignore[call-overload]

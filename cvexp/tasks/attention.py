@@ -19,6 +19,7 @@ from cvexp.metrics import iou
 from cvexp.models.attention import NORMALIZATIONS, SCORES, ClassAttention
 from cvexp.models.segmenters import AttentionSegmenter, Prediction
 from cvexp.report import segmentation as pictures
+from cvexp.report.style import SCREEN_DPI
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.parts import make_decoder, make_encoder
 from cvexp.training.segmentation import SegmentationTraining, train_segmenter
@@ -142,7 +143,7 @@ class Attention(SegmentationTraining):
         return {**super().scores(), "miou_masks": float(iou.mean_iou(total))}
 
     def draw(self) -> dict[str, Any]:
-        attention = pictures.attention(self._examples, self.classes, self._state())
+        attention = pictures.attention(self._examples, self.classes, self._state(), SCREEN_DPI)
         return {**super().draw(), "attention": attention}
 
     def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:

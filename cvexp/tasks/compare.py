@@ -25,7 +25,7 @@ from cvexp.metrics.comparison import Comparison, Evaluated, differences
 from cvexp.metrics.ranking import best_median_worst
 from cvexp.report import comparison as report
 from cvexp.report import segmentation as pictures
-from cvexp.report.style import NARROW, drawable
+from cvexp.report.style import drawable
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.finished import FinishedRun, all_runs, find_runs, newest_runs
 from cvexp.tracking.run import ReadOnlyRun
@@ -291,5 +291,5 @@ def _row(
         if example.attention is not None:
             query = squares.whole.index.classes[example.main_class]
             overlay = (example.image, example.attention_of(example.main_class))
-            row["attention map"] = pictures.Captioned(overlay, f"query: {drawable(query, NARROW)}")
+            row["attention map"] = pictures.Captioned(overlay, f"query:\n{query}")
     return row

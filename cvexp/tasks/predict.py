@@ -32,7 +32,8 @@ from cvexp.inference.segmentation import Segmentation
 from cvexp.inference.segmenter import Segmenter
 from cvexp.keys import choice, number, require
 from cvexp.report.left_out import LeftOut
-from cvexp.report.predictions import THUMBNAIL, VIEWED, SheetRow, contact_sheet, heat, overlay, thumbnail
+from cvexp.report.overlays import heat, overlay
+from cvexp.report.predictions import THUMBNAIL, VIEWED, SheetRow, contact_sheet, thumbnail
 from cvexp.tracking.finished import find_trained_run
 from cvexp.tracking.run import ReadOnlyRun
 

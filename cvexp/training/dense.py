@@ -16,10 +16,8 @@ from cvexp.data.index import Index
 from cvexp.metrics.components import align, fit_scale, main_components
 from cvexp.models.dense import DenseView, choose_view, compute_dense
 from cvexp.report import dense
-from cvexp.report.style import state_of
+from cvexp.report.style import SCREEN_DPI, state_of
 from cvexp.tracking.sink import Sink
-
-DPI = 110  # of pictures in MLflow, half of that in reports; a picture for each epoch takes time and space
 
 
 class DensePictures:
@@ -59,10 +57,12 @@ class DensePictures:
         thumbnails, captions = list(record.images), [""] * len(record.images)
         colors = fit_scale(record.reference).colors(record.scores[..., :3].astype(np.float32))
         title = f"main components of the feature maps, {state_of(epoch)}"
-        sink.log_image("dense", dense.draw_components(thumbnails, list(colors), captions, title, DPI), step)
+        sink.log_image("dense", dense.draw_components(thumbnails, list(colors), captions, title, SCREEN_DPI), step)
         if record.attention.shape[1]:
             of_class_token, state = bool(record.of_class_token), state_of(epoch)
-            figure = dense.draw_attention(thumbnails, list(record.attention), captions, of_class_token, state, DPI)
+            figure = dense.draw_attention(
+                thumbnails, list(record.attention), captions, of_class_token, state, SCREEN_DPI
+            )
             sink.log_image("class_attention", figure, step)
 
 

@@ -31,7 +31,7 @@ from cvexp.models.arguments import DEFAULT_STRIDE
 from cvexp.models.segmenters import Prediction, SegmentationNetwork
 from cvexp.report import segmentation as pictures
 from cvexp.report.scores import log_scores
-from cvexp.report.style import state_of
+from cvexp.report.style import SCREEN_DPI, state_of
 from cvexp.tracking.data_record import record_data
 from cvexp.tracking.run import ReadOnlyRun
 from cvexp.training.fit import fit
@@ -118,7 +118,7 @@ class SegmentationTraining(TrainingModule):
 
     def draw(self) -> dict[str, Any]:
         """Draw pictures of the chosen validation images, by their key in MLflow."""
-        return {"predictions": pictures.predictions(self._examples, self.classes, self._state())}
+        return {"predictions": pictures.predictions(self._examples, self.classes, self._state(), SCREEN_DPI)}
 
     def draw_best(self, examples: list[tuple[str, pictures.Example]]) -> dict[str, Any]:
         """Draw pictures of captioned examples that the best checkpoint predicted, and return them by picture name."""

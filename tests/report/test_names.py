@@ -1,6 +1,7 @@
 """Figures and pages of classes with any name: nothing is lost, nothing is interpreted, nothing sticks out."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from cvexp.report import embedding, neighbors
 from cvexp.report import segmentation as pictures
 from cvexp.report.embedding import Embedding
 from cvexp.report.explorer import page
-from cvexp.report.neighbors import Query
+from cvexp.report.neighbors import SIDE, Query
 from cvexp.report.segmentation import Example
+from cvexp.report.style import PAGE, fitting
+from cvexp.report.tiles import GAP
 
 ODD = ["car [parked]", "a|b", "[red]x[/]", "_a_", "$x$", "R&D", "<b>x</b>", ":cat:", "🚗 漢", "n" * 300]
 COUNT = 40
@@ -72,7 +75,7 @@ def texts(figure: Figure) -> set[str]:
         box = legend.get_window_extent()
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.x1
-    in_axes = {text.get_text() for at in figure.axes for text in (at.title, at.xaxis.label)}
+    in_axes = {text.get_text() for at in figure.axes for text in (at.title, at.xaxis.label, *at.texts)}
     return in_axes | {text.get_text() for legend in figure.legends for text in legend.get_texts()}
 
 
@@ -80,10 +83,10 @@ def test_pictures_of_segmentations() -> None:
     shown = examples()
     legend = {*ODD[:-2], "□ □", f"{'n' * 16}…{'n' * 7}", "ignored"}
     assert legend <= texts(pictures.predictions(shown, ODD, "untrained"))
-    titles = texts(pictures.attention(shown, ODD, "untrained"))
-    assert {name for title in titles if title for name in title.split("\n")[:1]} == {*ODD[:-2], "□ □", "nnnnnnnn…nnn"}
+    fitted = {fitting(name, PAGE / (1 + len(ODD)) - GAP) for name in ODD}
+    assert len(fitted) == len(ODD)
+    assert fitted <= texts(pictures.attention(shown, ODD, "untrained"))
     assert legend < texts(pictures.heads([("best", shown[0])], ODD, "heads"))
-    assert "nnnnnnnn…nnn" in texts(pictures.heads([("best", shown[0])], ODD, "heads"))
     texts(pictures.one_after_another(shown[0], ODD, "queries"))
 
 
@@ -102,7 +105,9 @@ def test_pictures_of_neighbors() -> None:
     queries = [Query(f"{i}{'q' * 90}.jpg", i, crops[0]) for i in range(len(ODD))]
     found = nearest_neighbors(one.features, one.features[: len(ODD)], 3, np.arange(len(ODD)))
     captions = texts(neighbors.draw(queries, found, crops, one.labels, ODD, 2))
-    assert "car [parked]\n0qqqqqqq…jpg" in captions
+    name, file = next(caption for caption in captions if "\n0q" in caption).split("\n")
+    assert name == fitting(ODD[0], SIDE[1] - 0.04)
+    assert re.fullmatch("0q+….*pg", file)
     assert "🚗 漢" not in " ".join(captions)
 
 

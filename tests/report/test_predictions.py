@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from cvexp.report.predictions import SheetRow, contact_sheet, heat, overlay, thumbnail
+from cvexp.report.overlays import heat, label_colors, overlay
+from cvexp.report.predictions import SheetRow, contact_sheet, thumbnail
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -39,5 +40,19 @@ def test_the_sheet_shows_images_of_any_shape_and_any_class_names() -> None:
     ]
     figure = contact_sheet(rows, ["R&D", "it's <b>"], "predictions")
     figure.canvas.draw()
-    assert len(figure.axes) == 9
+    (ax,) = figure.axes
+    assert {"a $x$ & <b>.jpg", "query:\nR&D"} <= {text.get_text() for text in ax.texts}
     assert figure.get_figheight() < 15
+
+
+def test_a_label_map_has_the_colors_of_its_classes_and_lines_where_it_is_ignored() -> None:
+    labels = np.repeat(np.array([[0, 1, 2, 255]], np.uint8), 3, axis=0)
+    colors = label_colors(labels)
+    columns = np.split(colors, 4, axis=1)
+    assert colors.shape == (144, 192, 3)
+    for column, color in zip(columns[:3], ("#E8E8E8", "#0072B2", "#E69F00"), strict=True):
+        assert {tuple(pixel) for pixel in column.reshape(-1, 3)} == {tuple(bytes.fromhex(color[1:]))}
+    is_black = (columns[3] == 0).all(axis=-1)
+    assert (columns[3][~is_black] == 255).all()
+    assert 0.2 < is_black.mean() < 0.3
+    assert label_colors(np.zeros((300, 200), np.uint8)).shape == (300, 200, 3)

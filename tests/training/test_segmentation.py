@@ -234,9 +234,9 @@ def test_pictures_over_the_epochs_show_images_that_have_classes(
 ) -> None:
     shown: list[list[set[int]]] = []
 
-    def note(examples: list[Example], classes: Sequence[str], state: str) -> Figure:
+    def note(examples: list[Example], classes: Sequence[str], state: str, dpi: int) -> Figure:
         shown.append([set(np.unique(example.labels).tolist()) - {0, 255} for example in examples])
-        return predictions(examples, classes, state)
+        return predictions(examples, classes, state, dpi)
 
     monkeypatch.setattr(pictures, "predictions", note)
     root = write_coco_objects(tmp_path / "coco", [None, CAT, None, CAT, None, CAT, CAT, None, DOG, None])
