@@ -121,18 +121,18 @@ def verify_file(config: RunConfig, path: Path, pictures: Sequence[Image.Image], 
         if not re.fullmatch("[0-9a-f]{32}", run_id) or checkpoint not in CHECKPOINTS:
             raise UserError(f"{path}: its description names no run and checkpoint")
     finished = find_trained_run(run.store, replace(config, run=config.run or run_id), "segmentation", "pretraining")
-    if (finished.id, task.checkpoint) != (run_id, checkpoint):
-        raise UserError(f"task.verify: {path} is of another checkpoint; add run={run_id} task.checkpoint={checkpoint}")
+    if finished.id != run_id:
+        raise UserError(f"task.verify: {path} was exported from run {run_id}, not from {finished.id}; leave out run=")
     run.set_tag("of_run", finished.id)
-    subject = Subject(load_network(finished, task.checkpoint))
+    subject = Subject(load_network(finished, checkpoint))
     images = prepare(subject, pictures or validation_pictures(finished))
-    expected = describe(subject, finished.id, task.checkpoint, fingerprints(finished))
+    expected = describe(subject, finished.id, checkpoint, fingerprints(finished))
     if others := other_versions(about):
         print_line(f"{path} was written with {others}, so its weights are compared only with its own digest")
     with named("task.verify"), opening("task.verify"):
         agreement = verify(kind, subject, path, expected, images, task.tolerance)
     record(run, kind, agreement)
-    print_line(f"{path}: verified, run {finished.id}, {task.checkpoint} checkpoint")
+    print_line(f"{path}: verified, run {finished.id}, {checkpoint} checkpoint")
     print_line(f"    {summarize(agreement)}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image, ImageOps
 
 from cvexp.config import RunConfig, TaskConfig
 from cvexp.console import print_line
-from cvexp.data.files.images import SUFFIXES
+from cvexp.data.files.listing import list_images
 from cvexp.errors import UserError
 from cvexp.inference.embedder import Embedder
 from cvexp.inference.networks import choose_device, load_embedder
@@ -55,11 +54,14 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     """Record `features/components.png` and, for a vision transformer, `features/attention.png`.
 
     Raises:
-        UserError: if there is no finished pretraining run, its data have changed, or an image can't be used.
+        UserError: if there is no finished pretraining run, its data have changed, an image can't be used, or there are
+            too many.
     """
     task = config.task
     assert isinstance(task, Config)
-    files = list_images(task.images)
+    files = list_images(task.images, "task.images") if task.images else []
+    if len(files) > MAX_IMAGES:
+        raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
     pictures = [read_picture(str(path)) for path in files]
     finished = find_trained_run(run.store, config, "pretraining")
     run.set_tag("of_run", finished.id)
@@ -77,30 +79,6 @@ def main(config: RunConfig, run: ReadOnlyRun) -> None:
     epoch = round(finished.metrics["best/epoch"]) + 1 if task.checkpoint == "best" else _last_epoch(finished)
     _log(run, own or reference, components, scale, state_of(epoch))
     print_line(f"pictures: {run.artifacts}/features")
-
-
-def list_images(names: Sequence[str]) -> list[Path]:
-    """Return the image files that are named, and those in the folders that are named, sorted by name.
-
-    Hidden files in a folder are left out, such as those that macOS writes next to images (``._a.jpg``).
-
-    Raises:
-        UserError: if a folder has no images, or there are too many.
-    """
-    files: list[Path] = []
-    for name in names:
-        path = Path(name)
-        inside = sorted(filter(_is_image, path.iterdir())) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"task.images: the folder {name} has no images ({', '.join(SUFFIXES)})")
-        files += inside
-    if len(files) > MAX_IMAGES:
-        raise UserError(f"task.images: got {len(files)} images, but a figure shows at most {MAX_IMAGES}; name fewer")
-    return files
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def fit_colors(reference: Sequence[Viewed], recorded: NDArray[np.float32] | None) -> tuple[Components, Scale]:

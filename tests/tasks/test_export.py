@@ -85,8 +85,6 @@ def test_segmentation(cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyP
         assert "verified" in fine(cvexp("task=export", place, f"task.verify=models/{name}"))
     words = refusal(cvexp("task=export", place, "task.out=models", "task.checkpoint=last"))
     assert "task.out: there is another file models/model.onnx, which is not overwritten" in words
-    words = refusal(cvexp("task=export", place, "task.verify=models/model.onnx", "task.checkpoint=last"))
-    assert f"add run={run_id} task.checkpoint=best" in words
     assert "choose onnx or pt2" in refusal(cvexp("task=export", place, "task.formats=[safetensors]"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install 'cvexp[export]'" in refusal(cvexp("task=export", place))
@@ -120,8 +118,10 @@ def test_pretraining(cvexp: Callable[..., Outcome]) -> None:
     assert "not a readable ONNX file" in refusal(cvexp("task=export", f"task.verify={folder}/model.onnx"))
     assert "there is no file" in refusal(cvexp("task=export", "task.verify=none.onnx"))
     assert "must be a file that ends with .onnx, .pt2" in refusal(cvexp("task=export", "task.verify=photo.jpg"))
-    good = ["task=export", f"task.verify={folder}/backbone.safetensors", "task.checkpoint=last"]
-    assert "verified" in fine(cvexp(*good))
+    good = ["task=export", f"task.verify={folder}/backbone.safetensors"]
+    assert f"verified, run {run_id}, last checkpoint" in fine(cvexp(*good))
+    fine(cvexp("task=dino", *TINY, "trainer.max_steps=1", "seed=1"))
+    assert f"was exported from run {run_id}, not from" in refusal(cvexp(*good, f"run={runs()[0].info.run_id}"))
 
     Image.new("RGB", (128, 128)).save(next(Path("outputs/data/shapes").glob("*/val/000003.bmp")))
     assert "have changed since the run" in (message := refusal(cvexp(*good)))

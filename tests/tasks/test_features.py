@@ -31,6 +31,8 @@ def test_own_images_and_mistakes(cvexp: Callable[..., Outcome], monkeypatch: pyt
     Path("mine/._wide.png").write_bytes(b"what macOS keeps about a file")
     Path("mine/folder.jpg").mkdir()
     Path("empty").mkdir()
+    for number in range(25):
+        save_image(Path(f"many/{number % 2}/{number}.png"))
     Path("broken.png").write_bytes(b"no picture")
 
     shown: list[tuple[int, ...]] = []
@@ -57,11 +59,11 @@ def test_own_images_and_mistakes(cvexp: Callable[..., Outcome], monkeypatch: pyt
     assert shown == [(64, 64, 3)] * 2  # validation images
     for settings, words in (
         (["task.images=[broken.png]"], "task.images: broken.png: the image is broken"),
-        (["task.images=[nowhere.jpg]"], "task.images: nowhere.jpg is not a file"),
-        (["task.images=[empty]"], "task.images: the folder empty has no images"),
+        (["task.images=[nowhere.jpg]"], "task.images: there is no file or folder 'nowhere.jpg'"),
+        (["task.images=[empty]"], "task.images: there are no images in empty"),
         (
-            ["task.images=[mine,mine,mine,mine,mine,mine,mine,mine,mine]"],
-            "got 27 images, but a figure shows at most 24",
+            ["task.images=[many]"],
+            "got 25 images, but a figure shows at most 24",
         ),
         (["task.checkpoint=first"], "task.checkpoint: there is no 'first'"),
         ([f"run={transformer}", "task.size=64"], "task.size: the backbone of"),
