@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing.pool
 import os
 import re
 import signal
@@ -224,6 +225,13 @@ def start_at_once(jobs: Sequence[Sequence[str]]) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def forked_pool() -> multiprocessing.pool.Pool:
+    """Two processes for functions of tests, which have imported what those need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers", "cvexp.data"])
+    return context.Pool(2)
 
 
 TWO_PROCESSES = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]

@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = {
     "first_steps": "PHOTOS, EPOCHS, COUNT = None, 1, 40",
     "own_data": "EPOCHS, COUNT = 1, 16",
-    "study": "SEEDS, FRACTIONS, STEPS, PRETRAINING_STEPS = [0, 1], [1.0], 2, 2",
+    "study": "SEEDS, FRACTIONS, STEPS, PRETRAINING_STEPS = [0], [1.0], 2, 2",
     "whole_story": "PRETRAINING_EPOCHS, EPOCHS, FEWER = 1, 1, ['dataset.limit=40']",
 }
 

@@ -26,7 +26,7 @@ CREATE_DATABASE, WRITE_SETTINGS, START, BECOME_ADMIN, RECORD, SYNC, START_WITH_S
 (ADD_USER,) = code_blocks("server.md", "python")
 (CREDENTIALS,) = code_blocks("server.md", "ini")
 
-NUM_AT_ONCE = 16
+NUM_AT_ONCE = 8
 EPOCH = ["trainer.max_epochs=1"]
 OF_THE_MACHINE = "speed/"  # metrics of which a run has as many as it takes time
 
@@ -174,7 +174,7 @@ def record_of(server: Server, run_id: str) -> dict[str, Any]:
     }
 
 
-def test_sixteen_runs_at_once_record_as_much_as_one_alone(
+def test_eight_runs_at_once_record_as_much_as_one_alone(
     cvexp: Callable[..., Outcome], server: Server, as_user: Callable[[str, str], None]
 ) -> None:
     as_user("anna", server.passwords["anna"])

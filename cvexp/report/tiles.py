@@ -71,13 +71,13 @@ def draw_tiles(
         ax = _create_axes(width, height, title, dpi, legend)
         pixels = np.full((round(height * dpi), round(width * dpi), 3), 255, np.uint8)
         for row, top, high in zip(rows, tops, heights, strict=True):
-            for tile, left in zip(row, lefts, strict=True):
+            for tile, left in zip(row, lefts, strict=False):  # the last row may have fewer
                 _paste(pixels, tile, (left * dpi, top * dpi), (side * dpi, high * dpi))
                 caption = _fitted(tile.caption, side)
                 ax.text(left + side / 2, top + high + 0.02, caption, va="top", color=tile.color, **text)
         for name, left in zip(columns, lefts, strict=True):
             ax.text(left + side / 2, above - 0.04, _fitted(name, side), va="bottom", **text)
-        for name, top, high in zip(names, tops, heights, strict=False):
+        for name, top, high in zip(names or [""] * len(rows), tops, heights, strict=True):
             ax.text(beside / 2, top + high / 2, name, va="center", rotation=90, **text)
         ax.imshow(pixels, extent=(0, width, height, 0), interpolation="none", aspect="auto")
     return cast(Figure, ax.figure)

@@ -1,7 +1,6 @@
 """What is made ready is remembered, shared, and made anew when files change."""
 
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from cvexp.data.catalog import write_catalog
 from cvexp.data.files import images
 from cvexp.data.index import Splits
 from cvexp.errors import UserError
-from tests.helpers import TINY, Outcome, dataset, runs, store
+from tests.helpers import TINY, Outcome, dataset, forked_pool, runs, store
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def _open(arguments: tuple[str, str]) -> tuple[str, int]:
 
 @pytest.mark.slow
 def test_two_processes_at_once_do_the_work_once(coco_root: Path, tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forked_pool() as pool:
         (first, made), (second, made_too) = pool.map(
             _open, [(str(coco_root), str(tmp_path / "cache"))] * 2, chunksize=1
         )

@@ -125,7 +125,7 @@ def test_jobs_on_finished_runs_are_repeated(cvexp: Callable[..., Outcome]) -> No
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_like_an_undisturbed_one(cvexp: Callable[..., Outcome]) -> None:
-    sweep = ["-m", *TINY, "trainer.max_epochs=8", "seed=0,1"]
+    sweep = ["-m", *TINY, "trainer.max_epochs=8", "task.embed_every_n_epochs=8", "seed=0,1"]
     process = start(*sweep)
     while process.poll() is None and len(list(Path("outputs/artifacts").glob("*/artifacts/checkpoints/last.ckpt"))) < 2:
         time.sleep(0.05)
@@ -138,7 +138,7 @@ def test_a_killed_sweep_goes_on_and_ends_like_an_undisturbed_one(cvexp: Callable
     assert summary()[1]["run_id"] == interrupted.info.run_id
     assert len(jobs()) == 2
     losses = [store().get_metric_history(run.info.run_id, "train/loss") for run in jobs()]
-    assert cvexp("-m", *TINY, "trainer.max_epochs=8", "seed=0,1", "hydra.sweeper.skip_finished=false").code == 0
+    assert cvexp(*sweep, "hydra.sweeper.skip_finished=false").code == 0
     again = [store().get_metric_history(run.info.run_id, "train/loss") for run in jobs()[:2]]
     for first, second in zip(losses, again, strict=True):
         assert [(m.step, m.value) for m in first] == [(m.step, m.value) for m in second]

@@ -14,6 +14,7 @@ from hydra.core.plugins import Plugins
 from tests.helpers import TINY, Outcome, checkpoint, finish, histories, runs, start, store
 from tests.slurm import slurm_cluster, wait_until
 from tests.sweeps.test_grid import jobs, parents, summary
+from tests.test_method_pages import commands
 
 QUICK = [*TINY, "trainer.max_steps=1"]
 SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1"]
@@ -39,9 +40,10 @@ def assert_complete(num_jobs: int) -> None:
 
 @pytest.mark.slow
 def test_jobs_in_several_processes_are_like_jobs_in_one(cvexp: Callable[..., Outcome]) -> None:
-    settings = [*QUICK, "loader.num_workers=1", "seed=0,1,2"]
-    finish(start("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *settings))
-    assert_complete(3)
+    (of_page,) = commands("joblib.md")
+    fewer = {"hydra.launcher.n_jobs=4": "hydra.launcher.n_jobs=2", "seed=0,1,2,3,4,5,6,7": "seed=0,1"}
+    finish(start(*(fewer.get(word, word) for word in of_page), *QUICK, "loader.num_workers=1"))
+    assert_complete(2)
     by_seed = {run.data.params["seed"]: run.data.metrics["val/loss"] for run in jobs()}
     assert cvexp(*QUICK, "seed=1", "tracking.folder=alone").code == 0
     assert runs(Path("alone"))[0].data.metrics["val/loss"] == by_seed["1"]
@@ -61,9 +63,10 @@ def test_the_error_of_a_job_in_another_process_is_in_the_summary() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_jobs_where_they_can_go_on() -> None:
-    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, "trainer.max_epochs=12", "seed=0,1,2"]
-    process = start(*sweep, is_group=True)
+def test_ctrl_c_stops_all_jobs_where_they_can_go_on(cvexp: Callable[..., Outcome]) -> None:
+    settings = [*TINY, "trainer.max_epochs=12", "task.embed_every_n_epochs=12"]
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = start("-m", *joblib, *settings, "seed=0,1,2", is_group=True)
     wait_until(lambda: len(list(Path().glob("outputs/artifacts/*/artifacts/checkpoints/last.ckpt"))) == 2, seconds=120)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -73,8 +76,8 @@ def test_ctrl_c_stops_all_jobs_where_they_can_go_on() -> None:
     assert parents()[0].info.status == "KILLED"
     assert "job 0: stopped; resume with" in output
     steps = [max(m.step for m in store().get_metric_history(run.info.run_id, "train/loss")) for run in jobs()]
-    output = finish(start(*sweep[:-1], "seed=0,1"))  # a smaller sweep goes on with them
-    assert output.count("going on with the interrupted run") == 2
+    outcome = cvexp("-m", *settings, "seed=0,1")  # a smaller sweep, in this process, goes on with them
+    assert outcome.message.count("going on with the interrupted run") == 2
     assert [row["status"] for row in summary()] == ["finished"] * 2
     assert len(jobs()) == 2
     for run, step in zip(jobs(), steps, strict=True):

@@ -24,7 +24,7 @@ from cvexp.inference.embedder import Embedder
 from cvexp.inference.segmenter import Segmenter
 from cvexp.tasks import register
 from cvexp.tracking import registry
-from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, start, store
+from tests.helpers import TINY, TINY_SEGMENTATION, Outcome, finish, mlflow_server, start_at_once, store
 
 pytestmark = pytest.mark.slow  # these tests train
 
@@ -319,10 +319,9 @@ def test_an_alias_that_moves_during_the_comparison_is_compared_again(
 
 def test_two_processes_register_at_once(ids: dict[str, str]) -> None:
     words = ["task=register", "task.model=shapes", "task.alias=champion"]
-    processes = [start(*words, f"run={ids[name]}") for name in ("good", "bad")]
-    texts = [finish(process) for process in processes]
+    text = finish(start_at_once([[*words, f"run={ids[name]}"] for name in ("good", "bad")]))
     assert {version.run_id for version in versions()} == {ids["good"], ids["bad"]}
-    assert champion() in (1, 2), texts
+    assert champion() in (1, 2), text
 
 
 LOADS = """

@@ -36,7 +36,7 @@ def test_a_run_whose_machine_is_lost_goes_on_elsewhere_and_ends_bit_equal(
     cvexp: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Killed with SIGKILL in its last epoch, and all that it wrote is gone; only the server is left."""
-    settings = [*TINY, "trainer.max_epochs=8", "dataset.root=data"]
+    settings = [*TINY, "trainer.max_epochs=8", "task.embed_every_n_epochs=8", "dataset.root=data"]
     with mlflow_server(*ARGUMENTS) as address:
         client = MlflowClient(address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)

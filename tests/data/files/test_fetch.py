@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import multiprocessing
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from cvexp.data import load
 from cvexp.data.files import fetch
 from cvexp.data.files.fetch import RefusedError, Remote
 from cvexp.errors import UserError
-from tests.helpers import TINY, Outcome, dataset, runs, write_coco
+from tests.helpers import TINY, Outcome, dataset, forked_pool, runs, write_coco
 
 CONTENT = bytes(range(256)) * 1200  # 307 200 bytes
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -344,7 +343,7 @@ def _fetch_coco(arguments: tuple[str, str, str, str]) -> int:
 def test_two_processes_at_once_fetch_each_file_once(server: Server, hosted: Path, tmp_path: Path) -> None:
     md5 = hashlib.md5(server.files["/annotations.zip"]).hexdigest()
     job = (str(tmp_path / "mine"), str(tmp_path / "cache"), server.url("/annotations.zip"), md5)
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forked_pool() as pool:
         assert pool.map(_fetch_coco, [job] * 2, chunksize=1) == [4, 4]
     paths = [path for path, _ in server.requests]
     assert sorted(paths) == sorted(set(paths))

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pycocotools import mask as rle
 from cvexp.data import load
 from cvexp.data.sources import shapes
 from cvexp.errors import UserError
-from tests.helpers import dataset
+from tests.helpers import dataset, forked_pool
 
 SETTINGS: dict[str, Any] = {"root": "made", "image_size": 96, "train_images": 20, "val_images": 6, "test_images": 0}
 
@@ -70,7 +69,7 @@ def _generate(folder: str) -> str:
 
 @pytest.mark.slow
 def test_two_processes_at_once_make_one_and_the_same(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with forked_pool() as pool:
         digests = pool.map(_generate, [str(tmp_path / "both")] * 2)
     assert digests == [_generate(str(tmp_path / "alone"))] * 2
     assert not list((tmp_path / "both").glob("*.unfinished"))
