@@ -15,11 +15,12 @@ demo: .venv/ready
 pictures: .venv/ready
 	$(BIN)/python experiments/pictures.py
 
+# Three processes are also best on two cores, because many tests wait for others; each takes up to 3 GB.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-fast: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -95,7 +95,7 @@ def make_example(
 
 
 class Captioned(NamedTuple):
-    """A picture of `grid` with a text below it."""
+    """A picture of `grid` with a text below it, which is gray if it is not important."""
 
     picture: Any
     caption: str
