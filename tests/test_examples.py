@@ -12,7 +12,8 @@ QUICK = {
     "first_steps": "PHOTOS, EPOCHS, COUNT = None, 1, 40",
     "own_data": "EPOCHS, COUNT = 1, 16",
     "study": "SEEDS, FRACTIONS, STEPS, PRETRAINING_STEPS = [0], [1.0], 2, 2",
-    "whole_story": "PRETRAINING_EPOCHS, EPOCHS, FEWER = 1, 1, ['dataset.limit=40']",
+    "whole_story": "PRETRAINING_EPOCHS, EPOCHS = 1, 1; "
+    "FEWER = ['dataset.train_images=60', 'dataset.val_images=20', 'dataset.test_images=24']",
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # they train
