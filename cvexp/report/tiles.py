@@ -19,6 +19,7 @@ SIDES = (0.5, 1.12)  # inches, the smallest and largest side of a tile
 GAP = 0.03  # inches between the tiles
 MIN_WIDTH = 3.6  # inches, for the title
 LINE = 0.13  # inches, the height of a line of text
+LETTER = 0.06  # inches, about the width of a letter
 
 
 class Tile(NamedTuple):
@@ -58,10 +59,14 @@ def draw_tiles(
         names: A text to the left of each row; none by default.
         legend: The entries of a legend below the tiles; none by default.
     """
+    names = names or [""] * len(rows)
     beside = LINE * _num_lines(names)
     side = min(max((PAGE - beside) / len(columns), sides[0]), sides[1]) - GAP
     above = LINE * (1.7 + 1.1 * title.count("\n") + _num_lines(columns))
-    heights = [side * max(_shape(tile)[0] for tile in row) for row in rows]
+    heights = [
+        max(side * max(_shape(tile)[0] for tile in row), LETTER * max(map(len, name.split("\n"))))
+        for row, name in zip(rows, names, strict=True)
+    ]
     below = [GAP + LINE * _num_lines([tile.caption for tile in row]) for row in rows]
     lefts = [beside + column * (side + GAP) + GAP / 2 for column in range(len(columns))]
     tops = [above + sum(heights[:number]) + sum(below[:number]) for number in range(len(rows))]
@@ -77,7 +82,7 @@ def draw_tiles(
                 ax.text(left + side / 2, top + high + 0.02, caption, va="top", color=tile.color, **text)
         for name, left in zip(columns, lefts, strict=True):
             ax.text(left + side / 2, above - 0.04, _fitted(name, side), va="bottom", **text)
-        for name, top, high in zip(names or [""] * len(rows), tops, heights, strict=True):
+        for name, top, high in zip(names, tops, heights, strict=True):
             ax.text(beside / 2, top + high / 2, name, va="center", rotation=90, **text)
         ax.imshow(pixels, extent=(0, width, height, 0), interpolation="none", aspect="auto")
     return cast(Figure, ax.figure)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cvexp.report.overlays import heat, label_colors, overlay
 from cvexp.report.predictions import SheetRow, contact_sheet, thumbnail
+from cvexp.report.tiles import Tile, draw_tiles
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -56,3 +58,11 @@ def test_a_label_map_has_the_colors_of_its_classes_and_lines_where_it_is_ignored
     assert (columns[3][~is_black] == 255).all()
     assert 0.2 < is_black.mean() < 0.3
     assert label_colors(np.zeros((300, 200), np.uint8)).shape == (300, 200, 3)
+
+
+def test_the_names_of_flat_rows_do_not_overlap() -> None:
+    panorama = Tile(np.zeros((3, 60, 3), np.uint8))
+    figure = draw_tiles([[panorama]] * 2, ["image"], "title", names=["worst\nmIoU 0.12"] * 2)
+    FigureCanvasAgg(figure).draw()
+    first, second = (text.get_window_extent() for text in figure.axes[0].texts if "mIoU" in text.get_text())
+    assert second.y1 < first.y0
